@@ -1,0 +1,3 @@
+//! Decides what a client does with a volume; pure.
+#![no_std]
+extern crate alloc;

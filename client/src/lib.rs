@@ -1,0 +1,1 @@
+//! Volumes for programs and hosts: library, attach daemon, NBD, FUSE, mount.

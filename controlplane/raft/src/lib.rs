@@ -1,0 +1,1 @@
+//! raft-rs as a synchronous machine with injected dice.

@@ -1,0 +1,1 @@
+//! The world behind five seams: clock, dice, disk, metadata store, network; real and faulty.

@@ -1,0 +1,3 @@
+//! Decides what a storage node does; pure.
+#![no_std]
+extern crate alloc;

@@ -1,0 +1,1 @@
+//! A storage node: store, networks and the task that drives its core.

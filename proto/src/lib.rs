@@ -1,0 +1,1 @@
+//! The wire: gRPC schema and the framed data path, converted to and from the types.

@@ -1,0 +1,1 @@
+//! A zone in one process under a virtual clock, from one seed.
