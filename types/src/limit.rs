@@ -1,0 +1,42 @@
+//! Every limit in one place, with its relations checked when the code is compiled.
+//!
+//! Sizes in blocks are of [`crate::BLOCK_SIZE`] bytes.
+
+use crate::blocks::BLOCK_SIZE;
+
+/// Smallest chunk a volume may have outside tests, in bytes: fewer chunks, fewer beats.
+pub const CHUNK_BYTES_MIN: u64 = 64 << 20;
+/// Smallest chunk that the protocol can handle at all (tests and simulation), in bytes.
+pub const CHUNK_BYTES_FLOOR: u64 = 64 << 10;
+/// Most chunks that a volume starts with (design.md section 3).
+pub const CHUNKS_AT_CREATION_MAX: u64 = 1_024;
+/// Most chunks that a volume may grow to.
+pub const CHUNKS_MAX: u64 = 65_536;
+/// Largest volume, in bytes: 64 TiB keeps a chunk below 64 GiB and so block numbers in 32 bits.
+pub const VOLUME_BYTES_MAX: u64 = 64 << 40;
+/// Most blocks with data in one request, mirror or copy frame (1 MiB). Twice as much would double
+/// the memory that one slow connection can hold.
+pub const IO_BLOCKS_MAX: u32 = 256;
+/// Bytes of data in the largest frame.
+pub const IO_BYTES_MAX: usize = IO_BLOCKS_MAX as usize * BLOCK_SIZE;
+/// Most requests that one client connection may have unanswered at a node.
+pub const REQUESTS_PER_CONNECTION_MAX: usize = 1_024;
+/// Most replicas of one chunk, of all kinds together, in a configuration.
+pub const REPLICAS_PER_CHUNK_MAX: usize = 16;
+/// Most ranges that an opening of a term may name. In-flight writes of a primary are bounded by
+/// this, so that the union of what the members do not know to be committed fits in one record.
+pub const UNCOMMITTED_RANGES_MAX: usize = 4_096;
+/// Writes in flight (assigned, not yet committed) per chunk: at most three members' worth of
+/// ranges must fit in [`UNCOMMITTED_RANGES_MAX`].
+pub const WRITES_IN_FLIGHT_PER_CHUNK_MAX: usize = 1_024;
+/// Most bytes of a volume name.
+pub const VOLUME_NAME_BYTES_MAX: usize = 64;
+/// Most bytes of a client token (design.md section 9, idempotency).
+pub const CLIENT_TOKEN_BYTES_MAX: usize = 64;
+
+const _: () = assert!(CHUNK_BYTES_MIN.is_power_of_two() && CHUNK_BYTES_FLOOR.is_power_of_two());
+const _: () = assert!(CHUNK_BYTES_FLOOR <= CHUNK_BYTES_MIN);
+const _: () =
+    assert!(VOLUME_BYTES_MAX / CHUNKS_AT_CREATION_MAX / (BLOCK_SIZE as u64) < u32::MAX as u64);
+const _: () = assert!(WRITES_IN_FLIGHT_PER_CHUNK_MAX * 3 < UNCOMMITTED_RANGES_MAX);
+const _: () = assert!((IO_BYTES_MAX as u64) <= CHUNK_BYTES_MIN);
