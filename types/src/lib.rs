@@ -8,6 +8,7 @@ extern crate alloc;
 
 pub mod backoff;
 pub mod blocks;
+pub mod codec;
 pub mod config;
 pub mod epoch;
 pub mod geometry;
