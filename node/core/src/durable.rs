@@ -1,0 +1,242 @@
+//! What a node knows of its replicas through every restart: the journal's records, reduced.
+//!
+//! The same reducer runs in three places: in the core (the present state), in the journal's thread
+//! (the state as of the last record, written by a checkpoint) and at replay. So what a restart
+//! finds is what the core believed when the last durable record was written.
+//!
+//! Invariants, held by [`ReplicaDurable::check`]:
+//! - epoch, generation, term and committed position never go back;
+//! - no uncommitted entry lies at or below the committed position;
+//! - positions of uncommitted entries rise.
+//!
+//! Does not decide whether a record is allowed: that is done before it is written.
+
+use crate::record::Record;
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use ashlar_types::codec::{CodecError, decode};
+use ashlar_types::message::data::{History, Uncommitted};
+use ashlar_types::wire_struct;
+use ashlar_types::{ChunkConfig, ChunkId, Epoch, Lsn, ReplicaId, Term};
+
+/// What must be kept of one replica (design.md 4.6).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaDurable {
+    /// This node's replica.
+    pub replica: ReplicaId,
+    /// The configuration adopted last: epoch and generation floor are in it.
+    pub config: ChunkConfig,
+    /// The highest term followed; lower ones are refused.
+    pub term: Term,
+    /// End of the contiguous prefix of writes.
+    pub last: Lsn,
+    /// Everything up to here is known to be committed.
+    pub committed: Lsn,
+    /// Writes, and ranges to be overwritten, that are not known to be committed.
+    pub uncommitted: Vec<Uncommitted>,
+    /// A promotion proposed in this epoch whose outcome is unknown.
+    pub proposal: Option<Proposed>,
+}
+
+/// A promotion proposed and not resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proposed {
+    /// Epoch that the proposal compares with.
+    pub epoch: Epoch,
+    /// The learner.
+    pub learner: ReplicaId,
+}
+
+wire_struct! {
+    Proposed { epoch, learner }
+    ReplicaDurable { replica, config, term, last, committed, uncommitted, proposal }
+}
+
+impl ReplicaDurable {
+    fn new(replica: ReplicaId, config: ChunkConfig) -> Self {
+        Self {
+            replica,
+            config,
+            term: Term::default(),
+            last: Lsn::ZERO,
+            committed: Lsn::ZERO,
+            uncommitted: Vec::new(),
+            proposal: None,
+        }
+    }
+
+    /// What the replica tells a primary that opens a term.
+    #[must_use]
+    pub fn history(&self) -> History {
+        History {
+            last: self.last,
+            committed: self.committed,
+            uncommitted: self.uncommitted.clone(),
+        }
+    }
+
+    fn commit(&mut self, lsn: Lsn) {
+        if lsn > self.committed {
+            self.committed = lsn;
+            self.uncommitted.retain(|entry| entry.lsn > lsn);
+        }
+    }
+
+    /// Panics if an invariant of this file does not hold.
+    ///
+    /// # Panics
+    /// On a broken invariant: going on would lose data.
+    pub fn check(&self) {
+        assert!(
+            self.uncommitted.iter().all(|entry| entry.lsn > self.committed),
+            "{}: an entry at or below the committed position {} is kept as uncommitted",
+            self.config.chunk,
+            self.committed
+        );
+        assert!(
+            self.uncommitted.windows(2).all(|w| matches!(w, [a, b] if a.lsn <= b.lsn)),
+            "{}: uncommitted entries are out of order",
+            self.config.chunk
+        );
+        assert!(self.term >= self.last.term, "{}: last write above the term", self.config.chunk);
+    }
+
+    fn apply(&mut self, record: &Record) {
+        match record {
+            Record::Adopt { config, .. } => {
+                assert!(config.epoch >= self.config.epoch, "{}: epoch goes back", config.chunk);
+                assert!(
+                    config.generation >= self.config.generation,
+                    "{}: generation goes back",
+                    config.chunk
+                );
+                self.config = config.clone();
+                self.proposal = self.proposal.filter(|p| p.epoch >= config.epoch);
+            }
+            Record::FollowTerm { term, .. } => self.term = self.term.max(*term),
+            Record::TakeOver { ranges, .. } => {
+                self.uncommitted.extend(ranges.iter().filter(|entry| entry.lsn > self.committed));
+                self.uncommitted.sort_by_key(|entry| entry.lsn);
+            }
+            Record::OpenTerm { term, base, overwrite, .. } => {
+                assert!(*term >= self.term, "{}: term goes back", self.config.chunk);
+                self.term = *term;
+                self.commit(*base);
+                self.last = Lsn::opening(*term);
+                self.uncommitted.clear();
+                let mut at = self.last;
+                self.uncommitted.extend(overwrite.iter().map(|range| {
+                    at = at.next();
+                    Uncommitted { lsn: at, range: *range }
+                }));
+            }
+            Record::OpenFill { base, .. } => {
+                self.term = self.term.max(base.term);
+                self.last = *base;
+                self.uncommitted.clear();
+            }
+            Record::Write { lsn, committed, data, .. } => {
+                assert!(*lsn == self.last.next(), "{}: a write out of order", self.config.chunk);
+                self.last = *lsn;
+                self.note_write(Uncommitted { lsn: *lsn, range: data.range });
+                self.commit(*committed);
+            }
+            Record::Committed { lsn, .. } => self.commit(*lsn),
+            Record::ProposePromotion { epoch, learner, .. } => {
+                self.proposal = Some(Proposed { epoch: *epoch, learner: *learner });
+            }
+            Record::Fill { .. } | Record::Erase { .. } => {}
+        }
+    }
+
+    /// An entry for a write; an opening has already made the ones of its first writes.
+    fn note_write(&mut self, entry: Uncommitted) {
+        let at = self.uncommitted.partition_point(|known| known.lsn < entry.lsn);
+        match self.uncommitted.get_mut(at) {
+            Some(known) if known.lsn == entry.lsn => *known = entry,
+            _ => self.uncommitted.insert(at, entry),
+        }
+    }
+}
+
+/// What a node knows of all its replicas through every restart.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DurableState {
+    replicas: BTreeMap<ChunkId, ReplicaDurable>,
+}
+
+impl DurableState {
+    /// Takes a record in. Records come in journal order.
+    ///
+    /// # Panics
+    /// If a record contradicts what was recorded before (a number going back, a write out of
+    /// order): only a defect can cause it, and going on would lose data.
+    pub fn apply(&mut self, record: &Record) {
+        match record {
+            Record::Adopt { replica, config } => {
+                let chunk = config.chunk;
+                let known = self.replicas.get_mut(&chunk).filter(|r| r.replica == *replica);
+                match known {
+                    Some(known) => known.apply(record),
+                    None => {
+                        let new = ReplicaDurable::new(*replica, config.clone());
+                        self.replicas.insert(chunk, new);
+                    }
+                }
+            }
+            Record::Erase { chunk } => {
+                self.replicas.remove(chunk);
+            }
+            Record::FollowTerm { chunk, .. }
+            | Record::TakeOver { chunk, .. }
+            | Record::OpenTerm { chunk, .. }
+            | Record::OpenFill { chunk, .. }
+            | Record::Write { chunk, .. }
+            | Record::Fill { chunk, .. }
+            | Record::Committed { chunk, .. }
+            | Record::ProposePromotion { chunk, .. } => {
+                if let Some(replica) = self.replicas.get_mut(chunk) {
+                    replica.apply(record);
+                }
+            }
+        }
+    }
+
+    /// One replica.
+    #[must_use]
+    pub fn get(&self, chunk: ChunkId) -> Option<&ReplicaDurable> {
+        self.replicas.get(&chunk)
+    }
+
+    /// All replicas, by chunk.
+    pub fn iter(&self) -> impl Iterator<Item = (&ChunkId, &ReplicaDurable)> {
+        self.replicas.iter()
+    }
+
+    /// How many replicas.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.replicas.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.replicas.is_empty()
+    }
+
+    /// The state as byte strings, one for each replica: what a checkpoint writes.
+    pub fn encode(&self) -> impl Iterator<Item = Vec<u8>> + '_ {
+        self.replicas.values().map(ashlar_types::codec::encode)
+    }
+
+    /// Takes in one byte string of [`Self::encode`], as found in a checkpoint.
+    ///
+    /// # Errors
+    /// If the bytes are no replica.
+    pub fn load(&mut self, bytes: &[u8]) -> Result<(), CodecError> {
+        let replica: ReplicaDurable = decode(bytes)?;
+        self.replicas.insert(replica.config.chunk, replica);
+        Ok(())
+    }
+}
