@@ -1,0 +1,330 @@
+//! The node stream: registration, what goes up, what comes down.
+
+use super::{ConvertError, Converted, id, node, required};
+use crate::v1;
+use ashlar_types::message::cluster::{
+    Change, ControlDown, ControlUp, Heartbeat, PathState, PeerEvidence, Proposal, Registration,
+    RemovalReason, ReplicaReport, ReplicaState,
+};
+use ashlar_types::{Epoch, Generation, StartNumber};
+use v1::path_state::State as WirePath;
+use v1::proposal::Change as WireChange;
+use v1::remove_secondary::Reason as WireReason;
+
+impl From<&Registration> for v1::Registration {
+    fn from(registration: &Registration) -> Self {
+        Self {
+            version: registration.version,
+            zone: registration.zone.to_string(),
+            node: registration.node.0,
+            store: registration.store.to_string(),
+            start: registration.start.0,
+            primary_address: registration.primary_address.clone(),
+            replication_address: registration.replication_address.clone(),
+        }
+    }
+}
+
+impl TryFrom<&v1::Registration> for Registration {
+    type Error = ConvertError;
+    fn try_from(wire: &v1::Registration) -> Converted<Self> {
+        Ok(Self {
+            version: wire.version,
+            zone: id(&wire.zone, "registration.zone")?,
+            node: node(wire.node, "registration.node")?,
+            store: id(&wire.store, "registration.store")?,
+            start: StartNumber(wire.start),
+            primary_address: wire.primary_address.clone(),
+            replication_address: wire.replication_address.clone(),
+        })
+    }
+}
+
+/// What a node sends, as read from its stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodeMessage {
+    /// The first message.
+    Registration(Registration),
+    /// Every later one.
+    Up(ControlUp),
+}
+
+impl From<&Registration> for v1::NodeUp {
+    fn from(registration: &Registration) -> Self {
+        Self { message: Some(v1::node_up::Message::Registration(registration.into())) }
+    }
+}
+
+impl From<&ControlUp> for v1::NodeUp {
+    fn from(up: &ControlUp) -> Self {
+        use v1::node_up::Message;
+        let message = match up {
+            ControlUp::Heartbeat(beat) => Message::Heartbeat(beat.into()),
+            ControlUp::Replicas(reports) => Message::Replicas(v1::ReplicaReports {
+                reports: reports.iter().map(Into::into).collect(),
+            }),
+            ControlUp::Propose(proposals) => Message::Propose(v1::Proposals {
+                proposals: proposals.iter().map(Into::into).collect(),
+            }),
+        };
+        Self { message: Some(message) }
+    }
+}
+
+impl TryFrom<&v1::NodeUp> for NodeMessage {
+    type Error = ConvertError;
+    fn try_from(wire: &v1::NodeUp) -> Converted<Self> {
+        use v1::node_up::Message;
+        Ok(match required(wire.message.as_ref(), "message")? {
+            Message::Registration(registration) => Self::Registration(registration.try_into()?),
+            Message::Heartbeat(beat) => Self::Up(ControlUp::Heartbeat(beat.try_into()?)),
+            Message::Replicas(list) => {
+                let reports = list.reports.iter().map(TryInto::try_into);
+                Self::Up(ControlUp::Replicas(reports.collect::<Converted<_>>()?))
+            }
+            Message::Propose(list) => {
+                let proposals = list.proposals.iter().map(TryInto::try_into);
+                Self::Up(ControlUp::Propose(proposals.collect::<Converted<_>>()?))
+            }
+        })
+    }
+}
+
+impl From<&ControlDown> for v1::NodeDown {
+    fn from(down: &ControlDown) -> Self {
+        use v1::node_down::Message;
+        let message = match down {
+            ControlDown::Configs(configs) => Message::Configs(v1::ChunkConfigs {
+                configs: configs.iter().map(Into::into).collect(),
+            }),
+            ControlDown::Peers(peers) => {
+                Message::Peers(v1::PeerList { peers: peers.iter().map(Into::into).collect() })
+            }
+            ControlDown::Erase(replicas) => Message::Erase(v1::EraseList {
+                replicas: replicas
+                    .iter()
+                    .map(|(chunk, replica)| v1::EraseReplica {
+                        chunk: Some((*chunk).into()),
+                        replica: Some((*replica).into()),
+                    })
+                    .collect(),
+            }),
+            ControlDown::ProposalRefused { chunk, epoch, reason } => {
+                Message::Refused(v1::ProposalRefused {
+                    chunk: Some((*chunk).into()),
+                    epoch: epoch.0,
+                    reason: reason.clone(),
+                })
+            }
+        };
+        Self { message: Some(message) }
+    }
+}
+
+impl TryFrom<&v1::NodeDown> for ControlDown {
+    type Error = ConvertError;
+    fn try_from(wire: &v1::NodeDown) -> Converted<Self> {
+        use v1::node_down::Message;
+        Ok(match required(wire.message.as_ref(), "message")? {
+            Message::Configs(list) => {
+                Self::Configs(list.configs.iter().map(TryInto::try_into).collect::<Converted<_>>()?)
+            }
+            Message::Peers(list) => {
+                Self::Peers(list.peers.iter().map(TryInto::try_into).collect::<Converted<_>>()?)
+            }
+            Message::Erase(list) => {
+                Self::Erase(list.replicas.iter().map(erase).collect::<Converted<_>>()?)
+            }
+            Message::Refused(refused) => Self::ProposalRefused {
+                chunk: required(refused.chunk.as_ref(), "refused.chunk")?.try_into()?,
+                epoch: Epoch(refused.epoch),
+                reason: refused.reason.clone(),
+            },
+        })
+    }
+}
+
+fn erase(wire: &v1::EraseReplica) -> Converted<(ashlar_types::ChunkId, ashlar_types::ReplicaId)> {
+    Ok((
+        required(wire.chunk.as_ref(), "erase.chunk")?.try_into()?,
+        required(wire.replica.as_ref(), "erase.replica")?.try_into()?,
+    ))
+}
+
+impl From<&Heartbeat> for v1::Heartbeat {
+    fn from(beat: &Heartbeat) -> Self {
+        Self {
+            capacity_bytes: beat.capacity_bytes,
+            used_bytes: beat.used_bytes,
+            peers: beat
+                .peers
+                .iter()
+                .map(|peer| v1::PeerEvidence {
+                    node: peer.node.0,
+                    primary_net: Some(peer.primary_net.into()),
+                    replication_net: Some(peer.replication_net.into()),
+                })
+                .collect(),
+        }
+    }
+}
+
+impl TryFrom<&v1::Heartbeat> for Heartbeat {
+    type Error = ConvertError;
+    fn try_from(wire: &v1::Heartbeat) -> Converted<Self> {
+        let peer = |peer: &v1::PeerEvidence| {
+            Ok(PeerEvidence {
+                node: node(peer.node, "evidence.node")?,
+                primary_net: path(peer.primary_net.as_ref()),
+                replication_net: path(peer.replication_net.as_ref()),
+            })
+        };
+        Ok(Self {
+            capacity_bytes: wire.capacity_bytes,
+            used_bytes: wire.used_bytes,
+            peers: wire.peers.iter().map(peer).collect::<Converted<_>>()?,
+        })
+    }
+}
+
+impl From<PathState> for v1::PathState {
+    fn from(state: PathState) -> Self {
+        let state = match state {
+            PathState::Unknown => None,
+            PathState::Up => Some(WirePath::Up(v1::path_state::Up {})),
+            PathState::Silent { millis } => Some(WirePath::SilentMillis(millis)),
+            PathState::Refused => Some(WirePath::Refused(v1::path_state::Refused {})),
+        };
+        Self { state }
+    }
+}
+
+fn path(wire: Option<&v1::PathState>) -> PathState {
+    match wire.and_then(|w| w.state.as_ref()) {
+        None => PathState::Unknown,
+        Some(WirePath::Up(_)) => PathState::Up,
+        Some(WirePath::SilentMillis(millis)) => PathState::Silent { millis: *millis },
+        Some(WirePath::Refused(_)) => PathState::Refused,
+    }
+}
+
+impl From<&ReplicaReport> for v1::ReplicaReport {
+    fn from(report: &ReplicaReport) -> Self {
+        let (state, blocks_done) = match report.state {
+            ReplicaState::Serving => (v1::ReplicaState::Serving, 0),
+            ReplicaState::Opening => (v1::ReplicaState::Opening, 0),
+            ReplicaState::Following => (v1::ReplicaState::Following, 0),
+            ReplicaState::Filling { blocks_done } => (v1::ReplicaState::Filling, blocks_done),
+            ReplicaState::Stale => (v1::ReplicaState::Stale, 0),
+            ReplicaState::Gone => (v1::ReplicaState::Gone, 0),
+        };
+        Self {
+            chunk: Some(report.chunk.into()),
+            replica: Some(report.replica.into()),
+            adopted: report.adopted.0,
+            generation: report.generation.0,
+            state: state.into(),
+            blocks_done,
+        }
+    }
+}
+
+impl TryFrom<&v1::ReplicaReport> for ReplicaReport {
+    type Error = ConvertError;
+    fn try_from(wire: &v1::ReplicaReport) -> Converted<Self> {
+        let state = match v1::ReplicaState::try_from(wire.state) {
+            Ok(v1::ReplicaState::Serving) => ReplicaState::Serving,
+            Ok(v1::ReplicaState::Opening) => ReplicaState::Opening,
+            Ok(v1::ReplicaState::Following) => ReplicaState::Following,
+            Ok(v1::ReplicaState::Filling) => {
+                ReplicaState::Filling { blocks_done: wire.blocks_done }
+            }
+            Ok(v1::ReplicaState::Stale) => ReplicaState::Stale,
+            Ok(v1::ReplicaState::Gone) => ReplicaState::Gone,
+            Ok(v1::ReplicaState::Unspecified) | Err(_) => {
+                return Err(ConvertError::Range("report.state"));
+            }
+        };
+        Ok(Self {
+            chunk: required(wire.chunk.as_ref(), "report.chunk")?.try_into()?,
+            replica: required(wire.replica.as_ref(), "report.replica")?.try_into()?,
+            adopted: Epoch(wire.adopted),
+            generation: Generation(wire.generation),
+            state,
+        })
+    }
+}
+
+impl From<&Proposal> for v1::Proposal {
+    fn from(proposal: &Proposal) -> Self {
+        let change = match &proposal.change {
+            Change::RemoveSecondary { replica, reason } => {
+                WireChange::RemoveSecondary(v1::RemoveSecondary {
+                    replica: Some((*replica).into()),
+                    reason: Some(match reason {
+                        RemovalReason::Silent { millis } => WireReason::SilentMillis(*millis),
+                        RemovalReason::Refused => WireReason::Refused(v1::path_state::Refused {}),
+                        RemovalReason::ReportedGone => {
+                            WireReason::ReportedGone(v1::remove_secondary::ReportedGone {})
+                        }
+                    }),
+                })
+            }
+            Change::ReadoptStale { replica } => {
+                WireChange::ReadoptStale(v1::ReadoptStale { replica: Some((*replica).into()) })
+            }
+            Change::SeekLearner => WireChange::SeekLearner(v1::SeekLearner {}),
+            Change::RemoveLearner { replica } => {
+                WireChange::RemoveLearner(v1::RemoveLearner { replica: Some((*replica).into()) })
+            }
+            Change::PromoteLearner { replica, durable } => {
+                WireChange::PromoteLearner(v1::PromoteLearner {
+                    replica: Some((*replica).into()),
+                    durable: Some((*durable).into()),
+                })
+            }
+        };
+        Self {
+            chunk: Some(proposal.chunk.into()),
+            epoch: proposal.epoch.0,
+            proposer: Some(proposal.proposer.into()),
+            change: Some(change),
+        }
+    }
+}
+
+impl TryFrom<&v1::Proposal> for Proposal {
+    type Error = ConvertError;
+    fn try_from(wire: &v1::Proposal) -> Converted<Self> {
+        let replica = |replica: &Option<v1::ReplicaId>| {
+            required(replica.as_ref(), "change.replica")?.try_into()
+        };
+        let change = match required(wire.change.as_ref(), "proposal.change")? {
+            WireChange::RemoveSecondary(change) => Change::RemoveSecondary {
+                replica: replica(&change.replica)?,
+                reason: match required(change.reason.as_ref(), "remove_secondary.reason")? {
+                    WireReason::SilentMillis(millis) => RemovalReason::Silent { millis: *millis },
+                    WireReason::Refused(_) => RemovalReason::Refused,
+                    WireReason::ReportedGone(_) => RemovalReason::ReportedGone,
+                },
+            },
+            WireChange::ReadoptStale(change) => {
+                Change::ReadoptStale { replica: replica(&change.replica)? }
+            }
+            WireChange::SeekLearner(_) => Change::SeekLearner,
+            WireChange::RemoveLearner(change) => {
+                Change::RemoveLearner { replica: replica(&change.replica)? }
+            }
+            WireChange::PromoteLearner(change) => Change::PromoteLearner {
+                replica: replica(&change.replica)?,
+                durable: required(change.durable.as_ref(), "promote_learner.durable")?.into(),
+            },
+        };
+        Ok(Self {
+            chunk: required(wire.chunk.as_ref(), "proposal.chunk")?.try_into()?,
+            epoch: Epoch(wire.epoch),
+            proposer: required(wire.proposer.as_ref(), "proposal.proposer")?.try_into()?,
+            change,
+        })
+    }
+}

@@ -1,0 +1,161 @@
+//! Every message survives the wire, and each kind of damage is named.
+
+use super::*;
+use ashlar_types::VolumeId;
+use ashlar_types::message::cluster::{
+    Change, ControlDown, ControlUp, Heartbeat, PathState, PeerEvidence, Proposal, Registration,
+    RemovalReason, ReplicaReport, ReplicaState,
+};
+
+fn replica(number: u32) -> ReplicaId {
+    ReplicaId {
+        node: NodeId(number),
+        store: StoreId(u128::from(number) << 100 | 7),
+        incarnation: Incarnation(1),
+    }
+}
+
+fn chunk() -> ChunkId {
+    let volume = VolumeId { zone: "a".parse().unwrap(), uuid: 42 };
+    ChunkId { volume, index: ChunkIndex(3) }
+}
+
+fn config() -> ChunkConfig {
+    ChunkConfig {
+        chunk: chunk(),
+        blocks: 16_384,
+        epoch: Epoch(9),
+        elected: Epoch(4),
+        generation: Generation(2),
+        primary: replica(1),
+        in_sync: vec![replica(2), replica(1)],
+        learners: vec![replica(3)],
+        stale: vec![(replica(4), StaleInfo { last_in_sync: Epoch(3), suspect: true })],
+        copies_wanted: 3,
+        copies_min: 2,
+    }
+}
+
+#[test]
+fn a_configuration_survives_the_wire() {
+    assert_eq!(ChunkConfig::try_from(&v1::ChunkConfig::from(&config())), Ok(config()));
+}
+
+#[test]
+fn a_configuration_that_contradicts_itself_is_refused() {
+    let mut wire = v1::ChunkConfig::from(&config());
+    wire.in_sync.pop();
+    assert_eq!(
+        ChunkConfig::try_from(&wire),
+        Err(ConvertError::Config(ConfigError::PrimaryNotInSync))
+    );
+    wire.primary = None;
+    assert_eq!(ChunkConfig::try_from(&wire), Err(ConvertError::Missing("config.primary")));
+    let mut wire = v1::ChunkConfig::from(&config());
+    wire.copies_min = 256;
+    assert_eq!(ChunkConfig::try_from(&wire), Err(ConvertError::Range("config.copies_min")));
+    wire.stale[0].replica.as_mut().unwrap().node = 0;
+    assert_eq!(
+        ChunkConfig::try_from(&wire),
+        Err(ConvertError::Id { field: "replica.node", cause: IdError::Node })
+    );
+}
+
+fn ups() -> Vec<ControlUp> {
+    let report = |state| ReplicaReport {
+        chunk: chunk(),
+        replica: replica(2),
+        adopted: Epoch(7),
+        generation: Generation(1),
+        state,
+    };
+    let propose =
+        |change| Proposal { chunk: chunk(), epoch: Epoch(9), proposer: replica(1), change };
+    let remove = |reason| Change::RemoveSecondary { replica: replica(2), reason };
+    let evidence = |state| PeerEvidence {
+        node: NodeId(2),
+        primary_net: state,
+        replication_net: PathState::Up,
+    };
+    vec![
+        ControlUp::Heartbeat(Heartbeat {
+            capacity_bytes: 1 << 40,
+            used_bytes: 5,
+            peers: vec![
+                evidence(PathState::Unknown),
+                evidence(PathState::Up),
+                evidence(PathState::Silent { millis: 1_200 }),
+                evidence(PathState::Refused),
+            ],
+        }),
+        ControlUp::Replicas(vec![
+            report(ReplicaState::Serving),
+            report(ReplicaState::Opening),
+            report(ReplicaState::Following),
+            report(ReplicaState::Filling { blocks_done: 12 }),
+            report(ReplicaState::Stale),
+            report(ReplicaState::Gone),
+        ]),
+        ControlUp::Propose(vec![
+            propose(remove(RemovalReason::Silent { millis: 1_000 })),
+            propose(remove(RemovalReason::Refused)),
+            propose(remove(RemovalReason::ReportedGone)),
+            propose(Change::ReadoptStale { replica: replica(4) }),
+            propose(Change::SeekLearner),
+            propose(Change::RemoveLearner { replica: replica(3) }),
+            propose(Change::PromoteLearner {
+                replica: replica(3),
+                durable: Lsn {
+                    term: Term { elected: Epoch(4), start: StartNumber(8) },
+                    counter: 77,
+                },
+            }),
+        ]),
+    ]
+}
+
+#[test]
+fn everything_a_node_says_survives_the_wire() {
+    for up in ups() {
+        assert_eq!(NodeMessage::try_from(&v1::NodeUp::from(&up)), Ok(NodeMessage::Up(up)));
+    }
+    let registration = Registration {
+        version: 1,
+        zone: "b".parse().unwrap(),
+        node: NodeId(5),
+        store: StoreId(99),
+        start: StartNumber(3),
+        primary_address: "127.1.2.5:7000".into(),
+        replication_address: "127.2.2.5:7000".into(),
+    };
+    assert_eq!(
+        NodeMessage::try_from(&v1::NodeUp::from(&registration)),
+        Ok(NodeMessage::Registration(registration))
+    );
+}
+
+#[test]
+fn everything_the_control_plane_says_survives_the_wire() {
+    let peer = PeerAddress {
+        node: NodeId(1),
+        store: StoreId(1),
+        primary_address: "127.1.1.1:1".into(),
+        replication_address: "127.2.1.1:1".into(),
+    };
+    for down in [
+        ControlDown::Configs(vec![config()]),
+        ControlDown::Peers(vec![peer]),
+        ControlDown::Erase(vec![(chunk(), replica(1))]),
+        ControlDown::ProposalRefused { chunk: chunk(), epoch: Epoch(9), reason: "no space".into() },
+    ] {
+        assert_eq!(ControlDown::try_from(&v1::NodeDown::from(&down)), Ok(down));
+    }
+}
+
+#[test]
+fn empty_messages_and_unknown_states_are_refused() {
+    assert!(NodeMessage::try_from(&v1::NodeUp { message: None }).is_err());
+    assert!(ControlDown::try_from(&v1::NodeDown { message: None }).is_err());
+    let report = v1::ReplicaReport { state: 77, ..Default::default() };
+    assert_eq!(ReplicaReport::try_from(&report), Err(ConvertError::Range("report.state")));
+}
