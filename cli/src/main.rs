@@ -1,3 +1,95 @@
-//! The one binary of Ashlar.
+//! The one binary of Ashlar: parses the command line and hands it to one file per noun.
+//!
+//! Decides exit codes and where errors go (standard error), nothing else. Daemons (`node run`,
+//! `controlplane run`, `attach`) and commands share this entry, so that one file is all there is to
+//! install. The command line never touches a data path: it starts parts or asks a control plane.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod bench;
+mod connect;
+mod controlplane;
+mod dev;
+mod failure;
+mod logging;
+mod node;
+mod process;
+mod render;
+mod sim;
+mod size;
+mod status;
+mod volume;
+
+use failure::Failure;
+use render::{Format, Output};
+
+/// Ashlar: a distributed, replicated block store.
+#[derive(Debug, Parser)]
+#[command(name = "ashlar", version, propagate_version = true)]
+struct Arguments {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    noun: Noun,
+}
+
+/// Flags that every command takes.
+#[derive(Debug, clap::Args)]
+struct Global {
+    /// How to print results.
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    output: Format,
+    /// Addresses of the zone's control plane, separated by commas (default: the cluster of
+    /// `ashlar dev` found in $ASHLAR_DEV_DIR or ./.dev).
+    #[arg(long, global = true, env = "ASHLAR_ENDPOINT", value_name = "ADDRESS[,...]")]
+    endpoint: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Noun {
+    /// Run a whole zone on this machine, for trying and developing.
+    Dev(dev::Arguments),
+    /// Show the zone on one screen.
+    Status,
+    /// Create, list, show and delete volumes.
+    #[command(subcommand)]
+    Volume(volume::Command),
+    /// Run or look at storage nodes.
+    #[command(subcommand)]
+    Node(node::Command),
+    /// Run a member of a zone's control plane.
+    #[command(subcommand)]
+    Controlplane(controlplane::Command),
+    /// Run the deterministic simulation.
+    #[command(subcommand)]
+    Sim(sim::Command),
+    /// Measure a volume.
+    Bench(bench::Arguments),
+}
+
+fn main() -> ExitCode {
+    ashlar_env::task::abort_on_panic();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return failure::usage(&error),
+    };
+    let output = Output::new(arguments.global.output);
+    match run(arguments.noun, &arguments.global, &output) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(output.format()),
+    }
+}
+
+fn run(noun: Noun, global: &Global, output: &Output) -> Result<(), Failure> {
+    match noun {
+        Noun::Dev(arguments) => dev::run(&arguments),
+        Noun::Status => status::run(global, output),
+        Noun::Volume(command) => volume::run(command, global, output),
+        Noun::Node(command) => node::run(command, global, output),
+        Noun::Controlplane(command) => controlplane::run(command),
+        Noun::Sim(command) => sim::run(&command, output),
+        Noun::Bench(arguments) => bench::run(&arguments, global, output),
+    }
+}

@@ -1,0 +1,265 @@
+//! Asks a zone's control plane: which addresses, how often, how long, and what its errors mean here.
+//!
+//! Any member answers, so addresses are tried in turn until one does or the deadline passes. Calls
+//! that change something carry a client token made once per command, so a second try is the same
+//! call. gRPC codes become exit codes in one place.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use ashlar_proto::reason::{ApiError, exit_code};
+use ashlar_types::backoff::{Backoff, BackoffPolicy};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Response, Status};
+
+use crate::Global;
+use crate::dev;
+use crate::failure::{Failure, Kind};
+
+/// How long one command tries in all. A member election takes about a second.
+const CALL_WITHIN: Duration = Duration::from_secs(10);
+
+/// How long one address may take to accept a connection.
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+
+/// Waits between rounds over all addresses.
+const ROUNDS: BackoffPolicy =
+    BackoffPolicy { first: Duration::from_millis(100), max: Duration::from_secs(1) };
+
+/// The control plane of a zone, as a command sees it.
+#[derive(Debug, Clone)]
+pub(crate) struct Zone {
+    endpoints: Vec<String>,
+}
+
+impl Zone {
+    /// From `--endpoint`, the environment, or the `dev` cluster of the current folder.
+    ///
+    /// # Errors
+    /// When none of them names a control plane.
+    pub(crate) fn find(global: &Global) -> Result<Self, Failure> {
+        if let Some(text) = &global.endpoint {
+            return Self::from_addresses(text);
+        }
+        let folder = std::env::var_os(dev::FOLDER_VARIABLE)
+            .map_or_else(|| PathBuf::from(dev::FOLDER), PathBuf::from);
+        match dev::endpoints(&folder) {
+            Some(endpoints) => Ok(Self { endpoints }),
+            None => Err(Failure::new(Kind::Usage, "find a control plane")
+                .because(format!(
+                    "no --endpoint was given, and {} has no cluster",
+                    folder.display()
+                ))
+                .try_next("ashlar dev, or pass --endpoint ADDRESS (or set ASHLAR_ENDPOINT)")),
+        }
+    }
+
+    /// The given addresses.
+    pub(crate) fn of(endpoints: Vec<String>) -> Self {
+        Self { endpoints }
+    }
+
+    fn from_addresses(text: &str) -> Result<Self, Failure> {
+        let endpoints: Vec<String> = text
+            .split(',')
+            .map(str::trim)
+            .filter(|address| !address.is_empty())
+            .map(|address| {
+                if address.contains("://") {
+                    address.to_owned()
+                } else {
+                    format!("http://{address}")
+                }
+            })
+            .collect();
+        for endpoint in &endpoints {
+            Endpoint::from_shared(endpoint.clone()).map_err(|error| {
+                Failure::new(Kind::Usage, format!("use endpoint {endpoint}")).because(error)
+            })?;
+        }
+        if endpoints.is_empty() {
+            return Err(Failure::new(Kind::Usage, "use --endpoint")
+                .because("it names no address")
+                .try_next("--endpoint 127.0.0.1:7000"));
+        }
+        Ok(Self { endpoints })
+    }
+
+    /// Makes one call and waits for its answer; for commands, which have nothing else to do.
+    ///
+    /// # Errors
+    /// As [`Zone::call`].
+    pub(crate) fn ask<T, F, R>(&self, what: &str, call: F) -> Result<T, Failure>
+    where
+        F: Fn(Channel) -> R,
+        R: Future<Output = Result<Response<T>, Status>>,
+    {
+        runtime()?.block_on(self.call(what, CALL_WITHIN, call))
+    }
+
+    /// Tries every address in turn until one answers.
+    ///
+    /// # Errors
+    /// What the control plane refused, or unavailable when nobody answered within `within`.
+    pub(crate) async fn call<T, F, R>(
+        &self,
+        what: &str,
+        within: Duration,
+        call: F,
+    ) -> Result<T, Failure>
+    where
+        F: Fn(Channel) -> R,
+        R: Future<Output = Result<Response<T>, Status>>,
+    {
+        let deadline = Instant::now() + within;
+        let mut waits = Backoff::new(ROUNDS);
+        loop {
+            let mut last = None;
+            for endpoint in &self.endpoints {
+                let left = deadline.saturating_duration_since(Instant::now());
+                match tokio::time::timeout(left, one_call(endpoint, &call)).await {
+                    Ok(Ok(answer)) => return Ok(answer),
+                    Ok(Err(Refused::Unreachable(why))) => last = Some(why),
+                    Ok(Err(Refused::Status(status))) if status.code() == Code::Unavailable => {
+                        last = Some(status.message().to_owned());
+                    }
+                    Ok(Err(Refused::Status(status))) => return Err(from_status(what, &status)),
+                    Err(_elapsed) => return Err(self.nobody(what, Kind::Timeout, within, last)),
+                }
+            }
+            let wait = waits.next_wait(jitter());
+            if Instant::now() + wait >= deadline {
+                return Err(self.nobody(what, Kind::Unavailable, within, last));
+            }
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    fn nobody(&self, what: &str, kind: Kind, within: Duration, last: Option<String>) -> Failure {
+        let failure = Failure::new(kind, what.to_owned()).because(format!(
+            "no member of the control plane answered within {} s at {}",
+            within.as_secs(),
+            self.endpoints.join(", ")
+        ));
+        let failure = match last {
+            Some(why) => failure.because(why),
+            None => failure,
+        };
+        failure.try_next("check that the control plane runs (a quorum of its members is needed)")
+    }
+}
+
+/// A runtime for a command or a daemon whose work is one task.
+///
+/// # Errors
+/// When the host gives no event queue.
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Kind::Error, "start a runtime").because(error))
+}
+
+/// A token that makes the tries of one command one call.
+pub(crate) fn client_token() -> String {
+    format!("cli-{}", uuid::Uuid::now_v7().simple())
+}
+
+enum Refused {
+    Unreachable(String),
+    Status(Status),
+}
+
+async fn one_call<T, F, R>(endpoint: &str, call: &F) -> Result<T, Refused>
+where
+    F: Fn(Channel) -> R,
+    R: Future<Output = Result<Response<T>, Status>>,
+{
+    let channel = Endpoint::from_shared(endpoint.to_owned())
+        .map_err(|error| Refused::Unreachable(format!("{endpoint}: {error}")))?
+        .connect_timeout(CONNECT_WITHIN)
+        .connect()
+        .await
+        .map_err(|error| Refused::Unreachable(format!("{endpoint}: {}", root_cause(&error))))?;
+    call(channel).await.map(Response::into_inner).map_err(Refused::Status)
+}
+
+/// tonic wraps the host's word ("connection refused") in two of its own.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
+}
+
+/// Random bits for spreading retries; nothing depends on their quality.
+fn jitter() -> u64 {
+    let (high, low) = uuid::Uuid::new_v4().as_u64_pair();
+    high ^ low
+}
+
+/// What a refusal of the control plane means to the user of a command.
+fn from_status(what: &str, status: &Status) -> Failure {
+    let kind = Kind::from_exit_code(exit_code(status.code()));
+    let failure = Failure::new(kind, what.to_owned()).because(status.message());
+    let Some(error) = ApiError::from_status(status) else { return failure };
+    let mut failure = failure.with_reason(error.reason.text());
+    for (key, value) in &error.metadata {
+        failure = failure.because(format!("{key}: {value}"));
+    }
+    for (subject, problem) in error.fields.iter().chain(&error.quotas) {
+        let said = format!("{subject}: {problem}");
+        if said != error.message {
+            failure = failure.because(said);
+        }
+    }
+    match error.retry_after {
+        Some(wait) => failure.try_next(format!("the same again in {} ms", wait.as_millis())),
+        None => failure,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ashlar_proto::reason::Reason;
+
+    use super::*;
+
+    #[test]
+    fn addresses_are_taken_with_and_without_a_scheme() {
+        let zone = Zone::from_addresses("127.0.0.1:1, http://127.0.0.2:2").unwrap();
+        assert_eq!(zone.endpoints, ["http://127.0.0.1:1", "http://127.0.0.2:2"]);
+        assert_eq!(Zone::from_addresses(" , ").unwrap_err().kind(), Kind::Usage);
+        assert_eq!(Zone::from_addresses("http://[").unwrap_err().kind(), Kind::Usage);
+    }
+
+    #[test]
+    fn a_refusal_keeps_its_reason_and_gets_its_exit_code() {
+        let status = ApiError::new(Reason::VolumeNotFound, "no volume demo").to_status();
+        let failure = from_status("show volume demo", &status);
+        assert_eq!(failure.kind(), Kind::NotFound);
+        assert!(failure.to_string().contains("[VOLUME_NOT_FOUND]"));
+        assert!(failure.to_string().contains("no volume demo"));
+    }
+
+    #[test]
+    fn every_reason_has_the_exit_code_of_the_registry() {
+        for reason in Reason::ALL {
+            let failure = from_status("x", &ApiError::new(*reason, "y").to_status());
+            assert_eq!(failure.kind().exit_code(), reason.exit_code(), "{reason:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_at_any_address_is_unavailable() {
+        let zone = Zone::of(vec!["http://127.0.0.1:1".to_owned()]);
+        let outcome: Result<(), Failure> = runtime().unwrap().block_on(zone.call(
+            "ask nobody",
+            Duration::from_millis(300),
+            |_channel| async { Ok(Response::new(())) },
+        ));
+        assert_eq!(outcome.unwrap_err().kind(), Kind::Unavailable);
+    }
+}

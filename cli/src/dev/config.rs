@@ -1,0 +1,101 @@
+//! Writes the configuration of each process of a `dev` cluster.
+//!
+//! What differs from the defaults of a real installation stands here and nowhere else: small
+//! journals, small capacity.
+
+use std::fs;
+
+use anyhow::Context;
+use serde::Serialize;
+
+use super::layout::{Cluster, Layout, MemberEntry, NodeEntry};
+
+/// Journal of a node (issue 2): small, so that replay is exercised and start is quick.
+const JOURNAL_BYTES: u64 = 32 << 20;
+
+/// What a node offers. Thin, so the host needs only what is written.
+const CAPACITY_BYTES: u64 = 16 << 30;
+
+/// Name of a member's process.
+pub(crate) fn member_name(member: &MemberEntry) -> String {
+    format!("member-{}", member.id)
+}
+
+/// Name of a node's process.
+pub(crate) fn node_name(node: &NodeEntry) -> String {
+    format!("node-{}", node.id)
+}
+
+/// As `ashlar_controlplane::Config` reads it.
+#[derive(Debug, Serialize)]
+struct MemberConfig<'a> {
+    zone: &'a str,
+    member: u8,
+    data_dir: String,
+    listen: String,
+    peers: std::collections::BTreeMap<String, String>,
+}
+
+/// As `ashlar_node::Config` reads it.
+#[derive(Debug, Serialize)]
+struct NodeConfig<'a> {
+    zone: &'a str,
+    node: u8,
+    data_dir: String,
+    primary_address: String,
+    replication_address: String,
+    control: Vec<String>,
+    journal_bytes: u64,
+    capacity_bytes: u64,
+}
+
+/// Writes all configuration files.
+///
+/// # Errors
+/// When a file cannot be written.
+pub(crate) fn write_all(layout: &Layout, cluster: &Cluster) -> anyhow::Result<()> {
+    for member in &cluster.members {
+        write(layout, &member_name(member), &member_config(layout, cluster, member))?;
+    }
+    for node in &cluster.nodes {
+        write(layout, &node_name(node), &node_config(layout, cluster, node))?;
+    }
+    Ok(())
+}
+
+fn write(layout: &Layout, name: &str, config: &impl Serialize) -> anyhow::Result<()> {
+    let text = toml::to_string(config).with_context(|| format!("render {name}'s configuration"))?;
+    fs::create_dir_all(layout.data(name)).with_context(|| format!("make {name}'s folder"))?;
+    fs::write(layout.config(name), text).with_context(|| format!("write {name}'s configuration"))
+}
+
+fn member_config<'a>(
+    layout: &Layout,
+    cluster: &'a Cluster,
+    member: &MemberEntry,
+) -> MemberConfig<'a> {
+    MemberConfig {
+        zone: &cluster.zone,
+        member: member.id,
+        data_dir: layout.data(&member_name(member)).display().to_string(),
+        listen: member.address.to_string(),
+        peers: cluster
+            .members
+            .iter()
+            .map(|peer| (peer.id.to_string(), peer.address.to_string()))
+            .collect(),
+    }
+}
+
+fn node_config<'a>(layout: &Layout, cluster: &'a Cluster, node: &NodeEntry) -> NodeConfig<'a> {
+    NodeConfig {
+        zone: &cluster.zone,
+        node: node.id,
+        data_dir: layout.data(&node_name(node)).display().to_string(),
+        primary_address: node.primary.to_string(),
+        replication_address: node.replication.to_string(),
+        control: cluster.endpoints(),
+        journal_bytes: JOURNAL_BYTES,
+        capacity_bytes: CAPACITY_BYTES,
+    }
+}

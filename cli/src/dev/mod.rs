@@ -1,0 +1,228 @@
+//! `ashlar dev`: a whole zone on this machine, for trying and developing.
+//!
+//! Decides the order of things: lock, addresses, configurations, processes, readiness, demo volume;
+//! and the reverse at the end. The next run in the same folder finds the same cluster and data.
+//! Every process is a real one with its own addresses and folder; nothing here is simulated.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use clap::Subcommand;
+use nix::sys::signal::Signal;
+use tokio::signal::unix::{self, SignalKind, signal};
+
+use crate::connect::{self, Zone};
+use crate::failure::{Failure, Kind};
+use crate::{logging, process};
+
+mod config;
+mod control;
+mod layout;
+mod readiness;
+mod supervisor;
+
+use config::{member_name, node_name};
+use layout::{Cluster, Layout};
+use supervisor::Supervisor;
+
+/// Where `dev` keeps its cluster unless told otherwise.
+pub(crate) const FOLDER: &str = ".dev";
+
+/// Environment variable that names the folder.
+pub(crate) const FOLDER_VARIABLE: &str = "ASHLAR_DEV_DIR";
+
+/// How the cluster is run.
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Arguments {
+    /// Zones. This build runs one; three come with issue 4.
+    #[arg(long, default_value_t = 1)]
+    zones: u8,
+    /// Storage nodes in the zone.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
+    nodes: u8,
+    /// Members of the zone's control plane: 1, 3 or 5.
+    #[arg(long, default_value_t = 3)]
+    members: u8,
+    /// Folder of the cluster, the same for the next run.
+    #[arg(long, global = true, env = FOLDER_VARIABLE, default_value = FOLDER)]
+    dir: PathBuf,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// Commands to a running cluster.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Stop processes and keep them down (names as in the log folder: node-1, member-1).
+    Stop {
+        /// The processes.
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// End processes at once (SIGKILL) and keep them down.
+    Kill {
+        /// The processes.
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Let stopped processes run again.
+    Start {
+        /// The processes.
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+}
+
+/// Runs a cluster until Ctrl-C or SIGTERM, or sends a command to a running one.
+///
+/// # Errors
+/// When the folder is in use, holds another cluster, or a process cannot be started.
+pub(crate) fn run(arguments: &Arguments) -> Result<(), Failure> {
+    match &arguments.command {
+        Some(Command::Stop { names }) => control::stop(&arguments.dir, names, Signal::SIGTERM),
+        Some(Command::Kill { names }) => control::stop(&arguments.dir, names, Signal::SIGKILL),
+        Some(Command::Start { names }) => control::start(&arguments.dir, names),
+        None => run_cluster(arguments),
+    }
+}
+
+fn run_cluster(arguments: &Arguments) -> Result<(), Failure> {
+    check_sizes(arguments)?;
+    process::die_with_parent();
+    logging::start("warn");
+    let began = Instant::now();
+    let layout = Layout::new(&absolute(&arguments.dir)?);
+    let _lock = layout.lock()?;
+    let cluster = layout.open_cluster(arguments.members, arguments.nodes)?;
+    config::write_all(&layout, &cluster)
+        .map_err(|error| Failure::caused_by("write the cluster's configuration", &error))?;
+    let mut supervisor = Supervisor::new(layout.clone());
+    let outcome = connect::runtime()?.block_on(serve(&layout, &cluster, &mut supervisor, began));
+    supervisor.stop_all();
+    outcome
+}
+
+/// Starts everything, waits for Ctrl-C or SIGTERM, and unmounts. The processes are stopped by the
+/// caller, whatever happens here.
+async fn serve(
+    layout: &Layout,
+    cluster: &Cluster,
+    supervisor: &mut Supervisor,
+    began: Instant,
+) -> Result<(), Failure> {
+    let mut stop = StopSignals::new()?;
+    start_processes(layout, cluster, supervisor)
+        .map_err(|error| Failure::caused_by("start the cluster's processes", &error))?;
+    let zone = Zone::of(cluster.endpoints());
+    let held = cluster.nodes.iter().filter(|node| layout.hold(&node_name(node)).exists()).count();
+    let ready = readiness::wait(&zone, cluster, held);
+    match during(supervisor, &mut stop, ready).await {
+        Some(outcome) => outcome?,
+        None => return Ok(()),
+    }
+    say(&format!(
+        "zone {} is ready after {:.1} s: {} members, {} nodes in {}",
+        cluster.zone,
+        began.elapsed().as_secs_f64(),
+        cluster.members.len(),
+        cluster.nodes.len(),
+        layout.root().display()
+    ));
+    say(&format!("control plane: {}", cluster.endpoints().join(",")));
+    say("try: ashlar status; ashlar dev kill node-1; ashlar dev start node-1");
+    say("Ctrl-C stops everything; the next run finds the same data");
+    during(supervisor, &mut stop, std::future::pending::<()>()).await;
+    say("stopping");
+    Ok(())
+}
+
+fn start_processes(
+    layout: &Layout,
+    cluster: &Cluster,
+    supervisor: &mut Supervisor,
+) -> anyhow::Result<()> {
+    let mut start = |name: String, noun: &str| {
+        let config = layout.config(&name).display().to_string();
+        let arguments = [noun, "run", "--config", &config].map(str::to_owned).to_vec();
+        supervisor.start(&name, arguments)
+    };
+    for member in &cluster.members {
+        start(member_name(member), "controlplane")?;
+    }
+    for node in &cluster.nodes {
+        start(node_name(node), "node")?;
+    }
+    Ok(())
+}
+
+/// Does `work` while the processes are watched; none when a stop was asked for first.
+async fn during<T>(
+    supervisor: &mut Supervisor,
+    stop: &mut StopSignals,
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    tokio::select! {
+        outcome = work => Some(outcome),
+        () = stop.wait() => None,
+        never = supervisor.watch() => match never {},
+    }
+}
+
+/// Ctrl-C and SIGTERM.
+#[derive(Debug)]
+struct StopSignals {
+    interrupt: unix::Signal,
+    terminate: unix::Signal,
+}
+
+impl StopSignals {
+    fn new() -> Result<Self, Failure> {
+        let of = |kind| {
+            signal(kind)
+                .map_err(|error| Failure::new(Kind::Error, "listen for signals").because(error))
+        };
+        Ok(Self {
+            interrupt: of(SignalKind::interrupt())?,
+            terminate: of(SignalKind::terminate())?,
+        })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}
+
+/// Where a cluster in `folder` serves its control plane, if there is a cluster.
+pub(crate) fn endpoints(folder: &Path) -> Option<Vec<String>> {
+    Layout::new(folder).read_cluster().ok().flatten().map(|cluster| cluster.endpoints())
+}
+
+/// Tells the user. Goes on when nobody reads: the cluster matters more than its words.
+fn say(line: &str) {
+    drop(writeln!(std::io::stdout(), "{line}"));
+}
+
+fn check_sizes(arguments: &Arguments) -> Result<(), Failure> {
+    if arguments.zones != 1 {
+        return Err(Failure::new(Kind::Usage, format!("run {} zones", arguments.zones))
+            .because("this build runs one zone; three zones come with issue 4")
+            .try_next("ashlar dev --zones 1"));
+    }
+    if !matches!(arguments.members, 1 | 3 | 5) {
+        return Err(Failure::new(Kind::Usage, format!("run {} members", arguments.members))
+            .because("a control plane has 1, 3 or 5 members, so that a majority is clear")
+            .try_next("ashlar dev --members 3"));
+    }
+    Ok(())
+}
+
+/// Children run in the same folder, but sockets and mounts are shown to the user: whole paths.
+fn absolute(path: &Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path)
+        .map_err(|error| Failure::new(Kind::Usage, "find the cluster's folder").because(error))
+}

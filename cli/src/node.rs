@@ -1,0 +1,135 @@
+//! `ashlar node`: runs a storage node, and lists those of a zone.
+//!
+//! The node itself is the crate in `node/`; this file reads its configuration and starts it.
+
+use std::path::PathBuf;
+
+use ashlar_proto::v1;
+use ashlar_proto::v1::cluster_service_client::ClusterServiceClient;
+use clap::Subcommand;
+use serde::Serialize;
+
+use crate::connect::Zone;
+use crate::failure::{Failure, Kind};
+use crate::render::{Output, Show, columns};
+use crate::{Global, process, size};
+
+/// Commands about nodes.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a storage node until it is told to end.
+    Run {
+        /// Its configuration (TOML).
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// List the nodes of the zone.
+    List,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// What the node or the control plane refused.
+pub(crate) fn run(command: Command, global: &Global, output: &Output) -> Result<(), Failure> {
+    match command {
+        Command::Run { config } => {
+            process::die_with_parent();
+            crate::logging::start("info");
+            Err(Failure::new(Kind::Unavailable, format!("run the node of {}", config.display()))
+                .because("the node's shell is not part of this build yet (issue 2)"))
+        }
+        Command::List => {
+            process::end_on_broken_pipe();
+            let zone = Zone::find(global)?;
+            let answer = zone.ask("list nodes", |channel| async move {
+                ClusterServiceClient::new(channel).list_nodes(v1::ListNodesRequest {}).await
+            })?;
+            output.show(&NodeList { nodes: answer.nodes.iter().map(NodeView::from).collect() })
+        }
+    }
+}
+
+/// A node as it is printed.
+#[derive(Debug, Serialize)]
+pub(crate) struct NodeView {
+    id: String,
+    state: &'static str,
+    cause: String,
+    store: String,
+    primary_address: String,
+    replication_address: String,
+    capacity_bytes: u64,
+    used_bytes: u64,
+    replicas: u32,
+    primaries: u32,
+    heartbeat_millis_ago: u64,
+    start: u64,
+}
+
+impl From<&v1::Node> for NodeView {
+    fn from(node: &v1::Node) -> Self {
+        Self {
+            id: format!("node-{}", node.id),
+            state: match node.state() {
+                v1::NodeState::Unspecified | v1::NodeState::Unknown => "unknown",
+                v1::NodeState::Up => "up",
+                v1::NodeState::Dead => "dead",
+            },
+            cause: node.cause.clone(),
+            store: node.store.clone(),
+            primary_address: node.primary_address.clone(),
+            replication_address: node.replication_address.clone(),
+            capacity_bytes: node.capacity_bytes,
+            used_bytes: node.used_bytes,
+            replicas: node.replicas,
+            primaries: node.primaries,
+            heartbeat_millis_ago: node.heartbeat_millis_ago,
+            start: node.start,
+        }
+    }
+}
+
+impl NodeView {
+    /// Heads of [`NodeView::row`].
+    pub(crate) const HEADER: [&'static str; 8] = [
+        "NODE",
+        "STATE",
+        "PRIMARY NET",
+        "REPLICATION NET",
+        "USED",
+        "CAPACITY",
+        "REPLICAS",
+        "CAUSE",
+    ];
+
+    /// Whether its heartbeats arrive.
+    pub(crate) fn is_up(&self) -> bool {
+        self.state == "up"
+    }
+
+    /// The node as a row of a list.
+    pub(crate) fn row(&self) -> [String; 8] {
+        [
+            self.id.clone(),
+            self.state.to_owned(),
+            self.primary_address.clone(),
+            self.replication_address.clone(),
+            size::show(self.used_bytes),
+            size::show(self.capacity_bytes),
+            format!("{} ({} primary)", self.replicas, self.primaries),
+            if self.cause.is_empty() { "-".to_owned() } else { self.cause.clone() },
+        ]
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct NodeList {
+    nodes: Vec<NodeView>,
+}
+
+impl Show for NodeList {
+    fn table(&self) -> String {
+        columns(NodeView::HEADER, self.nodes.iter().map(NodeView::row))
+    }
+}

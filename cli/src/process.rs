@@ -1,0 +1,35 @@
+//! What this process asks of its host: a quiet end on broken pipes, death with its parent.
+//!
+//! The only file of the command line with a system call that Rust cannot check.
+
+use nix::sys::prctl;
+use nix::sys::signal::{SigHandler, Signal, signal};
+use nix::unistd::getppid;
+
+/// Set by a supervisor for its children: its process number. A child ends with that process.
+pub(crate) const PARENT_VARIABLE: &str = "ASHLAR_DIE_WITH_PARENT";
+
+/// Ends quietly when the reader of standard output has gone, as in `ashlar … | head`.
+///
+/// Only for commands: a daemon writes to sockets, whose readers may go at any time.
+pub(crate) fn end_on_broken_pipe() {
+    // SAFETY: the default action runs no code of ours in the signal's context.
+    #[allow(unsafe_code, reason = "Rust ignores SIGPIPE at start; a command wants the default")]
+    let outcome = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+    // Without it a broken pipe is an error message instead of silence: not worth failing for.
+    outcome.ok();
+}
+
+/// Ends this process with the supervisor that started it, however that one ends. Does nothing when
+/// no supervisor started it.
+pub(crate) fn die_with_parent() {
+    let Some(parent): Option<i32> =
+        std::env::var(PARENT_VARIABLE).ok().and_then(|text| text.parse().ok())
+    else {
+        return;
+    };
+    if prctl::set_pdeathsig(Signal::SIGKILL).is_err() || getppid().as_raw() != parent {
+        // The parent is gone already: its death sent no signal to us.
+        std::process::exit(1);
+    }
+}

@@ -1,0 +1,211 @@
+//! `ashlar status`: a zone on one screen.
+//!
+//! Members, nodes, volumes and what is stuck, with why and what happens next. Everything comes from
+//! one call to the leader; nothing is computed here but words.
+
+use ashlar_proto::v1;
+use ashlar_proto::v1::cluster_service_client::ClusterServiceClient;
+use serde::Serialize;
+
+use crate::connect::Zone;
+use crate::failure::Failure;
+use crate::node::NodeView;
+use crate::render::{Output, Show, columns};
+use crate::volume::{ChunksView, VolumeView};
+use crate::{Global, process};
+
+/// Prints the zone's state.
+///
+/// # Errors
+/// When the control plane cannot be reached or has no leader.
+pub(crate) fn run(global: &Global, output: &Output) -> Result<(), Failure> {
+    process::end_on_broken_pipe();
+    let zone = Zone::find(global)?;
+    let answer = zone.ask("show the zone's status", |channel| async move {
+        ClusterServiceClient::new(channel).get_status(v1::GetStatusRequest {}).await
+    })?;
+    output.show(&StatusView::from(&answer))
+}
+
+/// A zone as it is printed.
+#[derive(Debug, Serialize)]
+struct StatusView {
+    zone: String,
+    health: &'static str,
+    leader: u64,
+    term: u64,
+    applied_index: u64,
+    members: Vec<MemberView>,
+    nodes: Vec<NodeView>,
+    chunks: ChunksView,
+    volumes: Vec<VolumeView>,
+    stuck: Vec<StuckView>,
+    erasing_replicas: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct MemberView {
+    id: u64,
+    address: String,
+    leader: bool,
+    reachable: bool,
+    matched_index: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct StuckView {
+    chunk: String,
+    cause: String,
+    since_millis: u64,
+    blocked_on: Vec<String>,
+    next_action: String,
+}
+
+impl From<&v1::GetStatusResponse> for StatusView {
+    fn from(answer: &v1::GetStatusResponse) -> Self {
+        let members: Vec<MemberView> = answer.members.iter().map(MemberView::from).collect();
+        let nodes: Vec<NodeView> = answer.nodes.iter().map(NodeView::from).collect();
+        let chunks = answer.chunks.as_ref().map(ChunksView::from).unwrap_or_default();
+        let all_here =
+            members.iter().all(|member| member.reachable) && nodes.iter().all(NodeView::is_up);
+        let health = match chunks.health() {
+            "whole" if all_here => "ok",
+            "stuck" => "impaired",
+            _ => "warning",
+        };
+        Self {
+            zone: answer.zone.clone(),
+            health,
+            leader: answer.leader,
+            term: answer.term,
+            applied_index: answer.applied_index,
+            members,
+            nodes,
+            chunks,
+            volumes: answer.volumes.iter().map(VolumeView::from).collect(),
+            stuck: answer.stuck.iter().map(StuckView::from).collect(),
+            erasing_replicas: answer.erasing_replicas,
+        }
+    }
+}
+
+impl From<&v1::Member> for MemberView {
+    fn from(member: &v1::Member) -> Self {
+        Self {
+            id: member.id,
+            address: member.address.clone(),
+            leader: member.leader,
+            reachable: member.reachable,
+            matched_index: member.matched_index,
+        }
+    }
+}
+
+impl From<&v1::StuckChunk> for StuckView {
+    fn from(stuck: &v1::StuckChunk) -> Self {
+        let chunk = stuck.chunk.clone().unwrap_or_default();
+        Self {
+            chunk: format!("{}/{}", chunk.volume, chunk.index),
+            cause: stuck.cause.clone(),
+            since_millis: stuck.since_millis,
+            blocked_on: stuck.blocked_on.iter().map(|node| format!("node-{node}")).collect(),
+            next_action: stuck.next_action.clone(),
+        }
+    }
+}
+
+impl Show for StatusView {
+    fn table(&self) -> String {
+        let mut parts = vec![format!("zone {}: {}", self.zone, self.health)];
+        parts.push(format!(
+            "control plane: member {} leads in term {}, {} entries applied",
+            self.leader, self.term, self.applied_index
+        ));
+        parts.push(columns(
+            ["MEMBER", "ADDRESS", "ROLE", "STATE"],
+            self.members.iter().map(|member| {
+                [
+                    format!("member-{}", member.id),
+                    member.address.clone(),
+                    if member.leader { "leader" } else { "follower" }.to_owned(),
+                    if member.reachable { "up" } else { "unreachable" }.to_owned(),
+                ]
+            }),
+        ));
+        parts.push(String::new());
+        parts.push(columns(NodeView::HEADER, self.nodes.iter().map(NodeView::row)));
+        parts.push(String::new());
+        parts.push(self.chunks.sentence());
+        if !self.volumes.is_empty() {
+            parts.push(columns(VolumeView::HEADER, self.volumes.iter().map(VolumeView::row)));
+        }
+        for stuck in &self.stuck {
+            parts.push(format!(
+                "stuck: {} for {} s: {}; waits for {}; next: {}",
+                stuck.chunk,
+                stuck.since_millis / 1000,
+                stuck.cause,
+                stuck.blocked_on.join(", "),
+                stuck.next_action
+            ));
+        }
+        if self.erasing_replicas > 0 {
+            parts.push(format!(
+                "{} replicas of deleted volumes wait for their holders to erase them",
+                self.erasing_replicas
+            ));
+        }
+        parts.join("\n")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer() -> v1::GetStatusResponse {
+        v1::GetStatusResponse {
+            zone: "a".to_owned(),
+            leader: 1,
+            members: vec![v1::Member {
+                id: 1,
+                leader: true,
+                reachable: true,
+                ..Default::default()
+            }],
+            nodes: vec![v1::Node { id: 1, state: v1::NodeState::Up.into(), ..Default::default() }],
+            chunks: Some(v1::ChunkCounts { total: 1, whole: 1, degraded: 0, stuck: 0 }),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_zone_is_ok_only_when_everything_is() {
+        assert_eq!(StatusView::from(&answer()).health, "ok");
+        let mut lame = answer();
+        lame.members[0].reachable = false;
+        assert_eq!(StatusView::from(&lame).health, "warning");
+        let mut dead = answer();
+        dead.nodes[0].state = v1::NodeState::Dead.into();
+        assert_eq!(StatusView::from(&dead).health, "warning");
+        let mut stuck = answer();
+        stuck.chunks = Some(v1::ChunkCounts { total: 1, whole: 0, degraded: 0, stuck: 1 });
+        assert_eq!(StatusView::from(&stuck).health, "impaired");
+    }
+
+    #[test]
+    fn what_is_stuck_says_why_and_what_comes_next() {
+        let mut stuck = answer();
+        stuck.stuck.push(v1::StuckChunk {
+            chunk: Some(v1::ChunkId { volume: "vol-a-0".to_owned(), index: 3 }),
+            cause: "one copy left".to_owned(),
+            since_millis: 2500,
+            blocked_on: vec![2],
+            next_action: "node-2 comes back".to_owned(),
+        });
+        let table = StatusView::from(&stuck).table();
+        assert!(table.contains(
+            "stuck: vol-a-0/3 for 2 s: one copy left; waits for node-2; next: node-2 comes back"
+        ));
+    }
+}

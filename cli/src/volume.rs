@@ -1,0 +1,300 @@
+//! `ashlar volume`: creates, lists, shows and deletes volumes.
+//!
+//! Translates between the command line and `ashlar.v1.VolumeService`; decides nothing about
+//! volumes. The shape printed as JSON is this file's `VolumeView`, not the wire's message, so that
+//! scripts do not break when the wire grows.
+
+use ashlar_proto::v1;
+use ashlar_proto::v1::volume_service_client::VolumeServiceClient;
+use clap::Subcommand;
+use serde::Serialize;
+
+use crate::connect::{Zone, client_token};
+use crate::failure::Failure;
+use crate::render::{Output, Show, columns};
+use crate::{Global, process, size};
+
+/// Commands about volumes.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create a volume. It is thin: it takes space as it is written.
+    Create {
+        /// Name, unique in the zone; without one only the id names it.
+        #[arg(default_value = "")]
+        name: String,
+        /// Size, for example 1GiB.
+        #[arg(long, value_parser = size::parse)]
+        size: u64,
+        /// Copies of every chunk, 1 to 5.
+        #[arg(long, default_value_t = 3)]
+        copies: u32,
+        /// Size of a chunk, a power of two (default: chosen by the zone, 64MiB and up).
+        #[arg(long, value_parser = size::parse)]
+        chunk_size: Option<u64>,
+        /// Makes a repeated command the same call (default: made anew for each command).
+        #[arg(long)]
+        client_token: Option<String>,
+        /// Check everything and place, but create nothing.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// List the volumes of the zone.
+    List,
+    /// Show one volume.
+    Show {
+        /// Id or name.
+        volume: String,
+    },
+    /// Delete a volume and every copy of it.
+    Delete {
+        /// Id or name.
+        volume: String,
+        /// Delete it even while attached; its client is cut off.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// What the control plane refused.
+pub(crate) fn run(command: Command, global: &Global, output: &Output) -> Result<(), Failure> {
+    process::end_on_broken_pipe();
+    let zone = Zone::find(global)?;
+    match command {
+        Command::Create { name, size, copies, chunk_size, client_token: token, dry_run } => {
+            let request = v1::CreateVolumeRequest {
+                name,
+                size_bytes: size,
+                copies,
+                chunk_bytes: chunk_size.unwrap_or(0),
+                client_token: token.unwrap_or_else(client_token),
+                dry_run,
+            };
+            create(&zone, request, output)
+        }
+        Command::List => output.show(&list(&zone)?),
+        Command::Show { volume } => output.show(&VolumeView::from(&show(&zone, &volume)?)),
+        Command::Delete { volume, force } => delete(&zone, volume, force, output),
+    }
+}
+
+fn create(zone: &Zone, request: v1::CreateVolumeRequest, output: &Output) -> Result<(), Failure> {
+    let what = format!("create volume {}", request.name);
+    let answer = zone.ask(&what, |channel| {
+        let request = request.clone();
+        async move { VolumeServiceClient::new(channel).create_volume(request).await }
+    })?;
+    output.show(&VolumeView::from(&answer.volume.unwrap_or_default()))
+}
+
+fn list(zone: &Zone) -> Result<VolumeList, Failure> {
+    let mut volumes = Vec::new();
+    let mut page_token = String::new();
+    loop {
+        let request = v1::ListVolumesRequest { page_size: 0, page_token };
+        let answer = zone.ask("list volumes", |channel| {
+            let request = request.clone();
+            async move { VolumeServiceClient::new(channel).list_volumes(request).await }
+        })?;
+        volumes.extend(answer.volumes.iter().map(VolumeView::from));
+        page_token = answer.next_page_token;
+        if page_token.is_empty() {
+            return Ok(VolumeList { volumes });
+        }
+    }
+}
+
+fn show(zone: &Zone, volume: &str) -> Result<v1::Volume, Failure> {
+    let answer = zone.ask(&format!("show volume {volume}"), |channel| {
+        let request = v1::GetVolumeRequest { volume: volume.to_owned() };
+        async move { VolumeServiceClient::new(channel).get_volume(request).await }
+    })?;
+    Ok(answer.volume.unwrap_or_default())
+}
+
+fn delete(zone: &Zone, volume: String, force: bool, output: &Output) -> Result<(), Failure> {
+    let what = format!("delete volume {volume}");
+    let request =
+        v1::DeleteVolumeRequest { volume, force, client_token: client_token(), dry_run: false };
+    let answer = zone.ask(&what, |channel| {
+        let request = request.clone();
+        async move { VolumeServiceClient::new(channel).delete_volume(request).await }
+    })?;
+    output.show(&Deleted { volume_id: answer.volume_id })
+}
+
+/// A volume as it is printed.
+#[derive(Debug, Serialize)]
+pub(crate) struct VolumeView {
+    id: String,
+    name: String,
+    size_bytes: u64,
+    chunk_bytes: u64,
+    state: &'static str,
+    copies_wanted: u32,
+    copies_min: u32,
+    generation: u64,
+    attachment: Option<AttachmentView>,
+    chunks: ChunksView,
+    created_unix_millis: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct AttachmentView {
+    client_name: String,
+    generation: u64,
+    since_unix_millis: u64,
+}
+
+/// How well chunks are copied.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct ChunksView {
+    total: u32,
+    whole: u32,
+    degraded: u32,
+    stuck: u32,
+}
+
+impl From<&v1::ChunkCounts> for ChunksView {
+    fn from(counts: &v1::ChunkCounts) -> Self {
+        Self {
+            total: counts.total,
+            whole: counts.whole,
+            degraded: counts.degraded,
+            stuck: counts.stuck,
+        }
+    }
+}
+
+impl ChunksView {
+    /// One word for all chunks, the worst of them first.
+    pub(crate) fn health(&self) -> &'static str {
+        if self.stuck > 0 {
+            "stuck"
+        } else if self.degraded > 0 {
+            "degraded"
+        } else {
+            "whole"
+        }
+    }
+
+    /// Counts of those that are not whole, if any.
+    pub(crate) fn sentence(&self) -> String {
+        format!(
+            "{} chunks: {} whole, {} degraded, {} stuck",
+            self.total, self.whole, self.degraded, self.stuck
+        )
+    }
+}
+
+impl From<&v1::Volume> for VolumeView {
+    fn from(volume: &v1::Volume) -> Self {
+        let geometry = volume.geometry.unwrap_or_default();
+        Self {
+            id: volume.id.clone(),
+            name: volume.name.clone(),
+            size_bytes: geometry.size_bytes,
+            chunk_bytes: geometry.chunk_bytes,
+            state: match volume.state() {
+                v1::VolumeState::Unspecified => "unknown",
+                v1::VolumeState::Creating => "creating",
+                v1::VolumeState::Available => "available",
+                v1::VolumeState::InUse => "in-use",
+            },
+            copies_wanted: volume.copies_wanted,
+            copies_min: volume.copies_min,
+            generation: volume.generation,
+            attachment: volume.attachment.as_ref().map(|attachment| AttachmentView {
+                client_name: attachment.client_name.clone(),
+                generation: attachment.generation,
+                since_unix_millis: attachment.since_unix_millis,
+            }),
+            chunks: volume.chunks.as_ref().map(ChunksView::from).unwrap_or_default(),
+            created_unix_millis: volume.created_unix_millis,
+        }
+    }
+}
+
+impl VolumeView {
+    /// The volume as a row of a list.
+    pub(crate) fn row(&self) -> [String; 6] {
+        let client = self.attachment.as_ref().map_or("-", |attachment| &attachment.client_name);
+        [
+            if self.name.is_empty() { "-".to_owned() } else { self.name.clone() },
+            self.id.clone(),
+            size::show(self.size_bytes),
+            self.state.to_owned(),
+            self.chunks.health().to_owned(),
+            client.to_owned(),
+        ]
+    }
+
+    /// Heads of [`VolumeView::row`].
+    pub(crate) const HEADER: [&'static str; 6] =
+        ["NAME", "ID", "SIZE", "STATE", "COPIES", "ATTACHED TO"];
+}
+
+impl Show for VolumeView {
+    fn table(&self) -> String {
+        let pair = |name: &str, value: String| [name.to_owned(), value];
+        let attached = self.attachment.as_ref().map_or_else(
+            || "no".to_owned(),
+            |attachment| {
+                format!("{} (generation {})", attachment.client_name, attachment.generation)
+            },
+        );
+        columns(
+            ["FIELD", "VALUE"],
+            [
+                pair("name", self.name.clone()),
+                pair("id", self.id.clone()),
+                pair("size", size::show(self.size_bytes)),
+                pair("chunk size", size::show(self.chunk_bytes)),
+                pair("state", self.state.to_owned()),
+                pair(
+                    "copies",
+                    format!("{} wanted, {} needed to write", self.copies_wanted, self.copies_min),
+                ),
+                pair("chunks", self.chunks.sentence()),
+                pair("attached", attached),
+            ],
+        )
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct VolumeList {
+    volumes: Vec<VolumeView>,
+}
+
+impl Show for VolumeList {
+    fn table(&self) -> String {
+        columns(VolumeView::HEADER, self.volumes.iter().map(VolumeView::row))
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Deleted {
+    volume_id: String,
+}
+
+impl Show for Deleted {
+    fn table(&self) -> String {
+        format!("deleted {}", self.volume_id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_volume_is_as_healthy_as_its_worst_chunk() {
+        let counts = |whole, degraded, stuck| ChunksView { total: 4, whole, degraded, stuck };
+        assert_eq!(counts(4, 0, 0).health(), "whole");
+        assert_eq!(counts(3, 1, 0).health(), "degraded");
+        assert_eq!(counts(2, 1, 1).health(), "stuck");
+    }
+}
