@@ -1,8 +1,7 @@
 //! Decides what a client does with a volume; pure (design.md sections 4, 11, 13).
 //!
 //! [`VolumeCore`] splits requests over chunks, orders overlapping writes, finds the primary of a
-//! chunk, sends again what was not acknowledged, and ends for good when it is fenced. [`nbd_wire`]
-//! reads and writes the NBD protocol.
+//! chunk, sends again what was not acknowledged, and ends for good when it is fenced.
 //!
 //! It opens nothing, waits for nothing, reads no clock and rolls no dice: see the shell
 //! (`ashlar-client`) and the simulator, which drive the same values.

@@ -58,7 +58,12 @@ impl VolumeCore {
                 PartState::Ready { node, .. } if node == id => {
                     chunks.insert(part.chunk);
                 }
-                _ => {}
+                PartState::Ordered
+                | PartState::Held
+                | PartState::Unrouted
+                | PartState::Ready { .. }
+                | PartState::Waiting { .. }
+                | PartState::InFlight { .. } => {}
             }
         }
         for slot in lost {
@@ -82,10 +87,6 @@ impl VolumeCore {
             return;
         }
         node.redial.reset();
-        #[allow(
-            clippy::wildcard_enum_match_arm,
-            reason = "messages between nodes: all are wrong here"
-        )]
         match message {
             DataMessage::WriteDone { id: request } => {
                 if let Some(slot) = self.answered(id, session, request) {
@@ -105,7 +106,27 @@ impl VolumeCore {
                     self.on_refused(now, slot, refusal, out);
                 }
             }
-            _ => self.disconnect(now, id, session, out),
+            // No node says any of this to a client.
+            DataMessage::Read { .. }
+            | DataMessage::Write { .. }
+            | DataMessage::FindConfig { .. }
+            | DataMessage::Beat { .. }
+            | DataMessage::BeatReply { .. }
+            | DataMessage::Adopt { .. }
+            | DataMessage::Collect { .. }
+            | DataMessage::Collected { .. }
+            | DataMessage::Fetch { .. }
+            | DataMessage::Fetched { .. }
+            | DataMessage::OpenTerm { .. }
+            | DataMessage::OpenLearner { .. }
+            | DataMessage::Mirror { .. }
+            | DataMessage::MirrorAck { .. }
+            | DataMessage::Committed { .. }
+            | DataMessage::Confirm { .. }
+            | DataMessage::Confirmed { .. }
+            | DataMessage::Copy { .. }
+            | DataMessage::CopyAck { .. }
+            | DataMessage::PeerRefused { .. } => self.disconnect(now, id, session, out),
         }
         self.pump(now, id, out);
     }
@@ -113,14 +134,10 @@ impl VolumeCore {
     /// The part that this answer is for, if it still waits for exactly this one.
     fn answered(&self, from: NodeId, on: SessionId, request: RequestId) -> Option<u16> {
         let slot = u16::try_from(request.0 & 0xffff).ok()?;
-        match self.parts.get(slot)?.state {
-            PartState::InFlight { node, session, id, .. }
-                if node == from && session == on && id == request =>
-            {
-                Some(slot)
-            }
-            _ => None,
-        }
+        let PartState::InFlight { node, session, id, .. } = self.parts.get(slot)?.state else {
+            return None;
+        };
+        (node == from && session == on && id == request).then_some(slot)
     }
 
     fn on_done(&mut self, now: Time, slot: u16, data: Option<BlockData>, out: &mut Outbox) {
@@ -208,10 +225,10 @@ impl VolumeCore {
 
     fn take_back(&mut self, slot: u16) {
         let Some(part) = self.parts.get_mut(slot) else { return };
-        if let PartState::InFlight { node, .. } = part.state {
-            if let Some(node) = self.nodes.get_mut(&node) {
-                node.in_flight -= 1;
-            }
+        if let PartState::InFlight { node, .. } = part.state
+            && let Some(node) = self.nodes.get_mut(&node)
+        {
+            node.in_flight -= 1;
         }
         part.state = PartState::Unrouted;
     }

@@ -205,10 +205,10 @@ impl VolumeCore {
     /// A part is over: it leaves the order, frees those behind it, and perhaps ends its request.
     pub(crate) fn end_part(&mut self, now: Time, slot: u16, out: &mut Outbox) {
         let Some(part) = self.parts.remove(slot) else { return };
-        if let PartState::InFlight { node, .. } = part.state {
-            if let Some(node) = self.nodes.get_mut(&node) {
-                node.in_flight -= 1;
-            }
+        if let PartState::InFlight { node, .. } = part.state
+            && let Some(node) = self.nodes.get_mut(&node)
+        {
+            node.in_flight -= 1;
         }
         let mut freed = core::mem::take(&mut self.freed);
         if let Some(chunk) = self.chunk_mut(part.chunk) {
@@ -306,8 +306,10 @@ impl VolumeCore {
         }
     }
 
-    /// Panics if an invariant is broken. Called after every input in debug builds and by the
-    /// simulator.
+    /// Asserts the invariants. Called after every input in debug builds and by the simulator.
+    ///
+    /// # Panics
+    /// If one is broken.
     pub fn check(&self) {
         assert!(self.parts.len() <= PARTS_MAX, "more parts than the table may hold");
         for chunk in &self.chunks {
