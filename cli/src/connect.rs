@@ -17,9 +17,6 @@ use crate::Global;
 use crate::dev;
 use crate::failure::{Failure, Kind};
 
-/// How long one command tries in all. A member election takes about a second.
-const CALL_WITHIN: Duration = Duration::from_secs(10);
-
 /// How long one address may take to accept a connection.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 
@@ -31,6 +28,8 @@ const ROUNDS: BackoffPolicy =
 #[derive(Debug, Clone)]
 pub(crate) struct Zone {
     endpoints: Vec<String>,
+    /// How long one command tries in all. A member election takes about a second.
+    within: Duration,
 }
 
 impl Zone {
@@ -39,13 +38,14 @@ impl Zone {
     /// # Errors
     /// When none of them names a control plane.
     pub(crate) fn find(global: &Global) -> Result<Self, Failure> {
+        let within = Duration::from_secs(global.timeout);
         if let Some(text) = &global.endpoint {
-            return Self::from_addresses(text);
+            return Self::from_addresses(text, within);
         }
         let folder = std::env::var_os(dev::FOLDER_VARIABLE)
             .map_or_else(|| PathBuf::from(dev::FOLDER), PathBuf::from);
         match dev::endpoints(&folder) {
-            Some(endpoints) => Ok(Self { endpoints }),
+            Some(endpoints) => Ok(Self { endpoints, within }),
             None => Err(Failure::new(Kind::Usage, "find a control plane")
                 .because(format!(
                     "no --endpoint was given, and {} has no cluster",
@@ -55,12 +55,12 @@ impl Zone {
         }
     }
 
-    /// The given addresses.
+    /// The given addresses, for callers that say for each call how long to try.
     pub(crate) fn of(endpoints: Vec<String>) -> Self {
-        Self { endpoints }
+        Self { endpoints, within: Duration::ZERO }
     }
 
-    fn from_addresses(text: &str) -> Result<Self, Failure> {
+    fn from_addresses(text: &str, within: Duration) -> Result<Self, Failure> {
         let endpoints: Vec<String> = text
             .split(',')
             .map(str::trim)
@@ -83,7 +83,7 @@ impl Zone {
                 .because("it names no address")
                 .try_next("--endpoint 127.0.0.1:7000"));
         }
-        Ok(Self { endpoints })
+        Ok(Self { endpoints, within })
     }
 
     /// Makes one call and waits for its answer; for commands, which have nothing else to do.
@@ -95,7 +95,7 @@ impl Zone {
         F: Fn(Channel) -> R,
         R: Future<Output = Result<Response<T>, Status>>,
     {
-        runtime()?.block_on(self.call(what, CALL_WITHIN, call))
+        runtime()?.block_on(self.call(what, self.within, call))
     }
 
     /// Tries every address in turn until one answers.
@@ -227,12 +227,16 @@ mod tests {
 
     use super::*;
 
+    fn read(text: &str) -> Result<Zone, Failure> {
+        Zone::from_addresses(text, Duration::ZERO)
+    }
+
     #[test]
     fn addresses_are_taken_with_and_without_a_scheme() {
-        let zone = Zone::from_addresses("127.0.0.1:1, http://127.0.0.2:2").unwrap();
+        let zone = read("127.0.0.1:1, http://127.0.0.2:2").unwrap();
         assert_eq!(zone.endpoints, ["http://127.0.0.1:1", "http://127.0.0.2:2"]);
-        assert_eq!(Zone::from_addresses(" , ").unwrap_err().kind(), Kind::Usage);
-        assert_eq!(Zone::from_addresses("http://[").unwrap_err().kind(), Kind::Usage);
+        assert_eq!(read(" , ").unwrap_err().kind(), Kind::Usage);
+        assert_eq!(read("http://[").unwrap_err().kind(), Kind::Usage);
     }
 
     #[test]

@@ -45,6 +45,9 @@ struct Global {
     /// `ashlar dev` found in $ASHLAR_DEV_DIR or ./.dev).
     #[arg(long, global = true, env = "ASHLAR_ENDPOINT", value_name = "ADDRESS[,...]")]
     endpoint: Option<String>,
+    /// How long to try before giving up, in seconds.
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 10)]
+    timeout: u64,
 }
 
 #[derive(Debug, Subcommand)]
