@@ -2,6 +2,7 @@
 //!
 //! [`VolumeCore`] splits requests over chunks, orders overlapping writes, finds the primary of a
 //! chunk, sends again what was not acknowledged, and ends for good when it is fenced.
+//! [`nbd_wire`] reads and writes the NBD protocol.
 //!
 //! It opens nothing, waits for nothing, reads no clock and rolls no dice: see the shell
 //! (`ashlar-client`) and the simulator, which drive the same values.
@@ -13,6 +14,7 @@ mod input;
 mod link;
 #[cfg(test)]
 mod model;
+pub mod nbd_wire;
 mod op;
 mod order;
 mod reply;
