@@ -53,7 +53,8 @@ wire_struct! {
 }
 
 impl ReplicaDurable {
-    fn new(replica: ReplicaId, config: ChunkConfig) -> Self {
+    /// An empty replica under its first configuration.
+    pub(crate) fn new(replica: ReplicaId, config: ChunkConfig) -> Self {
         Self {
             replica,
             config,
@@ -101,7 +102,7 @@ impl ReplicaDurable {
         assert!(self.term >= self.last.term, "{}: last write above the term", self.config.chunk);
     }
 
-    fn apply(&mut self, record: &Record) {
+    pub(crate) fn apply(&mut self, record: &Record) {
         match record {
             Record::Adopt { config, .. } => {
                 assert!(config.epoch >= self.config.epoch, "{}: epoch goes back", config.chunk);
@@ -211,6 +212,12 @@ impl DurableState {
     /// All replicas, by chunk.
     pub fn iter(&self) -> impl Iterator<Item = (&ChunkId, &ReplicaDurable)> {
         self.replicas.iter()
+    }
+
+    /// Hands the replicas out.
+    #[must_use]
+    pub fn into_replicas(self) -> BTreeMap<ChunkId, ReplicaDurable> {
+        self.replicas
     }
 
     /// How many replicas.

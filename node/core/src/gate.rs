@@ -1,0 +1,130 @@
+//! Persist before send, by construction: what rests on a record waits here until it is durable.
+//!
+//! The gate numbers the records and holds effects behind the last record numbered so far. The only
+//! way around it is [`crate::context::Context::mirror_eagerly`].
+//!
+//! Acknowledgements of writes are held as marks and merged: one per chunk and group commit.
+
+use crate::outbox::Effect;
+use crate::record::JournalSeq;
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::vec::Vec;
+use ashlar_types::{ChunkId, Epoch, Lsn, NodeId};
+
+/// Numbers records and holds back what rests on them.
+#[derive(Debug, Default)]
+pub struct Gate {
+    numbered: JournalSeq,
+    durable: JournalSeq,
+    held: VecDeque<(JournalSeq, Held)>,
+}
+
+#[derive(Debug)]
+enum Held {
+    Effect(Effect),
+    Ack(ChunkId, Acknowledge),
+    Own(ChunkId),
+    Adopted(ChunkId, Epoch),
+}
+
+/// An acknowledgement of a contiguous prefix, to the primary's node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Acknowledge {
+    /// The primary's node.
+    pub to: NodeId,
+    /// Epoch adopted here.
+    pub epoch: Epoch,
+    /// The prefix.
+    pub lsn: Lsn,
+}
+
+/// What a group commit sets free.
+#[derive(Debug, Default)]
+pub struct Released {
+    /// Effects, in order.
+    pub effects: Vec<Effect>,
+    /// The newest acknowledgement of each chunk.
+    pub acks: BTreeMap<ChunkId, Acknowledge>,
+    /// Chunks of which this node's own writes have become durable.
+    pub own: BTreeSet<ChunkId>,
+    /// Epochs that have become durable.
+    pub adopted: BTreeMap<ChunkId, Epoch>,
+}
+
+impl Gate {
+    /// The next record's number.
+    pub fn number(&mut self) -> JournalSeq {
+        self.numbered.0 += 1;
+        self.numbered
+    }
+
+    /// Everything up to here is on stable media.
+    #[must_use]
+    pub const fn durable(&self) -> JournalSeq {
+        self.durable
+    }
+
+    /// Whether nothing has to be waited for.
+    fn open(&self) -> bool {
+        self.durable == self.numbered
+    }
+
+    /// Holds `effect` until all records numbered so far are durable; gives it back if they are.
+    #[must_use]
+    pub fn hold(&mut self, effect: Effect) -> Option<Effect> {
+        if self.open() {
+            return Some(effect);
+        }
+        self.held.push_back((self.numbered, Held::Effect(effect)));
+        None
+    }
+
+    /// Holds an acknowledgement; merged with later ones of the chunk in the same group.
+    #[must_use]
+    pub fn hold_ack(&mut self, chunk: ChunkId, ack: Acknowledge) -> Option<Acknowledge> {
+        if self.open() {
+            return Some(ack);
+        }
+        self.held.push_back((self.numbered, Held::Ack(chunk, ack)));
+        None
+    }
+
+    /// Notes that the last record numbered is this node's own write to the chunk.
+    pub fn note_own(&mut self, chunk: ChunkId) {
+        self.held.push_back((self.numbered, Held::Own(chunk)));
+    }
+
+    /// Notes that the last record numbered adopts an epoch.
+    pub fn note_adopted(&mut self, chunk: ChunkId, epoch: Epoch) {
+        self.held.push_back((self.numbered, Held::Adopted(chunk, epoch)));
+    }
+
+    /// All records up to `seq` are durable.
+    ///
+    /// # Panics
+    /// If the journal reports a record that was never given to it.
+    pub fn release(&mut self, seq: JournalSeq) -> Released {
+        assert!(
+            seq <= self.numbered,
+            "the journal reports {seq:?}, only {:?} exist",
+            self.numbered
+        );
+        self.durable = self.durable.max(seq);
+        let mut released = Released::default();
+        while let Some((_, held)) = self.held.pop_front_if(|(at, _)| *at <= self.durable) {
+            match held {
+                Held::Effect(effect) => released.effects.push(effect),
+                Held::Ack(chunk, ack) => {
+                    released.acks.insert(chunk, ack);
+                }
+                Held::Own(chunk) => {
+                    released.own.insert(chunk);
+                }
+                Held::Adopted(chunk, epoch) => {
+                    released.adopted.insert(chunk, epoch);
+                }
+            }
+        }
+        released
+    }
+}

@@ -1,0 +1,567 @@
+//! The node as a value: inputs in, effects out. One match dispatches everything.
+//!
+//! Does not read clocks, sockets or disks; the shell (`node/src/task.rs`) and the simulator feed
+//! it and carry its effects out in order.
+
+use crate::context::{Context, Identity, ReadFor, Tickets};
+use crate::durable::{DurableState, ReplicaDurable};
+use crate::gate::Gate;
+use crate::outbox::{Alarm, ConnectionId, Effect, Link, Outbox, ReadTicket};
+use crate::peers::Peers;
+use crate::record::{JournalSeq, Record};
+use crate::replica::{Replica, Role};
+use crate::timing::Timing;
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+use ashlar_types::message::cluster::{
+    ControlDown, ControlUp, Heartbeat, ReplicaReport, ReplicaState,
+};
+use ashlar_types::message::data::{DataMessage, Network, PeerRefusal, Refusal, Stamp};
+use ashlar_types::{
+    BlockData, ChunkConfig, ChunkId, Epoch, Generation, NodeId, ReplicaId, SessionId, StartNumber,
+    StoreId, Time, VolumeId,
+};
+
+/// Everything that can happen to a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// Time passes; every 50 ms or so. More often is harmless.
+    Tick,
+    /// A frame arrived. A peer's network is the one that it came over.
+    Frame {
+        /// From whom.
+        from: Link,
+        /// What.
+        message: DataMessage,
+    },
+    /// All frames that were waiting have been handled: questions gathered on the way leave now.
+    BatchEnd,
+    /// A connection that this node dialled is up, hellos exchanged.
+    LinkUp {
+        /// The peer.
+        node: NodeId,
+        /// Over which network.
+        network: Network,
+        /// Its store.
+        store: StoreId,
+        /// Start number of its process.
+        start: StartNumber,
+    },
+    /// A dialled connection broke or could not be made.
+    LinkDown {
+        /// The peer.
+        node: NodeId,
+        /// Over which network.
+        network: Network,
+        /// Nobody listens at its port.
+        refused: bool,
+    },
+    /// A client's connection ended.
+    ClientGone {
+        /// Which.
+        connection: ConnectionId,
+    },
+    /// All records up to this one are on stable media.
+    Durable {
+        /// The last of them.
+        seq: JournalSeq,
+    },
+    /// The store has answered a read; `None`: the range cannot be read.
+    BlocksRead {
+        /// The read.
+        ticket: ReadTicket,
+        /// Content of the whole range.
+        content: Option<BlockData>,
+    },
+    /// The stream to the control plane is open (again): it must be told everything.
+    ControlUp,
+    /// A message of the control plane.
+    Control(ControlDown),
+    /// Room in the store.
+    Space {
+        /// What it can hold, in bytes.
+        capacity_bytes: u64,
+        /// What is taken, in bytes.
+        used_bytes: u64,
+    },
+}
+
+/// A node.
+#[derive(Debug)]
+pub struct NodeCore {
+    me: Identity,
+    timing: Timing,
+    replicas: BTreeMap<ChunkId, Replica>,
+    /// Replicas erased on order whose erasure is to be reported.
+    gone: BTreeMap<ChunkId, ReplicaReport>,
+    peers: Peers,
+    gate: Gate,
+    tickets: Tickets,
+    dirty: BTreeSet<ChunkId>,
+    fills: usize,
+    /// Newest session of each volume's attachment.
+    sessions: BTreeMap<VolumeId, (Generation, SessionId)>,
+    /// Chunks that had reads or writes since the last end of a batch.
+    touched: BTreeSet<ChunkId>,
+    last_beat: Time,
+    beats: u64,
+    last_heartbeat: Time,
+    space: (u64, u64),
+}
+
+impl NodeCore {
+    /// A node as its store describes it after a start; primaries open new terms at once.
+    #[must_use]
+    pub fn new(
+        now: Time,
+        me: Identity,
+        timing: Timing,
+        recovered: DurableState,
+        out: &mut Outbox,
+    ) -> Self {
+        let mut core = Self {
+            me,
+            timing,
+            replicas: BTreeMap::new(),
+            gone: BTreeMap::new(),
+            peers: Peers::default(),
+            gate: Gate::default(),
+            tickets: Tickets::default(),
+            dirty: BTreeSet::new(),
+            fills: 0,
+            sessions: BTreeMap::new(),
+            touched: BTreeSet::new(),
+            last_beat: now,
+            beats: 0,
+            last_heartbeat: now,
+            space: (0, 0),
+        };
+        for (chunk, durable) in recovered.into_replicas() {
+            core.watch_members(now, &durable.config);
+            let (_, mut context) = core.split(now, out);
+            let replica = Replica::recovered(durable, &mut context);
+            core.replicas.insert(chunk, replica);
+        }
+        core
+    }
+
+    /// Splits the node into its replicas and what a replica may use.
+    fn split<'a>(
+        &'a mut self,
+        now: Time,
+        out: &'a mut Outbox,
+    ) -> (&'a mut BTreeMap<ChunkId, Replica>, Context<'a>) {
+        let context = Context {
+            now,
+            me: self.me,
+            timing: &self.timing,
+            peers: &self.peers,
+            gate: &mut self.gate,
+            tickets: &mut self.tickets,
+            dirty: &mut self.dirty,
+            fills: &mut self.fills,
+            out,
+        };
+        (&mut self.replicas, context)
+    }
+
+    fn with_replica(
+        &mut self,
+        now: Time,
+        chunk: ChunkId,
+        out: &mut Outbox,
+        act: impl FnOnce(&mut Replica, &mut Context<'_>),
+    ) -> bool {
+        let (replicas, mut context) = self.split(now, out);
+        let Some(replica) = replicas.get_mut(&chunk) else { return false };
+        act(replica, &mut context);
+        true
+    }
+
+    fn with_primaries(
+        &mut self,
+        now: Time,
+        out: &mut Outbox,
+        mut act: impl FnMut(&mut crate::primary::Primary, &mut ReplicaDurable, &mut Context<'_>),
+    ) {
+        let (replicas, mut context) = self.split(now, out);
+        for replica in replicas.values_mut() {
+            if let Role::Primary(primary) = &mut replica.role {
+                act(primary, &mut replica.durable, &mut context);
+            }
+        }
+    }
+
+    /// Handles one input. Spurious inputs are harmless.
+    pub fn handle(&mut self, now: Time, input: Input, out: &mut Outbox) {
+        match input {
+            Input::Tick => self.on_tick(now, out),
+            Input::Frame { from: Link::Client(connection), message } => {
+                self.on_client(now, connection, message, out);
+            }
+            Input::Frame { from: Link::Peer(node, network), message } => {
+                self.peers.heard(now, node, network);
+                self.on_peer(now, node, network, message, out);
+            }
+            Input::BatchEnd => self.on_batch_end(now, out),
+            Input::LinkUp { node, network, store, start } => {
+                self.peers.linked(now, node, network, (store, start));
+                if network == Network::Primary {
+                    self.with_primaries(now, out, |primary, durable, context| {
+                        primary.on_link_up(node, durable, context);
+                    });
+                    self.acknowledge_again(now, node, out);
+                }
+            }
+            Input::LinkDown { node, network, refused } => {
+                self.peers.unlinked(now, node, network, refused);
+            }
+            Input::ClientGone { connection } => {
+                self.with_primaries(now, out, |primary, _, _| primary.forget_client(connection));
+            }
+            Input::Durable { seq } => self.on_durable(now, seq, out),
+            Input::BlocksRead { ticket, content } => self.on_blocks(now, ticket, content, out),
+            Input::ControlUp => self.report_everything(out),
+            Input::Control(message) => self.on_control(now, message, out),
+            Input::Space { capacity_bytes, used_bytes } => {
+                self.space = (capacity_bytes, used_bytes);
+            }
+        }
+        #[cfg(debug_assertions)]
+        self.check();
+    }
+
+    /// Panics if an invariant of the node does not hold.
+    ///
+    /// # Panics
+    /// On a broken invariant.
+    pub fn check(&self) {
+        for replica in self.replicas.values() {
+            replica.durable.check();
+        }
+    }
+
+    /// This node's replicas as they are now, for status and judges.
+    pub fn reports(&self) -> impl Iterator<Item = ReplicaReport> + '_ {
+        self.replicas.values().map(Replica::report)
+    }
+
+    /// The configuration that this node has adopted for a chunk.
+    #[must_use]
+    pub fn config(&self, chunk: ChunkId) -> Option<&ChunkConfig> {
+        self.replicas.get(&chunk).map(|replica| &replica.durable.config)
+    }
+
+    /// What must outlive the process, of one chunk.
+    #[must_use]
+    pub fn durable(&self, chunk: ChunkId) -> Option<&ReplicaDurable> {
+        self.replicas.get(&chunk).map(|replica| &replica.durable)
+    }
+
+    fn on_tick(&mut self, now: Time, out: &mut Outbox) {
+        if now.since(self.last_beat) >= self.timing.beat {
+            self.last_beat = now;
+            self.beats += 1;
+            for (node, network) in self.peers.links() {
+                let message = DataMessage::Beat { number: self.beats };
+                out.push(Effect::Send { to: Link::Peer(node, network), message });
+            }
+        }
+        self.with_primaries(now, out, |primary, durable, context| {
+            primary.on_tick(durable, context);
+        });
+        if now.since(self.last_heartbeat) >= self.timing.heartbeat {
+            self.last_heartbeat = now;
+            let (capacity_bytes, used_bytes) = self.space;
+            let peers = self.peers.evidence(now, self.timing.beat);
+            let heartbeat = Heartbeat { capacity_bytes, used_bytes, peers };
+            out.push(Effect::Control(ControlUp::Heartbeat(heartbeat)));
+        }
+        self.report_changes(out);
+    }
+
+    /// A request of a client: the session is admitted, the chunk's primary takes it from there.
+    fn on_client(
+        &mut self,
+        now: Time,
+        connection: ConnectionId,
+        message: DataMessage,
+        out: &mut Outbox,
+    ) {
+        let reply = |message| Effect::Send { to: Link::Client(connection), message };
+        let (id, stamp) = match &message {
+            DataMessage::Read { id, stamp, .. } | DataMessage::Write { id, stamp, .. } => {
+                (*id, *stamp)
+            }
+            DataMessage::FindConfig { id, chunk } => {
+                let answer = match self.config(*chunk) {
+                    Some(config) => {
+                        DataMessage::ConfigIs { id: *id, config: Box::new(config.clone()) }
+                    }
+                    None => DataMessage::Refused { id: *id, refusal: Refusal::UnknownChunk },
+                };
+                out.push(reply(answer));
+                return;
+            }
+            // Anything else is not a client's to say.
+            _other => return,
+        };
+        if let Some(refusal) = self.refuse_session(stamp) {
+            out.push(reply(DataMessage::Refused { id, refusal }));
+            return;
+        }
+        let held =
+            self.with_replica(now, stamp.chunk, out, |replica, context| match &mut replica.role {
+                Role::Primary(primary) => {
+                    primary.on_client(connection, message, &mut replica.durable, context);
+                }
+                Role::Member(_) | Role::Out => {
+                    let config = Box::new(replica.durable.config.clone());
+                    let refusal = Refusal::NotPrimary(config);
+                    context.reply(connection, DataMessage::Refused { id, refusal });
+                }
+            });
+        if held {
+            self.touched.insert(stamp.chunk);
+        } else {
+            out.push(reply(DataMessage::Refused { id, refusal: Refusal::UnknownChunk }));
+        }
+    }
+
+    /// The newest session of the newest generation speaks; older ones have ended.
+    fn refuse_session(&mut self, stamp: Stamp) -> Option<Refusal> {
+        let newest = self.sessions.entry(stamp.chunk.volume).or_default();
+        if stamp.generation > newest.0 || (stamp.generation == newest.0 && stamp.session > newest.1)
+        {
+            *newest = (stamp.generation, stamp.session);
+        }
+        (stamp.generation == newest.0 && stamp.session < newest.1).then_some(Refusal::SessionEnded)
+    }
+
+    fn on_peer(
+        &mut self,
+        now: Time,
+        from: NodeId,
+        network: Network,
+        message: DataMessage,
+        out: &mut Outbox,
+    ) {
+        match &message {
+            DataMessage::Beat { number } => {
+                let message = DataMessage::BeatReply { number: *number };
+                out.push(Effect::Send { to: Link::Peer(from, network), message });
+                return;
+            }
+            DataMessage::BeatReply { .. } => return,
+            DataMessage::Adopt { config }
+            | DataMessage::Collect { config, .. }
+            | DataMessage::OpenLearner { config, .. } => {
+                self.create_if_named(now, config, out);
+            }
+            _about_a_chunk => {}
+        }
+        let Some(chunk) = message.peer_chunk() else { return };
+        let answer = matches!(message, DataMessage::PeerRefused { .. });
+        let held = self.with_replica(now, chunk, out, |replica, context| {
+            replica.on_peer(from, message, context);
+        });
+        if !held && !answer {
+            let refusal = PeerRefusal::NotHeld;
+            let message = DataMessage::PeerRefused { chunk, refusal };
+            out.push(Effect::Send { to: Link::Peer(from, Network::Primary), message });
+        }
+    }
+
+    fn watch_members(&mut self, now: Time, config: &ChunkConfig) {
+        for replica in config.replicas().filter(|replica| replica.node != self.me.node) {
+            self.peers.watch(now, replica.node);
+        }
+    }
+
+    /// The replica that a configuration gives this node's store, in sync or learning.
+    fn named_here(&self, config: &ChunkConfig) -> Option<ReplicaId> {
+        config
+            .in_sync
+            .iter()
+            .chain(&config.learners)
+            .copied()
+            .find(|replica| replica.node == self.me.node && replica.store == self.me.store)
+    }
+
+    /// Begins to hold a chunk, empty, if a configuration says so. A store that is intact and has
+    /// no such replica has never held this incarnation, so empty is what it must be.
+    fn create_if_named(&mut self, now: Time, config: &ChunkConfig, out: &mut Outbox) {
+        self.watch_members(now, config);
+        if let Some(held) = self.replicas.get(&config.chunk) {
+            let other = self.named_here(config).is_some_and(|r| r != held.durable.replica);
+            if other {
+                out.push(Effect::Alarm(Alarm::ConfigRefused { chunk: config.chunk }));
+            }
+            return;
+        }
+        let Some(replica) = self.named_here(config) else { return };
+        if config.check().is_err() {
+            out.push(Effect::Alarm(Alarm::ConfigRefused { chunk: config.chunk }));
+            return;
+        }
+        self.gone.remove(&config.chunk);
+        let chunk = config.chunk;
+        let (_, mut context) = self.split(now, out);
+        let durable = ReplicaDurable::new(replica, config.clone());
+        let replica = Replica::created(durable, &mut context);
+        self.replicas.insert(chunk, replica);
+        self.dirty.insert(chunk);
+    }
+
+    fn on_control(&mut self, now: Time, message: ControlDown, out: &mut Outbox) {
+        match message {
+            ControlDown::Configs(configs) => {
+                for config in configs {
+                    self.create_if_named(now, &config, out);
+                    self.with_replica(now, config.chunk, out, |replica, context| {
+                        replica.adopt(&config, context);
+                    });
+                }
+            }
+            ControlDown::Erase(orders) => {
+                for (chunk, replica) in orders {
+                    self.erase(chunk, replica, out);
+                }
+            }
+            ControlDown::Peers(peers) => {
+                for peer in peers.iter().filter(|peer| peer.node != self.me.node) {
+                    self.peers.watch(now, peer.node);
+                }
+            }
+            ControlDown::ProposalRefused { .. } => {}
+        }
+        self.report_changes(out);
+    }
+
+    /// Erases a replica on order of the control plane, by its full name only.
+    fn erase(&mut self, chunk: ChunkId, replica: ReplicaId, out: &mut Outbox) {
+        let ours = replica.node == self.me.node && replica.store == self.me.store;
+        let named = |held: &Replica| held.durable.replica == replica;
+        if !ours || self.replicas.get(&chunk).is_some_and(|held| !named(held)) {
+            return;
+        }
+        if self.replicas.remove(&chunk).is_some() {
+            let seq = self.gate.number();
+            out.push(Effect::Persist { seq, record: Record::Erase { chunk } });
+        }
+        let report = ReplicaReport {
+            chunk,
+            replica,
+            adopted: Epoch(0),
+            generation: Generation(0),
+            state: ReplicaState::Gone,
+        };
+        self.gone.insert(chunk, report);
+        let effect = Effect::Control(ControlUp::Replicas(alloc::vec![report]));
+        if let Some(effect) = self.gate.hold(effect) {
+            out.push(effect);
+        }
+    }
+
+    fn on_durable(&mut self, now: Time, seq: JournalSeq, out: &mut Outbox) {
+        let released = self.gate.release(seq);
+        for effect in released.effects {
+            out.push(effect);
+        }
+        let (replicas, mut context) = self.split(now, out);
+        for (chunk, ack) in released.acks {
+            let effect = context.ack_effect(chunk, ack);
+            context.out.push(effect);
+        }
+        for chunk in released.own {
+            if let Some(Replica { role: Role::Primary(primary), durable, .. }) =
+                replicas.get_mut(&chunk)
+            {
+                primary.on_durable(durable, &mut context);
+            }
+        }
+        for (chunk, epoch) in released.adopted {
+            if let Some(replica) = replicas.get_mut(&chunk) {
+                replica.adopted_durably = replica.adopted_durably.max(epoch);
+                context.dirty.insert(chunk);
+            }
+        }
+        self.report_changes(out);
+    }
+
+    fn on_blocks(
+        &mut self,
+        now: Time,
+        ticket: ReadTicket,
+        content: Option<BlockData>,
+        out: &mut Outbox,
+    ) {
+        let Some((chunk, range, purpose)) = self.tickets.redeem(ticket) else { return };
+        if content.is_none() {
+            out.push(Effect::Alarm(Alarm::Unreadable { chunk, range }));
+        }
+        if let ReadFor::Fetch(to, term) = purpose {
+            if let Some(data) = content {
+                let message = DataMessage::Fetched { chunk, term, data };
+                out.push(Effect::Send { to: Link::Peer(to, Network::Primary), message });
+            }
+            return;
+        }
+        self.with_replica(now, chunk, out, |replica, context| {
+            if let Role::Primary(primary) = &mut replica.role {
+                primary.on_blocks(purpose, range, content, &mut replica.durable, context);
+            }
+        });
+    }
+
+    fn on_batch_end(&mut self, now: Time, out: &mut Outbox) {
+        let touched = core::mem::take(&mut self.touched);
+        let (replicas, mut context) = self.split(now, out);
+        for chunk in touched {
+            if let Some(Replica { role: Role::Primary(primary), durable, .. }) =
+                replicas.get_mut(&chunk)
+            {
+                primary.end_of_batch(durable, &mut context);
+            }
+        }
+        self.report_changes(out);
+    }
+
+    /// The way to a peer is open again: as a member, acknowledgements may have been lost.
+    fn acknowledge_again(&mut self, now: Time, node: NodeId, out: &mut Outbox) {
+        let (replicas, mut context) = self.split(now, out);
+        for replica in replicas.values() {
+            let config = &replica.durable.config;
+            if matches!(replica.role, Role::Member(_)) && config.primary.node == node {
+                let ack = crate::gate::Acknowledge {
+                    to: node,
+                    epoch: config.epoch,
+                    lsn: replica.durable.last,
+                };
+                context.acknowledge(config.chunk, ack);
+            }
+        }
+    }
+
+    /// Tells the control plane of replicas whose state has changed.
+    fn report_changes(&mut self, out: &mut Outbox) {
+        if self.dirty.is_empty() {
+            return;
+        }
+        let dirty = core::mem::take(&mut self.dirty);
+        let reports: Vec<ReplicaReport> = dirty
+            .iter()
+            .filter_map(|chunk| self.replicas.get(chunk).map(Replica::report))
+            .collect();
+        out.push(Effect::Control(ControlUp::Replicas(reports)));
+    }
+
+    fn report_everything(&mut self, out: &mut Outbox) {
+        let held = self.replicas.values().map(Replica::report);
+        let reports: Vec<ReplicaReport> = held.chain(self.gone.values().copied()).collect();
+        self.dirty.clear();
+        out.push(Effect::Control(ControlUp::Replicas(reports)));
+        self.last_heartbeat = Time::ZERO;
+    }
+}

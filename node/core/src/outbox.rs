@@ -1,0 +1,108 @@
+//! What the core wants done. The shell carries effects out in the order given and decides nothing.
+
+use crate::record::{JournalSeq, Record};
+use alloc::vec::Vec;
+use ashlar_types::message::cluster::ControlUp;
+use ashlar_types::message::data::{DataMessage, Network};
+use ashlar_types::{BlockRange, ChunkId, Lsn, NodeId};
+
+/// Number of a client's connection, given by the shell; never reused in one process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId(pub u64);
+
+/// Number of a read that the core asked of the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReadTicket(pub u64);
+
+/// The other end of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Link {
+    /// A client's connection.
+    Client(ConnectionId),
+    /// A node, over one of the two networks. Sends use the connection that this node dialled.
+    Peer(NodeId, Network),
+}
+
+/// One thing to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Send a message; if the connection is gone, drop it (the core learns of that by itself).
+    Send {
+        /// To whom.
+        to: Link,
+        /// What.
+        message: DataMessage,
+    },
+    /// Append a record to the journal; report [`crate::machine::Input::Durable`] when it and all
+    /// before it are on stable media.
+    Persist {
+        /// Its number.
+        seq: JournalSeq,
+        /// The record.
+        record: Record,
+    },
+    /// Read blocks from the store; all records persisted before this effect must be seen.
+    Read {
+        /// Number for the answer.
+        ticket: ReadTicket,
+        /// The chunk.
+        chunk: ChunkId,
+        /// The blocks.
+        range: BlockRange,
+    },
+    /// Tell the control plane; if it cannot be reached, drop it.
+    Control(ControlUp),
+    /// Log it: an operator should know.
+    Alarm(Alarm),
+}
+
+/// What an operator should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Alarm {
+    /// This primary lacks writes that a member knows to be committed: its store lost data. It
+    /// does not serve; another must be elected.
+    LacksCommitted {
+        /// The chunk.
+        chunk: ChunkId,
+        /// End of this replica's prefix.
+        last: Lsn,
+        /// What a member knows to be committed.
+        committed: Lsn,
+    },
+    /// A configuration names this node with another incarnation or contradicts itself.
+    ConfigRefused {
+        /// The chunk.
+        chunk: ChunkId,
+    },
+    /// The store could not read a range.
+    Unreadable {
+        /// The chunk.
+        chunk: ChunkId,
+        /// The range.
+        range: BlockRange,
+    },
+}
+
+/// Effects in order.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    effects: Vec<Effect>,
+}
+
+impl Outbox {
+    /// Adds an effect.
+    pub fn push(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    /// Takes all effects out, in order.
+    pub fn drain(&mut self) -> alloc::vec::Drain<'_, Effect> {
+        self.effects.drain(..)
+    }
+
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.effects.is_empty()
+    }
+}

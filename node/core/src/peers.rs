@@ -1,0 +1,151 @@
+//! What this node sees of the others: links, signs of life, refusals, over both networks.
+//!
+//! Evidence only: who is dead is the control plane's decision (design.md section 6).
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use ashlar_types::message::cluster::{PathState, PeerEvidence, RemovalReason};
+use ashlar_types::message::data::Network;
+use ashlar_types::{NodeId, StartNumber, StoreId, Time};
+use core::time::Duration;
+
+/// One network towards one peer.
+#[derive(Clone, Copy, Debug, Default)]
+struct Path {
+    /// The connection that this node dialled is up.
+    linked: bool,
+    /// The last attempt to dial found no listener.
+    refused: bool,
+    /// Last frame from the peer over this network, or when watching began.
+    heard: Time,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Peer {
+    /// Store and start number of the process at the other end, from its hello.
+    process: Option<(StoreId, StartNumber)>,
+    primary: Path,
+    replication: Path,
+}
+
+impl Peer {
+    const fn path(&mut self, network: Network) -> &mut Path {
+        match network {
+            Network::Primary => &mut self.primary,
+            Network::Replication => &mut self.replication,
+        }
+    }
+}
+
+/// All peers of this node.
+#[derive(Debug, Default)]
+pub struct Peers {
+    peers: BTreeMap<NodeId, Peer>,
+}
+
+impl Peers {
+    /// Starts watching a peer; a known one stays as it is.
+    pub fn watch(&mut self, now: Time, node: NodeId) {
+        let path = Path { linked: false, refused: false, heard: now };
+        self.peers.entry(node).or_insert(Peer { process: None, primary: path, replication: path });
+    }
+
+    /// A dialled connection is up.
+    pub fn linked(
+        &mut self,
+        now: Time,
+        node: NodeId,
+        network: Network,
+        process: (StoreId, StartNumber),
+    ) {
+        self.watch(now, node);
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.process = Some(process);
+            *peer.path(network) = Path { linked: true, refused: false, heard: now };
+        }
+    }
+
+    /// A dialled connection broke, or could not be made (`refused`: nobody listens).
+    pub fn unlinked(&mut self, now: Time, node: NodeId, network: Network, refused: bool) {
+        self.watch(now, node);
+        if let Some(peer) = self.peers.get_mut(&node) {
+            let path = peer.path(network);
+            path.linked = false;
+            path.refused = refused;
+        }
+    }
+
+    /// A frame came from the peer.
+    pub fn heard(&mut self, now: Time, node: NodeId, network: Network) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            let path = peer.path(network);
+            path.heard = now;
+            path.refused = false;
+        }
+    }
+
+    /// Whether messages can be sent over the primary network.
+    #[must_use]
+    pub fn reachable(&self, node: NodeId) -> bool {
+        self.peers.get(&node).is_some_and(|peer| peer.primary.linked)
+    }
+
+    /// Store and start number of the peer's process as of its last hello.
+    #[must_use]
+    pub fn process(&self, node: NodeId) -> Option<(StoreId, StartNumber)> {
+        self.peers.get(&node).and_then(|peer| peer.process)
+    }
+
+    /// Why the peer counts as unresponsive, if it does: refused on both networks, or silent on
+    /// both for at least `silence`.
+    #[must_use]
+    pub fn unresponsive(
+        &self,
+        now: Time,
+        node: NodeId,
+        silence: Duration,
+    ) -> Option<RemovalReason> {
+        let peer = self.peers.get(&node)?;
+        if peer.primary.refused && peer.replication.refused {
+            return Some(RemovalReason::Refused);
+        }
+        let quiet = now.since(peer.primary.heard.max(peer.replication.heard));
+        (quiet >= silence).then(|| RemovalReason::Silent { millis: millis(quiet) })
+    }
+
+    /// Dialled connections that are up.
+    pub fn links(&self) -> impl Iterator<Item = (NodeId, Network)> + '_ {
+        self.peers.iter().flat_map(|(node, peer)| {
+            let primary = peer.primary.linked.then_some((*node, Network::Primary));
+            let replication = peer.replication.linked.then_some((*node, Network::Replication));
+            primary.into_iter().chain(replication)
+        })
+    }
+
+    /// The evidence as it goes into a heartbeat.
+    #[must_use]
+    pub fn evidence(&self, now: Time, beat: Duration) -> Vec<PeerEvidence> {
+        let state = |path: &Path| {
+            let quiet = now.since(path.heard);
+            if path.refused {
+                PathState::Refused
+            } else if path.linked && quiet <= beat.saturating_mul(3) {
+                PathState::Up
+            } else {
+                PathState::Silent { millis: millis(quiet) }
+            }
+        };
+        self.peers
+            .iter()
+            .map(|(node, peer)| PeerEvidence {
+                node: *node,
+                primary_net: state(&peer.primary),
+                replication_net: state(&peer.replication),
+            })
+            .collect()
+    }
+}
+
+fn millis(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}

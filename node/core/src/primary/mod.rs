@@ -1,0 +1,484 @@
+//! The primary of a chunk: the one replica that orders writes and acknowledges them.
+//!
+//! ```text
+//!  elected / process started
+//!        |
+//!   Collecting --all members answered--> Fetching --ranges taken over--> Overwriting --committed--> Serving
+//!        ^                                  |                                |
+//!        +------ membership changed --------+                                (membership may change)
+//! ```
+//! Invariants:
+//! - nothing is acknowledged that is not durable here and at every in-sync replica, with at least
+//!   `copies_min` of them in sync (invariant 2);
+//! - a learner whose promotion is proposed counts as in sync until a later epoch is adopted;
+//! - reads and writes of clients are carried out only while Serving.
+//!
+//! Does not decide who is primary, and removes or adds nobody: it proposes (`propose.rs`).
+
+mod fill;
+mod opening;
+mod propose;
+mod read;
+mod write;
+
+use crate::context::{Context, ReadFor};
+use crate::durable::ReplicaDurable;
+use crate::outbox::ConnectionId;
+use crate::record::JournalSeq;
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use ashlar_types::message::data::{DataMessage, History, NotReady, PeerRefusal, Refusal, Stamp};
+use ashlar_types::{
+    BlockData, BlockRange, ChunkConfig, Lsn, NodeId, ReplicaId, RequestId, Term, Time,
+};
+use core::time::Duration;
+
+use fill::Fill;
+use opening::Phase;
+use propose::Proposals;
+use read::Reads;
+
+/// Shortest time between two resends of everything to one member: a burst of refusals for one
+/// cause must not multiply the resends.
+const RESYNC_INTERVAL: Duration = Duration::from_millis(20);
+
+/// One replica that is sent the chunk's writes.
+#[derive(Debug)]
+pub(crate) struct Follower {
+    pub(crate) replica: ReplicaId,
+    /// Its contiguous durable prefix in this term.
+    acked: Lsn,
+    /// Its answer to the collect of this term.
+    history: Option<History>,
+    /// A learner's fill.
+    fill: Option<Fill>,
+    /// It says itself that it does not hold the replica.
+    says_gone: bool,
+    resynced_at: Option<Time>,
+    wants_resync: bool,
+}
+
+impl Follower {
+    const fn new(replica: ReplicaId) -> Self {
+        Self {
+            replica,
+            acked: Lsn::ZERO,
+            history: None,
+            fill: None,
+            says_gone: false,
+            resynced_at: None,
+            wants_resync: false,
+        }
+    }
+}
+
+/// A write with a position.
+#[derive(Debug)]
+struct InFlight {
+    lsn: Lsn,
+    data: BlockData,
+    reply: Option<(ConnectionId, RequestId)>,
+    /// Its record in the journal here.
+    seq: JournalSeq,
+    since: Time,
+}
+
+/// A client's request that waits for the chunk.
+#[derive(Debug)]
+struct Waiting {
+    connection: ConnectionId,
+    id: RequestId,
+    stamp: Stamp,
+    what: Request,
+}
+
+#[derive(Debug)]
+enum Request {
+    Read(BlockRange),
+    Write(BlockData),
+}
+
+/// The primary's volatile state.
+#[derive(Debug)]
+pub(crate) struct Primary {
+    term: Term,
+    phase: Phase,
+    followers: Vec<Follower>,
+    in_flight: VecDeque<InFlight>,
+    /// This replica's own contiguous durable prefix in this term.
+    own_durable: Lsn,
+    /// Record of the opening here.
+    opening_seq: JournalSeq,
+    committed: Lsn,
+    waiting: VecDeque<Waiting>,
+    /// Committed while fewer than `copies_min` were in sync: acknowledged when enough are again.
+    withheld: Vec<(ConnectionId, RequestId)>,
+    reads: Reads,
+    proposals: Proposals,
+    committed_told: Lsn,
+}
+
+impl Primary {
+    /// Takes up the primaryship under the adopted configuration: a new term.
+    pub(crate) fn elected(durable: &mut ReplicaDurable, context: &mut Context<'_>) -> Self {
+        let term = Term { elected: durable.config.elected, start: context.me.start };
+        let mut primary = Self {
+            term,
+            phase: Phase::Collecting { asked_at: context.now },
+            followers: Vec::new(),
+            in_flight: VecDeque::new(),
+            own_durable: Lsn::ZERO,
+            opening_seq: JournalSeq::default(),
+            committed: durable.committed,
+            waiting: VecDeque::new(),
+            withheld: Vec::new(),
+            reads: Reads::default(),
+            proposals: Proposals::default(),
+            committed_told: Lsn::ZERO,
+        };
+        primary.match_followers(&durable.config, context);
+        primary.begin_collecting(durable, context);
+        primary
+    }
+
+    pub(crate) const fn term(&self) -> Term {
+        self.term
+    }
+
+    pub(crate) const fn is_serving(&self) -> bool {
+        matches!(self.phase, Phase::Serving)
+    }
+
+    /// The configuration has changed and this replica is still its primary.
+    pub(crate) fn reconfigured(&mut self, durable: &mut ReplicaDurable, context: &mut Context<'_>) {
+        self.match_followers(&durable.config, context);
+        self.proposals.epoch_changed(context.now);
+        let config = Box::new(durable.config.clone());
+        for follower in &self.followers {
+            let message = DataMessage::Adopt { config: config.clone() };
+            context.mirror_eagerly(follower.replica.node, message);
+        }
+        self.reads.ask_again();
+        match self.phase {
+            Phase::Collecting { .. } | Phase::Fetching { .. } => {
+                self.begin_collecting(durable, context);
+            }
+            Phase::Overwriting { .. } | Phase::Serving => self.advance(durable, context),
+        }
+    }
+
+    /// One follower for each other in-sync replica and learner of the configuration.
+    fn match_followers(&mut self, config: &ChunkConfig, context: &mut Context<'_>) {
+        let wanted = |replica: ReplicaId| {
+            replica != config.primary && (config.is_in_sync(replica) || config.is_learner(replica))
+        };
+        for follower in &mut self.followers {
+            if follower.fill.is_some() && !config.is_learner(follower.replica) {
+                follower.end_fill(context);
+            }
+        }
+        self.followers.retain(|follower| wanted(follower.replica));
+        for replica in config.in_sync.iter().chain(&config.learners).copied().filter(|r| wanted(*r))
+        {
+            if !self.followers.iter().any(|follower| follower.replica == replica) {
+                self.followers.push(Follower::new(replica));
+            }
+        }
+    }
+
+    /// Another replica is primary now, or this one is stale: everyone who waits is told.
+    pub(crate) fn dismiss(&mut self, config: &ChunkConfig, context: &mut Context<'_>) {
+        let waiting = self.waiting.drain(..).map(|w| (w.connection, w.id));
+        let in_flight = self.in_flight.drain(..).filter_map(|write| write.reply);
+        let reads = self.reads.drain();
+        let all: Vec<_> =
+            waiting.chain(in_flight).chain(self.withheld.drain(..)).chain(reads).collect();
+        for (connection, id) in all {
+            let refusal = Refusal::NotPrimary(Box::new(config.clone()));
+            context.reply(connection, DataMessage::Refused { id, refusal });
+        }
+        for follower in &mut self.followers {
+            follower.end_fill(context);
+        }
+    }
+
+    /// Whether writes wait for this follower's acknowledgement.
+    fn is_required(&self, replica: ReplicaId, durable: &ReplicaDurable) -> bool {
+        durable.config.is_in_sync(replica)
+            || durable.proposal.is_some_and(|proposed| proposed.learner == replica)
+    }
+
+    /// A client's read or write. Refused at once if it can never be carried out as it is.
+    pub(crate) fn on_client(
+        &mut self,
+        connection: ConnectionId,
+        message: DataMessage,
+        durable: &mut ReplicaDurable,
+        context: &mut Context<'_>,
+    ) {
+        let (id, stamp, what) = match message {
+            DataMessage::Read { id, stamp, range } => (id, stamp, Request::Read(range)),
+            DataMessage::Write { id, stamp, data } => (id, stamp, Request::Write(data)),
+            _other => return,
+        };
+        let request = Waiting { connection, id, stamp, what };
+        if self.waiting.is_empty() && self.may_begin(&request.what, durable) {
+            self.begin(request, durable, context);
+        } else if self.waiting.len() < context.timing.waiting_max {
+            self.waiting.push_back(request);
+        } else {
+            let refusal = Refusal::NotReady(NotReady::QueueFull);
+            context.reply(connection, DataMessage::Refused { id, refusal });
+        }
+    }
+
+    fn may_begin(&self, what: &Request, durable: &ReplicaDurable) -> bool {
+        self.is_serving()
+            && match what {
+                Request::Read(_) => true,
+                Request::Write(_) => self.may_assign(durable),
+            }
+    }
+
+    /// Carries out a request now; epoch, generation and range are checked at this moment.
+    fn begin(&mut self, request: Waiting, durable: &mut ReplicaDurable, context: &mut Context<'_>) {
+        let range = match &request.what {
+            Request::Read(range) => *range,
+            Request::Write(data) => data.range,
+        };
+        let config = &durable.config;
+        let stamp = request.stamp;
+        let refusal = if stamp.generation < config.generation {
+            Some(Refusal::WrongGeneration { current: config.generation })
+        } else if stamp.generation > config.generation || stamp.epoch > config.epoch {
+            // The client knows a configuration that has not arrived here yet.
+            Some(Refusal::NotReady(NotReady::OpeningTerm))
+        } else if stamp.epoch < config.epoch {
+            Some(Refusal::WrongEpoch(Box::new(config.clone())))
+        } else if range.count == 0 || range.end() > config.blocks {
+            Some(Refusal::BadRequest)
+        } else {
+            None
+        };
+        if let Some(refusal) = refusal {
+            context.reply(request.connection, DataMessage::Refused { id: request.id, refusal });
+            return;
+        }
+        match request.what {
+            Request::Read(range) => {
+                let op = (request.connection, request.id);
+                let number = self.reads.add(op, range);
+                context.read(durable.config.chunk, range, ReadFor::Client(number));
+            }
+            Request::Write(data) => {
+                self.assign(data, Some((request.connection, request.id)), durable, context);
+            }
+        }
+    }
+
+    /// Begins what waits, as far as it may.
+    fn pump(&mut self, durable: &mut ReplicaDurable, context: &mut Context<'_>) {
+        while let Some(front) = self.waiting.front() {
+            if !self.may_begin(&front.what, durable) {
+                return;
+            }
+            let Some(request) = self.waiting.pop_front() else { return };
+            self.begin(request, durable, context);
+        }
+    }
+
+    /// A client's connection is gone: nobody waits for its answers. Writes that have a position
+    /// keep it.
+    pub(crate) fn forget_client(&mut self, connection: ConnectionId) {
+        self.waiting.retain(|request| request.connection != connection);
+        self.withheld.retain(|(to, _)| *to != connection);
+        self.reads.forget_client(connection);
+        for write in &mut self.in_flight {
+            write.reply = write.reply.filter(|(to, _)| *to != connection);
+        }
+    }
+
+    /// An answer of a follower.
+    pub(crate) fn on_answer(
+        &mut self,
+        from: NodeId,
+        message: DataMessage,
+        durable: &mut ReplicaDurable,
+        context: &mut Context<'_>,
+    ) {
+        let Some(at) = self.followers.iter().position(|f| f.replica.node == from) else { return };
+        match message {
+            DataMessage::Collected { epoch, term, history, .. } => {
+                if term == self.term && epoch <= durable.config.epoch {
+                    self.on_collected(at, history, durable, context);
+                }
+            }
+            DataMessage::Fetched { term, data, .. } => {
+                if term == self.term {
+                    self.on_fetched(from, data, durable, context);
+                }
+            }
+            DataMessage::MirrorAck { lsn, start, .. } => {
+                if lsn.term == self.term {
+                    self.on_mirror_ack(at, lsn, start, durable, context);
+                }
+            }
+            DataMessage::Confirmed { term, round, .. } => {
+                if term == self.term && self.reads.on_confirmed(from, round) {
+                    self.finish_reads(durable, context);
+                    self.ask_confirmation(durable, context);
+                }
+            }
+            DataMessage::CopyAck { term, learner_start, number, .. } => {
+                if term == self.term {
+                    self.on_copy_ack(at, learner_start, number, durable, context);
+                }
+            }
+            DataMessage::PeerRefused { refusal, .. } => {
+                self.on_refused(at, &refusal, durable, context);
+            }
+            _other => {}
+        }
+    }
+
+    fn on_refused(
+        &mut self,
+        at: usize,
+        refusal: &PeerRefusal,
+        durable: &ReplicaDurable,
+        context: &mut Context<'_>,
+    ) {
+        let Some(follower) = self.followers.get_mut(at) else { return };
+        match refusal {
+            PeerRefusal::NotHeld => follower.says_gone = true,
+            PeerRefusal::OtherStart(_) => {
+                let proposed = durable.proposal.is_some_and(|p| p.learner == follower.replica);
+                if !proposed {
+                    follower.end_fill(context);
+                }
+            }
+            PeerRefusal::LowerEpoch(_)
+            | PeerRefusal::LowerTerm(_)
+            | PeerRefusal::NotAdopted(_)
+            | PeerRefusal::Gap(_) => self.resync(at, durable, context),
+        }
+    }
+
+    /// Sends a follower everything it may lack: configuration, opening, writes.
+    fn resync(&mut self, at: usize, durable: &ReplicaDurable, context: &mut Context<'_>) {
+        let Some(follower) = self.followers.get_mut(at) else { return };
+        let early =
+            follower.resynced_at.is_some_and(|then| context.now.since(then) < RESYNC_INTERVAL);
+        if early {
+            follower.wants_resync = true;
+            return;
+        }
+        follower.resynced_at = Some(context.now);
+        follower.wants_resync = false;
+        let to = follower.replica.node;
+        let config = Box::new(durable.config.clone());
+        context.mirror_eagerly(to, DataMessage::Adopt { config });
+        self.resend_opening(at, durable, context);
+        self.resend_writes(at, durable, context);
+    }
+
+    /// The connection to a follower's node is up (again).
+    pub(crate) fn on_link_up(
+        &mut self,
+        node: NodeId,
+        durable: &mut ReplicaDurable,
+        context: &mut Context<'_>,
+    ) {
+        let Some(at) = self.followers.iter().position(|f| f.replica.node == node) else { return };
+        self.restart_lost_fill(at, durable, context);
+        if let Some(follower) = self.followers.get_mut(at) {
+            follower.resynced_at = None;
+        }
+        self.resync(at, durable, context);
+    }
+
+    /// Time passes: what was lost is sent again, what is due is proposed, fills begin.
+    pub(crate) fn on_tick(&mut self, durable: &mut ReplicaDurable, context: &mut Context<'_>) {
+        for at in 0..self.followers.len() {
+            if self.needs_resend(at, durable, context) {
+                self.resync(at, durable, context);
+            }
+        }
+        self.tick_opening(durable, context);
+        self.reads.tick(context.now, context.timing.retry);
+        self.ask_confirmation(durable, context);
+        self.tell_committed(durable, context);
+        if self.is_serving() {
+            self.begin_fills(durable, context);
+        }
+        self.propose(durable, context);
+    }
+
+    fn needs_resend(&self, at: usize, durable: &ReplicaDurable, context: &Context<'_>) -> bool {
+        let Some(follower) = self.followers.get(at) else { return false };
+        let oldest = self.in_flight.iter().find(|write| write.lsn > follower.acked);
+        let stalled = oldest
+            .is_some_and(|write| context.now.since(write.since) > context.timing.stall)
+            && follower
+                .resynced_at
+                .is_none_or(|then| context.now.since(then) > context.timing.stall)
+            && (self.is_required(follower.replica, durable) || follower.fill.is_some());
+        context.peers.reachable(follower.replica.node) && (stalled || follower.wants_resync)
+    }
+
+    /// All records of this chunk's own writes up to some number are durable.
+    pub(crate) fn on_durable(&mut self, durable: &mut ReplicaDurable, context: &mut Context<'_>) {
+        self.advance(durable, context);
+    }
+
+    /// The store has answered a read.
+    pub(crate) fn on_blocks(
+        &mut self,
+        purpose: ReadFor,
+        range: BlockRange,
+        content: Option<BlockData>,
+        durable: &mut ReplicaDurable,
+        context: &mut Context<'_>,
+    ) {
+        match purpose {
+            ReadFor::Client(number) => match content {
+                Some(data) => {
+                    let seen = self.newest_write_over(range);
+                    self.reads.filled(number, data, seen);
+                    self.finish_reads(durable, context);
+                }
+                None => {
+                    if let Some((connection, id)) = self.reads.fail(number) {
+                        let refusal = Refusal::Unreadable(range);
+                        context.reply(connection, DataMessage::Refused { id, refusal });
+                    }
+                }
+            },
+            ReadFor::Overwrite(term) => {
+                if let Some(data) = content.filter(|_| term == self.term) {
+                    self.overwrite(data, durable, context);
+                }
+            }
+            ReadFor::Fill(learner, start, number) => {
+                self.on_fill_blocks(learner, start, number, content, durable, context);
+            }
+            ReadFor::Fetch(..) => {}
+        }
+    }
+
+    /// Position of the newest write over the range that is not committed yet: a content read now
+    /// may hold it, so it must not be shown before it is committed.
+    fn newest_write_over(&self, range: BlockRange) -> Lsn {
+        self.in_flight
+            .iter()
+            .rev()
+            .find(|write| write.lsn > self.committed && write.data.range.overlaps(range))
+            .map_or(Lsn::ZERO, |write| write.lsn)
+    }
+
+    /// End of a batch of inputs: one question serves all reads that arrived with it.
+    pub(crate) fn end_of_batch(&mut self, durable: &ReplicaDurable, context: &mut Context<'_>) {
+        self.ask_confirmation(durable, context);
+    }
+}

@@ -1,0 +1,159 @@
+//! A read at the primary (design.md 4.4): content, proof of primaryship, commitment.
+//!
+//! A read is answered when three things have come together, in any order:
+//! 1. the store has returned the content, read after the request arrived;
+//! 2. every write that the content may show is committed (once seen, never unseen);
+//! 3. every other required replica has said, in answer to a question asked after the request
+//!    arrived, that it knows no later epoch or term. One question serves all reads that wait.
+//!
+//! Read leases will replace the question; until then every read asks.
+
+use super::Primary;
+use crate::context::Context;
+use crate::durable::ReplicaDurable;
+use crate::outbox::ConnectionId;
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use ashlar_types::message::data::DataMessage;
+use ashlar_types::{BlockData, BlockRange, Lsn, NodeId, RequestId, Time};
+use core::time::Duration;
+
+#[derive(Debug)]
+struct ReadOp {
+    to: (ConnectionId, RequestId),
+    /// The first round of questions that was asked after this read arrived.
+    round: u64,
+    content: Option<BlockData>,
+    /// Newest write that the content may show.
+    seen: Lsn,
+}
+
+#[derive(Debug)]
+struct Round {
+    number: u64,
+    unanswered: Vec<NodeId>,
+    asked_at: Time,
+}
+
+/// Reads that are under way at a primary.
+#[derive(Debug, Default)]
+pub(super) struct Reads {
+    last_number: u64,
+    ops: BTreeMap<u64, ReadOp>,
+    /// Number of the last round that was asked.
+    asked: u64,
+    /// Number of the last round that all have answered.
+    confirmed: u64,
+    open: Option<Round>,
+}
+
+impl Reads {
+    /// Takes a read in; gives its number for the store's answer.
+    pub(super) fn add(&mut self, to: (ConnectionId, RequestId), range: BlockRange) -> u64 {
+        debug_assert!(range.count > 0, "ranges are checked before");
+        self.last_number += 1;
+        let op = ReadOp { to, round: self.asked + 1, content: None, seen: Lsn::ZERO };
+        self.ops.insert(self.last_number, op);
+        self.last_number
+    }
+
+    pub(super) fn filled(&mut self, number: u64, content: BlockData, seen: Lsn) {
+        if let Some(op) = self.ops.get_mut(&number) {
+            op.content = Some(content);
+            op.seen = seen;
+        }
+    }
+
+    /// The store cannot give the content: the read ends.
+    pub(super) fn fail(&mut self, number: u64) -> Option<(ConnectionId, RequestId)> {
+        self.ops.remove(&number).map(|op| op.to)
+    }
+
+    pub(super) fn drain(&mut self) -> Vec<(ConnectionId, RequestId)> {
+        core::mem::take(&mut self.ops).into_values().map(|op| op.to).collect()
+    }
+
+    pub(super) fn forget_client(&mut self, connection: ConnectionId) {
+        self.ops.retain(|_, op| op.to.0 != connection);
+    }
+
+    /// Whoever must answer has changed: the open question is void.
+    pub(super) fn ask_again(&mut self) {
+        self.open = None;
+    }
+
+    /// Takes an answer in; true if it was the last one of the round.
+    pub(super) fn on_confirmed(&mut self, from: NodeId, number: u64) -> bool {
+        let Some(round) = self.open.as_mut().filter(|round| round.number == number) else {
+            return false;
+        };
+        round.unanswered.retain(|node| *node != from);
+        if !round.unanswered.is_empty() {
+            return false;
+        }
+        self.confirmed = number;
+        self.open = None;
+        true
+    }
+
+    /// Gives an unanswered question up after a while; the next one is asked at once.
+    pub(super) fn tick(&mut self, now: Time, retry: Duration) {
+        if self.open.as_ref().is_some_and(|round| now.since(round.asked_at) >= retry) {
+            self.open = None;
+        }
+    }
+
+    /// Whether a question should be asked now.
+    fn wants_round(&self) -> bool {
+        self.open.is_none() && self.ops.values().any(|op| op.round > self.confirmed)
+    }
+}
+
+impl Primary {
+    /// Asks all other required replicas, if reads wait for it and no question is open.
+    pub(super) fn ask_confirmation(&mut self, durable: &ReplicaDurable, context: &mut Context<'_>) {
+        if !self.reads.wants_round() {
+            return;
+        }
+        self.reads.asked += 1;
+        let round = self.reads.asked;
+        let unanswered: Vec<NodeId> = self
+            .followers
+            .iter()
+            .filter(|follower| self.is_required(follower.replica, durable))
+            .map(|follower| follower.replica.node)
+            .collect();
+        if unanswered.is_empty() {
+            // The only in-sync replica with no promotion in flight: nobody else could be primary.
+            self.reads.confirmed = round;
+            self.finish_reads(durable, context);
+            return;
+        }
+        let (chunk, epoch, term) = (durable.config.chunk, durable.config.epoch, self.term);
+        for node in &unanswered {
+            context.mirror_eagerly(*node, DataMessage::Confirm { chunk, epoch, term, round });
+        }
+        self.reads.open = Some(Round { number: round, unanswered, asked_at: context.now });
+    }
+
+    /// Answers every read for which all three conditions hold. The role is checked by being here:
+    /// a replica that is primary no more has dropped its reads.
+    pub(super) fn finish_reads(&mut self, durable: &ReplicaDurable, context: &mut Context<'_>) {
+        if self.reads.ops.is_empty() {
+            return;
+        }
+        let (committed, confirmed) = (self.committed, self.reads.confirmed);
+        let ready =
+            |op: &ReadOp| op.round <= confirmed && op.seen <= committed && op.content.is_some();
+        let done: Vec<u64> =
+            self.reads.ops.iter().filter(|(_, op)| ready(op)).map(|(number, _)| *number).collect();
+        debug_assert!(durable.config.primary == durable.replica, "only a primary reads");
+        for number in done {
+            if let Some(ReadOp { to: (connection, id), content: Some(data), .. }) =
+                self.reads.ops.remove(&number)
+            {
+                context.reply(connection, DataMessage::ReadDone { id, data });
+            }
+        }
+    }
+}

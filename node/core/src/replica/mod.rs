@@ -1,0 +1,164 @@
+//! One replica of a chunk at this node: what it must keep, and the role it plays now.
+//!
+//! ```text
+//!            adopt: primary          adopt: in sync or learner
+//!   Primary <---------------- any ----------------------------> Member
+//!                              | adopt: stale
+//!                              v
+//!                             Out
+//! ```
+//! The role follows from the adopted configuration alone; a node never chooses it.
+//!
+//! Path of a write: client 3 of 9 (primary), 5 of 9 (member).
+
+mod member;
+
+use crate::context::Context;
+use crate::durable::ReplicaDurable;
+use crate::primary::Primary;
+use crate::record::Record;
+use alloc::boxed::Box;
+use ashlar_types::message::cluster::{ReplicaReport, ReplicaState};
+use ashlar_types::message::data::{DataMessage, PeerRefusal};
+use ashlar_types::{ChunkConfig, Epoch, NodeId};
+
+pub(crate) use member::Member;
+
+/// What the replica is at present.
+#[derive(Debug)]
+pub(crate) enum Role {
+    /// Stale: keeps its data, takes no part.
+    Out,
+    /// In-sync secondary or learner.
+    Member(Member),
+    /// The primary.
+    Primary(Box<Primary>),
+}
+
+/// One replica.
+#[derive(Debug)]
+pub(crate) struct Replica {
+    pub(crate) durable: ReplicaDurable,
+    pub(crate) role: Role,
+    /// The newest adopted epoch that is on stable media.
+    pub(crate) adopted_durably: Epoch,
+}
+
+impl Replica {
+    /// A replica as found in the store at start; takes up its role.
+    pub(crate) fn recovered(durable: ReplicaDurable, context: &mut Context<'_>) -> Self {
+        let adopted_durably = durable.config.epoch;
+        let mut replica = Self { durable, role: Role::Out, adopted_durably };
+        replica.take_role(context);
+        replica
+    }
+
+    /// A replica that this node holds from now on.
+    pub(crate) fn created(durable: ReplicaDurable, context: &mut Context<'_>) -> Self {
+        let config = durable.config.clone();
+        let mut replica = Self { durable, role: Role::Out, adopted_durably: Epoch(0) };
+        context.persist_adoption(&mut replica.durable, config);
+        replica.take_role(context);
+        replica
+    }
+
+    /// Adopts a configuration with a later epoch; an earlier or equal one changes nothing.
+    pub(crate) fn adopt(&mut self, config: &ChunkConfig, context: &mut Context<'_>) {
+        if config.epoch <= self.durable.config.epoch {
+            return;
+        }
+        context.persist_adoption(&mut self.durable, config.clone());
+        self.take_role(context);
+        context.dirty.insert(config.chunk);
+    }
+
+    fn take_role(&mut self, context: &mut Context<'_>) {
+        let config = &self.durable.config;
+        let me = self.durable.replica;
+        if config.primary == me {
+            match &mut self.role {
+                Role::Primary(primary) if primary.term().elected == config.elected => {
+                    primary.reconfigured(&mut self.durable, context);
+                }
+                Role::Primary(_) | Role::Member(_) | Role::Out => {
+                    self.step_down(context);
+                    let primary = Primary::elected(&mut self.durable, context);
+                    self.role = Role::Primary(Box::new(primary));
+                }
+            }
+        } else if config.is_in_sync(me) || config.is_learner(me) {
+            self.step_down(context);
+            if !matches!(self.role, Role::Member(_)) {
+                self.role = Role::Member(Member::default());
+            }
+        } else {
+            self.step_down(context);
+            self.role = Role::Out;
+        }
+    }
+
+    /// Ends a primaryship: whoever waits is told who is primary now.
+    fn step_down(&mut self, context: &mut Context<'_>) {
+        if let Role::Primary(primary) = &mut self.role {
+            primary.dismiss(&self.durable.config, context);
+            self.role = Role::Out;
+        }
+    }
+
+    /// Handles a message from another node about this chunk.
+    pub(crate) fn on_peer(
+        &mut self,
+        from: NodeId,
+        message: DataMessage,
+        context: &mut Context<'_>,
+    ) {
+        match message {
+            DataMessage::Adopt { config } => self.adopt(&config, context),
+            DataMessage::PeerRefused { refusal: PeerRefusal::LowerEpoch(config), .. }
+                if config.epoch > self.durable.config.epoch =>
+            {
+                self.adopt(&config, context);
+            }
+            DataMessage::Collected { .. }
+            | DataMessage::Fetched { .. }
+            | DataMessage::MirrorAck { .. }
+            | DataMessage::Confirmed { .. }
+            | DataMessage::CopyAck { .. }
+            | DataMessage::PeerRefused { .. } => {
+                if let Role::Primary(primary) = &mut self.role {
+                    primary.on_answer(from, message, &mut self.durable, context);
+                }
+            }
+            request => self.on_request(from, request, context),
+        }
+    }
+
+    /// What the control plane is told of this replica.
+    pub(crate) fn report(&self) -> ReplicaReport {
+        let config = &self.durable.config;
+        let state = match &self.role {
+            Role::Primary(primary) if primary.is_serving() => ReplicaState::Serving,
+            Role::Primary(_) => ReplicaState::Opening,
+            Role::Member(member) if config.is_learner(self.durable.replica) => {
+                ReplicaState::Filling { blocks_done: member.blocks_done() }
+            }
+            Role::Member(_) => ReplicaState::Following,
+            Role::Out => ReplicaState::Stale,
+        };
+        ReplicaReport {
+            chunk: config.chunk,
+            replica: self.durable.replica,
+            adopted: self.adopted_durably,
+            generation: config.generation,
+            state,
+        }
+    }
+
+    /// Notes that the primary's committed position is at least `lsn`, for the next restart.
+    pub(crate) fn note_committed(&mut self, lsn: ashlar_types::Lsn, context: &mut Context<'_>) {
+        if lsn > self.durable.committed && lsn <= self.durable.last {
+            let chunk = self.durable.config.chunk;
+            context.persist(&mut self.durable, Record::Committed { chunk, lsn });
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! Every duration and bound that the core uses, by name. The defaults are design.md's.
+
+use core::time::Duration;
+
+/// Durations and bounds of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// Between two beats to a peer on each network (section 4.4).
+    pub beat: Duration,
+    /// Between two heartbeats to the control plane (section 5).
+    pub heartbeat: Duration,
+    /// Silence on both networks after which a secondary is proposed for removal (section 6).
+    pub silence: Duration,
+    /// Before the same proposal, collect or question is sent again.
+    pub retry: Duration,
+    /// Before unacknowledged mirrors are sent again to a member that is reachable.
+    pub stall: Duration,
+    /// How long a stale replica is preferred to a new home (section 7).
+    pub readopt_window: Duration,
+    /// Chunks that this node fills learners of at the same time, as primary. Two keep both a
+    /// read and a send busy; many would take the foreground's disk time.
+    pub fills_max: usize,
+    /// Copies in flight of one fill.
+    pub copies_in_flight_max: usize,
+    /// Blocks of one copy.
+    pub copy_blocks: u32,
+    /// Requests that may wait for one chunk (opening a term, too few copies).
+    pub waiting_max: usize,
+    /// Mirrored writes kept for a learner beyond those not committed; above, its fill starts over.
+    pub learner_lag_max: usize,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            beat: Duration::from_millis(150),
+            heartbeat: Duration::from_millis(300),
+            silence: Duration::from_secs(1),
+            retry: Duration::from_millis(200),
+            stall: Duration::from_millis(500),
+            readopt_window: Duration::from_secs(600),
+            fills_max: 4,
+            copies_in_flight_max: 4,
+            copy_blocks: 64,
+            waiting_max: 2_048,
+            learner_lag_max: 4_096,
+        }
+    }
+}
