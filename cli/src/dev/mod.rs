@@ -118,7 +118,7 @@ async fn serve(
     let zone = Zone::of(cluster.endpoints());
     let held = cluster.nodes.iter().filter(|node| layout.hold(&node_name(node)).exists()).count();
     let ready = readiness::wait(&zone, cluster, held);
-    match during(supervisor, &mut stop, ready).await {
+    match during(supervisor, &mut stop, true, ready).await? {
         Some(outcome) => outcome?,
         None => return Ok(()),
     }
@@ -133,7 +133,7 @@ async fn serve(
     say(&format!("control plane: {}", cluster.endpoints().join(",")));
     say("try: ashlar status; ashlar dev kill node-1; ashlar dev start node-1");
     say("Ctrl-C stops everything; the next run finds the same data");
-    during(supervisor, &mut stop, std::future::pending::<()>()).await;
+    during(supervisor, &mut stop, false, std::future::pending::<()>()).await?;
     say("stopping");
     Ok(())
 }
@@ -157,16 +157,18 @@ fn start_processes(
     Ok(())
 }
 
-/// Does `work` while the processes are watched; none when a stop was asked for first.
+/// Does `work` while the processes are watched; none when a stop was asked for first. While
+/// `starting`, a process that does not come up ends it.
 async fn during<T>(
     supervisor: &mut Supervisor,
     stop: &mut StopSignals,
+    starting: bool,
     work: impl Future<Output = T>,
-) -> Option<T> {
+) -> Result<Option<T>, Failure> {
     tokio::select! {
-        outcome = work => Some(outcome),
-        () = stop.wait() => None,
-        never = supervisor.watch() => match never {},
+        outcome = work => Ok(Some(outcome)),
+        () = stop.wait() => Ok(None),
+        failure = supervisor.watch(starting) => Err(failure),
     }
 }
 

@@ -16,6 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::layout::Layout;
+use crate::failure::{Failure, Kind};
 use crate::process::PARENT_VARIABLE;
 
 /// How often processes are looked at. A tenth of the shortest pause anybody measures here.
@@ -33,6 +34,12 @@ const STEADY_AFTER: Duration = Duration::from_secs(10);
 /// How long a process may take to end after SIGTERM before it is killed.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 
+/// A process that ends so often in a row while the cluster starts will not come up by waiting.
+const FAILURES_AT_START_MAX: u32 = 4;
+
+/// Lines of a failing process's log that are shown.
+const LOG_LINES: usize = 3;
+
 /// One supervised process.
 #[derive(Debug)]
 struct Process {
@@ -42,6 +49,8 @@ struct Process {
     started: Instant,
     start_again_at: Option<Instant>,
     wait: Duration,
+    /// Ends in a row, none of them after a steady life.
+    failures: u32,
 }
 
 /// The processes of one cluster.
@@ -69,6 +78,7 @@ impl Supervisor {
             started: Instant::now(),
             start_again_at: None,
             wait: RESTART_WAIT_FIRST,
+            failures: 0,
         };
         if !self.layout.hold(name).exists() {
             process.spawn(&self.layout)?;
@@ -77,10 +87,15 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Looks at the processes until it is dropped; ends never. Safe to drop at any time.
-    pub(crate) async fn watch(&mut self) -> std::convert::Infallible {
+    /// Looks at the processes until it is dropped. Safe to drop at any time. With `starting` it ends
+    /// when a process does not come up; without, never.
+    pub(crate) async fn watch(&mut self, starting: bool) -> Failure {
         loop {
             self.look(Instant::now());
+            let hopeless = |process: &&Process| process.failures >= FAILURES_AT_START_MAX;
+            if starting && let Some(process) = self.processes.iter().find(hopeless) {
+                return process.hopeless(&self.layout);
+            }
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
@@ -164,6 +179,7 @@ impl Process {
             return;
         }
         let steady = now.saturating_duration_since(self.started) >= STEADY_AFTER;
+        self.failures = if steady { 1 } else { self.failures.saturating_add(1) };
         self.wait = if steady { RESTART_WAIT_FIRST } else { (self.wait * 2).min(RESTART_WAIT_MAX) };
         self.start_again_at = Some(now + self.wait);
         tracing::warn!(
@@ -173,6 +189,17 @@ impl Process {
             self.wait.as_millis(),
             layout.log(&self.name).display()
         );
+    }
+
+    fn hopeless(&self, layout: &Layout) -> Failure {
+        let log = layout.log(&self.name);
+        let text = fs::read_to_string(&log).unwrap_or_default();
+        let mut last: Vec<&str> = text.lines().rev().take(LOG_LINES).collect();
+        last.reverse();
+        Failure::new(Kind::Error, format!("start {}", self.name))
+            .because(format!("it ended {} times in a row; its last words:", self.failures))
+            .because(last.join("\n       "))
+            .try_next(format!("look at {}", log.display()))
     }
 
     fn terminate(&mut self) {
