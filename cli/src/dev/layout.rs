@@ -234,7 +234,7 @@ fn new_cluster(members: u8, nodes: u8) -> anyhow::Result<Cluster> {
     Ok(cluster)
 }
 
-/// 127.<role>.<zone>.<number>; the one zone of `dev` is number 1.
+/// 127.role.zone.number; the one zone of `dev` is number 1.
 fn loopback(role: u8, number: u8) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(127, role, 1, number))
 }
