@@ -14,7 +14,9 @@ use crate::id::{
 use crate::message::data::{
     HelloRefusal, History, Network, NotReady, PeerRefusal, Refusal, Stamp, Uncommitted,
 };
+use crate::geometry::Geometry;
 use alloc::boxed::Box;
+use alloc::string::String;
 use alloc::vec::Vec;
 /// Where encoded bytes go.
 #[doc(no_inline)]
@@ -199,6 +201,31 @@ impl<T: Wire> Wire for Vec<T> {
             items.push(T::get(from)?);
         }
         Ok(items)
+    }
+}
+
+impl Wire for String {
+    fn put(&self, out: &mut impl BufMut) {
+        u32::try_from(self.len()).unwrap_or(u32::MAX).put(out);
+        out.put_slice(self.as_bytes());
+    }
+    fn get(from: &mut Reader<'_>) -> Result<Self, CodecError> {
+        let bytes = {
+            let count = u32::get(from)? as usize;
+            from.take(count)?
+        };
+        core::str::from_utf8(bytes).map(Self::from).map_err(|_| CodecError::Value)
+    }
+}
+
+impl Wire for Geometry {
+    fn put(&self, out: &mut impl BufMut) {
+        self.size_bytes().put(out);
+        self.chunk_bytes().put(out);
+    }
+    fn get(from: &mut Reader<'_>) -> Result<Self, CodecError> {
+        let (size_bytes, chunk_bytes) = Wire::get(from)?;
+        Self::new(size_bytes, chunk_bytes).map_err(|_| CodecError::Value)
     }
 }
 

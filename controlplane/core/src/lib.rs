@@ -1,3 +1,32 @@
 //! Decides what a zone's control plane does; pure.
+//!
+//! | file | decides |
+//! |---|---|
+//! | [`command`] | what can be committed, and its bytes |
+//! | [`state`] | what is committed: volumes, chunks, nodes, tokens, erasures; its bytes |
+//! | [`apply`] | what a committed command does; the same on every member |
+//! | [`change`] | which change of a chunk's configuration is allowed (invariants 1 and 4) |
+//! | [`observe`] | what this leader sees: heartbeats, evidence, reports; volatile |
+//! | [`verdict`] | who is dead, on evidence (design.md section 6) |
+//! | [`place`] | where replicas go |
+//! | [`plan`] | what the leader proposes next |
+//! | [`describe`] | how volumes and chunks are, with causes |
+//!
+//! No clock, no dice, no I/O: time comes in as an argument, chance as numbers in commands. What
+//! is committed never depends on what one leader saw, except as evidence carried in the command.
 #![no_std]
 extern crate alloc;
+
+pub mod apply;
+pub mod change;
+mod codec;
+pub mod command;
+pub mod describe;
+pub mod observe;
+pub mod place;
+pub mod plan;
+pub mod state;
+pub mod verdict;
+
+#[cfg(test)]
+mod tests;

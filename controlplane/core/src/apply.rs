@@ -1,0 +1,469 @@
+//! What a committed command does to the state: deterministic, the same on every member.
+//!
+//! Answers are part of it: a call that is repeated with its token gets the answer stored with the
+//! first. Every refusal leaves the state as it was, but for the clock. Rules for configurations
+//! stand in [`crate::change`].
+
+use crate::change::{self, ChangeRefusal};
+use crate::codec::wire_enum;
+use crate::command::{Action, ChunkChange, Command, NodeRecord, TokenUse};
+use crate::state::{
+    Attachment, CHUNKS_PER_ZONE_MAX, Chunk, Key, TOKEN_LIFE_MILLIS, TOKENS_MAX, TokenRecord,
+    VOLUMES_MAX, Volume, ZoneState,
+};
+use alloc::collections::BTreeSet;
+use alloc::string::String;
+use alloc::vec::Vec;
+use ashlar_types::{
+    ChunkConfig, ChunkId, ChunkIndex, Epoch, Generation, Incarnation, NodeId, ReplicaId,
+    StartNumber, StoreId, VolumeId,
+};
+use thiserror::Error;
+
+/// What a command led to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Nothing to tell.
+    Done {},
+    /// The volume as it was right after the call.
+    Volume {
+        /// The volume.
+        volume: Volume,
+    },
+    /// The volume is gone.
+    Deleted {
+        /// Its id.
+        volume: VolumeId,
+    },
+}
+
+wire_enum! { Answer { 0 => Done {}, 1 => Volume { volume }, 2 => Deleted { volume } } }
+
+/// What became of one chunk change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangeOutcome {
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// The epoch that was to be changed.
+    pub epoch: Epoch,
+    /// The new epoch, or why there is none.
+    pub result: Result<Epoch, ChangeRefusal>,
+}
+
+/// Effects of one command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// For the caller.
+    pub answer: Result<Answer, Refusal>,
+    /// For each change of [`Action::Change`], in order.
+    pub outcomes: Vec<ChangeOutcome>,
+    /// Entries that are different now, or gone.
+    pub changed: BTreeSet<Key>,
+}
+
+/// Why a command was not carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Refusal {
+    /// No such volume.
+    #[error("no volume {0}")]
+    VolumeNotFound(VolumeId),
+    /// The name is taken.
+    #[error("volume {by} has that name")]
+    NameTaken {
+        /// Who has it.
+        by: VolumeId,
+    },
+    /// Attached, and not forced.
+    #[error("the volume is attached to {client_name:?} (generation {generation})")]
+    Attached {
+        /// Who has it.
+        client_name: String,
+        /// Its generation.
+        generation: Generation,
+    },
+    /// Not attached.
+    #[error("the volume is not attached")]
+    NotAttached,
+    /// The attachment named is not the present one.
+    #[error("the attachment has ended: generation {current} is attached now")]
+    OtherGeneration {
+        /// The present one.
+        current: Generation,
+    },
+    /// The token was used with another request.
+    #[error("the client token was used before with another request")]
+    TokenMismatch,
+    /// Too many tokens are remembered.
+    #[error("more than {TOKENS_MAX} protected calls in 24 hours")]
+    TooManyTokens,
+    /// Too many volumes or chunks.
+    #[error("a zone has at most {VOLUMES_MAX} volumes and {CHUNKS_PER_ZONE_MAX} chunks")]
+    TooManyVolumes,
+    /// The nodes chosen by the leader no longer fit.
+    #[error("the nodes chosen for the volume are not known or not distinct")]
+    Placement,
+    /// The node's number belongs to another store that still holds replicas.
+    #[error("node number {node} is bound to store {store}, which still holds replicas")]
+    NodeTaken {
+        /// The number.
+        node: NodeId,
+        /// The store bound to it.
+        store: StoreId,
+    },
+    /// The store belongs to another node.
+    #[error("the store is bound to {node}")]
+    StoreTaken {
+        /// The node bound to it.
+        node: NodeId,
+    },
+    /// A start number below one seen before: the store was copied or set back.
+    #[error("start number {offered} comes after {recorded}: the store was set back or copied")]
+    StartBack {
+        /// Number of this registration.
+        offered: StartNumber,
+        /// Number recorded.
+        recorded: StartNumber,
+    },
+}
+
+impl ZoneState {
+    /// Carries out a committed command.
+    ///
+    /// # Panics
+    /// If a rule that guards data is broken by what the rules themselves allowed: the member must
+    /// not go on (style.md 15).
+    pub fn apply(&mut self, command: &Command) -> Applied {
+        let mut applied =
+            Applied { answer: Ok(Answer::Done {}), outcomes: Vec::new(), changed: BTreeSet::new() };
+        self.advance_clock(command.at_millis, &mut applied.changed);
+        applied.answer = self.act(&command.action, &mut applied);
+        applied
+    }
+
+    /// The answer remembered for a token, if there is one.
+    ///
+    /// # Errors
+    /// If the token was used with another request.
+    pub fn replay(&self, token: Option<&TokenUse>) -> Result<Option<&Answer>, Refusal> {
+        let Some(token) = token else { return Ok(None) };
+        match self.tokens.get(&token.token) {
+            None => Ok(None),
+            Some(record) if record.request_hash == token.request_hash => Ok(Some(&record.answer)),
+            Some(_) => Err(Refusal::TokenMismatch),
+        }
+    }
+
+    fn advance_clock(&mut self, at_millis: u64, changed: &mut BTreeSet<Key>) {
+        if at_millis > self.clock_millis {
+            self.clock_millis = at_millis;
+            changed.insert(Key::Clock);
+        }
+        while let Some((expires, token)) = self.token_expiry.first().cloned() {
+            if expires > self.clock_millis {
+                break;
+            }
+            self.token_expiry.pop_first();
+            self.tokens.remove(&token);
+            changed.insert(Key::Token(token));
+        }
+    }
+
+    fn act(&mut self, action: &Action, applied: &mut Applied) -> Result<Answer, Refusal> {
+        let changed = &mut applied.changed;
+        match action {
+            Action::RegisterNode { node } => self.register(node, changed),
+            Action::CreateVolume { token, .. }
+            | Action::DeleteVolume { token, .. }
+            | Action::Attach { token, .. }
+            | Action::Detach { token, .. } => self.act_once(token.as_ref(), action, changed),
+            Action::MarkReady { volumes } => {
+                volumes.iter().for_each(|id| self.mark_ready(*id, changed));
+                Ok(Answer::Done {})
+            }
+            Action::Change { changes } => {
+                let outcomes = changes.iter().map(|change| self.change(change, changed)).collect();
+                applied.outcomes = outcomes;
+                Ok(Answer::Done {})
+            }
+            Action::Forget { replicas } => {
+                for (chunk, replica) in replicas {
+                    if self.erasures.remove(&(*chunk, *replica)) {
+                        changed.insert(Key::Erase(*chunk, *replica));
+                    }
+                }
+                Ok(Answer::Done {})
+            }
+        }
+    }
+
+    /// Carries out a call of a client, unless its token says that it was carried out before.
+    fn act_once(
+        &mut self,
+        token: Option<&TokenUse>,
+        action: &Action,
+        changed: &mut BTreeSet<Key>,
+    ) -> Result<Answer, Refusal> {
+        if let Some(answer) = self.replay(token)? {
+            return Ok(answer.clone());
+        }
+        if token.is_some() && self.tokens.len() >= TOKENS_MAX {
+            return Err(Refusal::TooManyTokens);
+        }
+        let answer = match action {
+            Action::CreateVolume { .. } => self.create(action, changed),
+            Action::DeleteVolume { volume, force, .. } => self.delete(*volume, *force, changed),
+            Action::Attach { volume, client_name, force, .. } => {
+                self.attach(*volume, client_name, *force, changed)
+            }
+            Action::Detach { volume, generation, force, .. } => {
+                self.detach(*volume, *generation, *force, changed)
+            }
+            Action::RegisterNode { .. }
+            | Action::MarkReady { .. }
+            | Action::Change { .. }
+            | Action::Forget { .. } => Ok(Answer::Done {}),
+        }?;
+        if let Some(token) = token {
+            let expires_millis = self.clock_millis.saturating_add(TOKEN_LIFE_MILLIS);
+            let record = TokenRecord {
+                request_hash: token.request_hash,
+                answer: answer.clone(),
+                expires_millis,
+            };
+            self.put_token(token.token.clone(), record);
+            changed.insert(Key::Token(token.token.clone()));
+        }
+        Ok(answer)
+    }
+
+    /// Whether a node may register as it says it is.
+    ///
+    /// # Errors
+    /// If its number, store or start number contradict what is known.
+    pub fn check_registration(&self, node: &NodeRecord) -> Result<(), Refusal> {
+        if let Some(known) = self.nodes.get(&node.node) {
+            // Another store is another node (design.md section 3); the number is free only once
+            // nothing refers to the old store.
+            if known.store != node.store && self.refers_to(known.node) {
+                return Err(Refusal::NodeTaken { node: known.node, store: known.store });
+            }
+            if known.store == node.store && node.start < known.start {
+                let (offered, recorded) = (node.start, known.start);
+                return Err(Refusal::StartBack { offered, recorded });
+            }
+        }
+        let other = self.nodes.values().find(|n| n.store == node.store && n.node != node.node);
+        other.map_or(Ok(()), |other| Err(Refusal::StoreTaken { node: other.node }))
+    }
+
+    fn refers_to(&self, node: NodeId) -> bool {
+        self.replicas_on(node) > 0 || self.erasures.iter().any(|(_, replica)| replica.node == node)
+    }
+
+    fn register(
+        &mut self,
+        node: &NodeRecord,
+        changed: &mut BTreeSet<Key>,
+    ) -> Result<Answer, Refusal> {
+        self.check_registration(node)?;
+        self.nodes.insert(node.node, node.clone());
+        changed.insert(Key::Node(node.node));
+        Ok(Answer::Done {})
+    }
+
+    fn create(&mut self, action: &Action, changed: &mut BTreeSet<Key>) -> Result<Answer, Refusal> {
+        let Action::CreateVolume {
+            volume: id,
+            name,
+            geometry,
+            copies_wanted,
+            copies_min,
+            placement,
+            ..
+        } = action
+        else {
+            return Ok(Answer::Done {});
+        };
+        if let Some(by) = self.names.get(name) {
+            return Err(Refusal::NameTaken { by: *by });
+        }
+        let count = geometry.chunk_count() as usize;
+        if self.volumes.len() >= VOLUMES_MAX || self.chunks.len() + count > CHUNKS_PER_ZONE_MAX {
+            return Err(Refusal::TooManyVolumes);
+        }
+        if placement.len() != count || self.volumes.contains_key(id) {
+            return Err(Refusal::Placement);
+        }
+        let volume = Volume {
+            id: *id,
+            name: name.clone(),
+            geometry: *geometry,
+            copies_wanted: *copies_wanted,
+            copies_min: *copies_min,
+            ready: false,
+            generation: Generation(0),
+            attachment: None,
+            created_millis: self.clock_millis,
+        };
+        let chunks: Vec<Chunk> = (0_u32..)
+            .zip(placement)
+            .map(|(index, nodes)| self.first_chunk(&volume, ChunkIndex(index), nodes))
+            .collect::<Option<_>>()
+            .ok_or(Refusal::Placement)?;
+        self.put_volume(volume.clone());
+        changed.insert(Key::Volume(*id));
+        for chunk in chunks {
+            changed.insert(Key::Chunk(chunk.config.chunk));
+            self.put_chunk(chunk);
+        }
+        Ok(Answer::Volume { volume })
+    }
+
+    /// A new chunk: nothing is written yet, so all its replicas are in sync.
+    fn first_chunk(&self, volume: &Volume, index: ChunkIndex, nodes: &[NodeId]) -> Option<Chunk> {
+        let replica = |node: &NodeId| {
+            let store = self.nodes.get(node)?.store;
+            Some(ReplicaId { node: *node, store, incarnation: Incarnation(1) })
+        };
+        let in_sync: Vec<ReplicaId> = nodes.iter().map(replica).collect::<Option<_>>()?;
+        let config = ChunkConfig {
+            chunk: ChunkId { volume: volume.id, index },
+            blocks: volume.geometry.chunk_blocks(),
+            epoch: Epoch(1),
+            elected: Epoch(1),
+            generation: volume.generation,
+            primary: *in_sync.first()?,
+            in_sync,
+            learners: Vec::new(),
+            stale: Vec::new(),
+            copies_wanted: volume.copies_wanted,
+            copies_min: volume.copies_min,
+        };
+        let whole = config.in_sync.len() == usize::from(config.copies_wanted);
+        (whole && config.check().is_ok()).then_some(Chunk { config, readopting: Vec::new() })
+    }
+
+    fn delete(
+        &mut self,
+        id: VolumeId,
+        force: bool,
+        changed: &mut BTreeSet<Key>,
+    ) -> Result<Answer, Refusal> {
+        let volume = self.volumes.get(&id).ok_or(Refusal::VolumeNotFound(id))?;
+        refuse_attached(volume, force)?;
+        let chunks: Vec<ChunkId> = self.volume_configs(id).map(|config| config.chunk).collect();
+        for chunk in chunks {
+            let Some(taken) = self.take_chunk(chunk) else { continue };
+            changed.insert(Key::Chunk(chunk));
+            for replica in taken.config.replicas() {
+                self.erasures.insert((chunk, replica));
+                changed.insert(Key::Erase(chunk, replica));
+            }
+        }
+        if let Some(volume) = self.volumes.remove(&id) {
+            self.names.remove(&volume.name);
+        }
+        self.creating.remove(&id);
+        changed.insert(Key::Volume(id));
+        Ok(Answer::Deleted { volume: id })
+    }
+
+    fn attach(
+        &mut self,
+        id: VolumeId,
+        client_name: &str,
+        force: bool,
+        changed: &mut BTreeSet<Key>,
+    ) -> Result<Answer, Refusal> {
+        let volume = self.volumes.get(&id).ok_or(Refusal::VolumeNotFound(id))?;
+        refuse_attached(volume, force)?;
+        let attachment =
+            Attachment { client_name: client_name.into(), since_millis: self.clock_millis };
+        self.raise_generation(id, Some(attachment), changed)
+    }
+
+    fn detach(
+        &mut self,
+        id: VolumeId,
+        generation: Generation,
+        force: bool,
+        changed: &mut BTreeSet<Key>,
+    ) -> Result<Answer, Refusal> {
+        let volume = self.volumes.get(&id).ok_or(Refusal::VolumeNotFound(id))?;
+        let Some(attachment) = &volume.attachment else { return Err(Refusal::NotAttached) };
+        if generation != Generation(0) && generation != volume.generation {
+            return Err(Refusal::OtherGeneration { current: volume.generation });
+        }
+        if generation == Generation(0) && !force {
+            return Err(Refusal::Attached {
+                client_name: attachment.client_name.clone(),
+                generation: volume.generation,
+            });
+        }
+        self.raise_generation(id, None, changed)
+    }
+
+    /// Fences whoever had the volume: a new generation in the volume and in every chunk.
+    fn raise_generation(
+        &mut self,
+        id: VolumeId,
+        attachment: Option<Attachment>,
+        changed: &mut BTreeSet<Key>,
+    ) -> Result<Answer, Refusal> {
+        let volume = self.volumes.get_mut(&id).ok_or(Refusal::VolumeNotFound(id))?;
+        let generation = volume.generation.next();
+        assert!(generation > volume.generation, "the generation of {id} goes back");
+        volume.generation = generation;
+        volume.attachment = attachment;
+        let volume = volume.clone();
+        changed.insert(Key::Volume(id));
+        let next: Vec<Chunk> = self
+            .volume_configs(id)
+            .filter_map(|config| self.chunks.get(&config.chunk))
+            .map(|chunk| change::with_generation(chunk, generation))
+            .collect();
+        assert_eq!(next.len(), volume.geometry.chunk_count() as usize, "{id} lacks chunks");
+        for chunk in next {
+            changed.insert(Key::Chunk(chunk.config.chunk));
+            self.put_chunk(chunk);
+        }
+        Ok(Answer::Volume { volume })
+    }
+
+    fn mark_ready(&mut self, id: VolumeId, changed: &mut BTreeSet<Key>) {
+        let Some(volume) = self.volumes.get(&id) else { return };
+        if !volume.ready {
+            self.put_volume(Volume { ready: true, ..volume.clone() });
+            changed.insert(Key::Volume(id));
+        }
+    }
+
+    fn change(&mut self, change: &ChunkChange, changed: &mut BTreeSet<Key>) -> ChangeOutcome {
+        let id = change.chunk;
+        let next = match self.chunks.get(&id) {
+            None => Err(ChangeRefusal::UnknownChunk),
+            Some(chunk) => change::next(chunk, change, |node| self.nodes.get(&node)),
+        };
+        let result = next.map(|next| {
+            let epoch = next.chunk.config.epoch;
+            self.put_chunk(next.chunk);
+            changed.insert(Key::Chunk(id));
+            if let Some(replica) = next.forgotten {
+                self.erasures.insert((id, replica));
+                changed.insert(Key::Erase(id, replica));
+            }
+            epoch
+        });
+        ChangeOutcome { chunk: id, epoch: change.epoch, result }
+    }
+}
+
+fn refuse_attached(volume: &Volume, force: bool) -> Result<(), Refusal> {
+    match &volume.attachment {
+        Some(attachment) if !force => Err(Refusal::Attached {
+            client_name: attachment.client_name.clone(),
+            generation: volume.generation,
+        }),
+        Some(_) | None => Ok(()),
+    }
+}

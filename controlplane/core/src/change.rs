@@ -1,0 +1,271 @@
+//! Which change of a chunk's configuration is allowed, and what it gives.
+//!
+//! Every change is a compare-and-set on the epoch and gives epoch + 1. The rules (design.md
+//! section 3), each with a test that fails without it:
+//! - only the primary proposes removals of secondaries, learners and promotions;
+//! - a removal or election that leaves fewer than `copies_min` in sync needs the node declared
+//!   dead, or the replica's own word that it is stale or gone;
+//! - only a member of the in-sync set is elected; the old primary becomes stale;
+//! - only a learner is promoted; only a stale replica is re-adopted;
+//! - a node never holds two replicas of one chunk.
+
+use crate::command::{ChangeKind, ChunkChange, Evidence, NodeRecord};
+use crate::state::Chunk;
+use alloc::vec::Vec;
+use ashlar_types::{
+    ChunkConfig, ConfigError, Epoch, Generation, Incarnation, NodeId, ReplicaId, StaleInfo,
+};
+use thiserror::Error;
+
+/// Why a change was not made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ChangeRefusal {
+    /// The chunk does not exist (any more).
+    #[error("no such chunk")]
+    UnknownChunk,
+    /// The compare-and-set failed.
+    #[error("epoch {current} is current")]
+    OtherEpoch {
+        /// The current epoch.
+        current: Epoch,
+    },
+    /// Proposed by a replica that is not the primary.
+    #[error("the proposer is not the primary")]
+    NotPrimary,
+    /// The replica is not in sync.
+    #[error("the replica is not in sync")]
+    NotInSync,
+    /// The replica is the primary itself.
+    #[error("the replica is the primary")]
+    IsPrimary,
+    /// The replica is not stale.
+    #[error("the replica is not known as stale")]
+    NotStale,
+    /// The replica is not a learner.
+    #[error("the replica is not a learner")]
+    NotLearner,
+    /// Too few would remain in sync.
+    #[error("fewer than {copies_min} replicas would remain in sync, and the node is not dead")]
+    BelowMinimum {
+        /// Replicas that must remain.
+        copies_min: u8,
+    },
+    /// The node holds a replica of the chunk.
+    #[error("the node holds a replica of the chunk")]
+    HoldsReplica,
+    /// The node never registered.
+    #[error("the node is not known")]
+    UnknownNode,
+    /// The result would contradict itself.
+    #[error("the result would be no configuration: {0}")]
+    Contradiction(#[from] ConfigError),
+}
+
+/// The result of a change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Next {
+    /// The chunk as it is from now on.
+    pub chunk: Chunk,
+    /// A replica that is no longer named and must be erased by its holder.
+    pub forgotten: Option<ReplicaId>,
+}
+
+/// Makes a change, or says why not.
+///
+/// # Errors
+/// The first rule broken.
+///
+/// # Panics
+/// If the result breaks an invariant although every rule allowed it.
+pub fn next<'a>(
+    chunk: &Chunk,
+    change: &ChunkChange,
+    node: impl Fn(NodeId) -> Option<&'a NodeRecord>,
+) -> Result<Next, ChangeRefusal> {
+    let old = &chunk.config;
+    if change.epoch != old.epoch {
+        return Err(ChangeRefusal::OtherEpoch { current: old.epoch });
+    }
+    let mut next = Next { chunk: chunk.clone(), forgotten: None };
+    next.chunk.config.epoch = old.epoch.next();
+    match &change.kind {
+        ChangeKind::RemoveSecondary { proposer, replica, evidence } => {
+            by_primary(old, *proposer)?;
+            remove_secondary(&mut next.chunk.config, *replica, *evidence, old.epoch)?;
+        }
+        ChangeKind::Elect { primary, evidence } => {
+            elect(&mut next.chunk.config, *primary, *evidence, old.epoch)?;
+        }
+        ChangeKind::ReadoptStale { proposer, replica } => {
+            by_primary(old, *proposer)?;
+            readopt(&mut next.chunk, *replica)?;
+        }
+        ChangeKind::AddLearner { proposer, node: id } => {
+            by_primary(old, *proposer)?;
+            let store = node(*id).ok_or(ChangeRefusal::UnknownNode)?.store;
+            add_learner(
+                &mut next.chunk.config,
+                ReplicaId { node: *id, store, incarnation: Incarnation(old.epoch.next().0) },
+            )?;
+        }
+        ChangeKind::RemoveLearner { proposer, replica } => {
+            by_primary(old, *proposer)?;
+            next.forgotten = remove_learner(&mut next.chunk, *replica)?;
+        }
+        ChangeKind::PromoteLearner { proposer, replica, durable: _ } => {
+            by_primary(old, *proposer)?;
+            promote(&mut next.chunk, *replica)?;
+        }
+    }
+    next.chunk.config.check()?;
+    assert_follows(old, &next.chunk.config);
+    Ok(next)
+}
+
+/// The same chunk under a new generation: attach and detach.
+///
+/// # Panics
+/// If the generation does not go up.
+#[must_use]
+pub fn with_generation(chunk: &Chunk, generation: Generation) -> Chunk {
+    assert!(generation > chunk.config.generation, "{}: generation goes back", chunk.config.chunk);
+    let mut next = chunk.clone();
+    next.config.generation = generation;
+    next.config.epoch = chunk.config.epoch.next();
+    assert_follows(&chunk.config, &next.config);
+    next
+}
+
+/// What holds between any two configurations that follow each other. Guards acknowledged data,
+/// so it is checked in release builds too.
+fn assert_follows(old: &ChunkConfig, new: &ChunkConfig) {
+    assert_eq!(new.chunk, old.chunk, "a change moved to another chunk");
+    assert_eq!(new.epoch, old.epoch.next(), "{}: epochs follow each other", old.chunk);
+    assert!(new.generation >= old.generation, "{}: generation goes back", old.chunk);
+    assert!(new.elected >= old.elected, "{}: election goes back", old.chunk);
+    assert!(new.check().is_ok(), "{}: contradicts itself", old.chunk);
+    assert!(
+        new.primary == old.primary || old.is_in_sync(new.primary),
+        "{}: the new primary was not in sync (invariant 4)",
+        old.chunk
+    );
+    assert!(
+        new.primary == old.primary || new.elected == new.epoch,
+        "{}: a new primary without an election",
+        old.chunk
+    );
+    assert!(
+        new.in_sync.iter().all(|r| old.is_in_sync(*r) || old.is_learner(*r)),
+        "{}: in sync without having been filled",
+        old.chunk
+    );
+    assert_eq!(
+        (new.blocks, new.copies_min, new.copies_wanted),
+        (old.blocks, old.copies_min, old.copies_wanted),
+        "{}: its shape changed",
+        old.chunk
+    );
+}
+
+fn by_primary(config: &ChunkConfig, proposer: ReplicaId) -> Result<(), ChangeRefusal> {
+    if config.primary == proposer { Ok(()) } else { Err(ChangeRefusal::NotPrimary) }
+}
+
+/// Takes a replica out of the in-sync set and remembers it as stale.
+fn leave_in_sync(
+    config: &mut ChunkConfig,
+    replica: ReplicaId,
+    evidence: Evidence,
+    last_in_sync: Epoch,
+) -> Result<(), ChangeRefusal> {
+    config.in_sync.retain(|r| *r != replica);
+    let trusted = match evidence {
+        Evidence::Unreachable {} => false,
+        Evidence::NodeDead {} | Evidence::ReportedGone {} => true,
+    };
+    if config.in_sync.len() < usize::from(config.copies_min) && !trusted {
+        return Err(ChangeRefusal::BelowMinimum { copies_min: config.copies_min });
+    }
+    let suspect = evidence == Evidence::ReportedGone {};
+    config.stale.push((replica, StaleInfo { last_in_sync, suspect }));
+    Ok(())
+}
+
+fn remove_secondary(
+    config: &mut ChunkConfig,
+    replica: ReplicaId,
+    evidence: Evidence,
+    epoch: Epoch,
+) -> Result<(), ChangeRefusal> {
+    if replica == config.primary {
+        return Err(ChangeRefusal::IsPrimary);
+    }
+    if !config.is_in_sync(replica) {
+        return Err(ChangeRefusal::NotInSync);
+    }
+    leave_in_sync(config, replica, evidence, epoch)
+}
+
+fn elect(
+    config: &mut ChunkConfig,
+    primary: ReplicaId,
+    evidence: Evidence,
+    epoch: Epoch,
+) -> Result<(), ChangeRefusal> {
+    if primary == config.primary {
+        return Err(ChangeRefusal::IsPrimary);
+    }
+    if !config.is_in_sync(primary) {
+        return Err(ChangeRefusal::NotInSync);
+    }
+    leave_in_sync(config, config.primary, evidence, epoch)?;
+    config.primary = primary;
+    config.elected = config.epoch;
+    Ok(())
+}
+
+fn readopt(chunk: &mut Chunk, replica: ReplicaId) -> Result<(), ChangeRefusal> {
+    let stale = &mut chunk.config.stale;
+    let at = stale.iter().position(|(r, _)| *r == replica).ok_or(ChangeRefusal::NotStale)?;
+    let remembered = stale.remove(at);
+    chunk.config.learners.push(replica);
+    chunk.readopting.push(remembered);
+    Ok(())
+}
+
+fn add_learner(config: &mut ChunkConfig, replica: ReplicaId) -> Result<(), ChangeRefusal> {
+    if config.replicas().any(|held| held.node == replica.node) {
+        return Err(ChangeRefusal::HoldsReplica);
+    }
+    config.learners.push(replica);
+    Ok(())
+}
+
+/// Gives up filling: a replica that was in sync once turns stale again, another is forgotten.
+fn remove_learner(
+    chunk: &mut Chunk,
+    replica: ReplicaId,
+) -> Result<Option<ReplicaId>, ChangeRefusal> {
+    leave_learners(&mut chunk.config.learners, replica)?;
+    match chunk.readopting.iter().position(|(r, _)| *r == replica) {
+        Some(at) => {
+            let remembered = chunk.readopting.remove(at);
+            chunk.config.stale.push(remembered);
+            Ok(None)
+        }
+        None => Ok(Some(replica)),
+    }
+}
+
+fn promote(chunk: &mut Chunk, replica: ReplicaId) -> Result<(), ChangeRefusal> {
+    leave_learners(&mut chunk.config.learners, replica)?;
+    chunk.readopting.retain(|(r, _)| *r != replica);
+    chunk.config.in_sync.push(replica);
+    Ok(())
+}
+
+fn leave_learners(learners: &mut Vec<ReplicaId>, replica: ReplicaId) -> Result<(), ChangeRefusal> {
+    let at = learners.iter().position(|r| *r == replica).ok_or(ChangeRefusal::NotLearner)?;
+    learners.remove(at);
+    Ok(())
+}

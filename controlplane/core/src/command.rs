@@ -1,0 +1,303 @@
+//! What can be committed in a zone's Raft log, and its bytes.
+//!
+//! ```text
+//! byte 0..2   version, little-endian; a newer one is refused by name
+//! byte 2..10  wall time of the leader in milliseconds since 1970: tokens expire by it
+//! byte 10     case of the action, then its fields (types/src/codec.rs)
+//! ```
+//!
+//! A command carries everything that its effect depends on beside the state: ids drawn by the
+//! leader, nodes chosen by its placement, its judgement that a node is dead. So apply is the same
+//! on every member.
+
+use crate::codec::wire_enum;
+use alloc::string::String;
+use alloc::vec::Vec;
+use ashlar_types::codec::{self, CodecError, Reader, Wire};
+use ashlar_types::message::cluster::Registration;
+use ashlar_types::{
+    ChunkId, Epoch, Generation, Geometry, Lsn, NodeId, ReplicaId, StartNumber, StoreId, VolumeId,
+    wire_struct,
+};
+use thiserror::Error;
+
+/// Version of the command's bytes that this build writes, and the newest that it reads.
+pub const COMMAND_VERSION: u16 = 1;
+
+/// Most chunk changes in one command: some 60 bytes each keep it far below a Raft message.
+pub const CHANGES_PER_COMMAND_MAX: usize = 4_096;
+
+/// One entry of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// Wall time of the leader, milliseconds since 1970.
+    pub at_millis: u64,
+    /// What to do.
+    pub action: Action,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// A node introduced itself, or its process or addresses changed.
+    RegisterNode {
+        /// The node as it is from now on.
+        node: NodeRecord,
+    },
+    /// Make a volume with its chunks.
+    CreateVolume {
+        /// Protection against repetition.
+        token: Option<TokenUse>,
+        /// Id drawn by the leader.
+        volume: VolumeId,
+        /// Name, unique; may be empty.
+        name: String,
+        /// Sizes.
+        geometry: Geometry,
+        /// In-sync replicas aimed for.
+        copies_wanted: u8,
+        /// In-sync replicas below which writes wait.
+        copies_min: u8,
+        /// For each chunk the nodes that hold it, primary first.
+        placement: Vec<Vec<NodeId>>,
+    },
+    /// Delete a volume; its replicas become erasures.
+    DeleteVolume {
+        /// Protection against repetition.
+        token: Option<TokenUse>,
+        /// The volume.
+        volume: VolumeId,
+        /// Even while attached.
+        force: bool,
+    },
+    /// Give the right to write to a client, under a new generation.
+    Attach {
+        /// Protection against repetition.
+        token: Option<TokenUse>,
+        /// The volume.
+        volume: VolumeId,
+        /// What the client calls itself.
+        client_name: String,
+        /// Even while attached.
+        force: bool,
+    },
+    /// End an attachment, under a new generation.
+    Detach {
+        /// Protection against repetition.
+        token: Option<TokenUse>,
+        /// The volume.
+        volume: VolumeId,
+        /// The attachment meant; 0 for whichever there is.
+        generation: Generation,
+        /// Not the caller's own attachment.
+        force: bool,
+    },
+    /// Every primary of a new volume serves.
+    MarkReady {
+        /// The volumes.
+        volumes: Vec<VolumeId>,
+    },
+    /// Change configurations, each by its own compare-and-set.
+    Change {
+        /// At most [`CHANGES_PER_COMMAND_MAX`].
+        changes: Vec<ChunkChange>,
+    },
+    /// Holders confirmed that they erased these.
+    Forget {
+        /// The erased replicas.
+        replicas: Vec<(ChunkId, ReplicaId)>,
+    },
+}
+
+/// What the zone knows of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeRecord {
+    /// Its number.
+    pub node: NodeId,
+    /// Its store.
+    pub store: StoreId,
+    /// Start number of its process.
+    pub start: StartNumber,
+    /// `ip:port` on the primary network.
+    pub primary_address: String,
+    /// `ip:port` on the replication network.
+    pub replication_address: String,
+}
+
+impl From<&Registration> for NodeRecord {
+    fn from(registration: &Registration) -> Self {
+        Self {
+            node: registration.node,
+            store: registration.store,
+            start: registration.start,
+            primary_address: registration.primary_address.clone(),
+            replication_address: registration.replication_address.clone(),
+        }
+    }
+}
+
+/// A caller's protection against carrying out one request twice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenUse {
+    /// The caller's token.
+    pub token: String,
+    /// [`request_hash`] of the call and its parameters.
+    pub request_hash: u128,
+}
+
+/// A change of one chunk's configuration: a compare-and-set on `epoch`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChunkChange {
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// The epoch that it changes.
+    pub epoch: Epoch,
+    /// What changes.
+    pub kind: ChangeKind,
+}
+
+/// What changes, with the evidence that its rule asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// The primary cannot complete writes without this secondary; it becomes stale.
+    RemoveSecondary {
+        /// Who proposed it.
+        proposer: ReplicaId,
+        /// The secondary.
+        replica: ReplicaId,
+        /// Why fewer than `copies_min` may remain, if they would.
+        evidence: Evidence,
+    },
+    /// Another in-sync replica becomes primary; the old one becomes stale.
+    Elect {
+        /// The new primary.
+        primary: ReplicaId,
+        /// Why fewer than `copies_min` may remain, if they would.
+        evidence: Evidence,
+    },
+    /// Fill a replica that was in sync once.
+    ReadoptStale {
+        /// Who proposed it.
+        proposer: ReplicaId,
+        /// The stale replica.
+        replica: ReplicaId,
+    },
+    /// Fill a new replica on a node chosen by the control plane.
+    AddLearner {
+        /// Who proposed it.
+        proposer: ReplicaId,
+        /// Where.
+        node: NodeId,
+    },
+    /// A learner does not answer.
+    RemoveLearner {
+        /// Who proposed it.
+        proposer: ReplicaId,
+        /// The learner.
+        replica: ReplicaId,
+    },
+    /// A learner has everything.
+    PromoteLearner {
+        /// Who proposed it.
+        proposer: ReplicaId,
+        /// The learner.
+        replica: ReplicaId,
+        /// Its contiguous durable prefix when this was proposed.
+        durable: Lsn,
+    },
+}
+
+/// The leader's judgement about a replica that leaves the in-sync set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// It does not answer its primary, or most of its peers.
+    Unreachable {},
+    /// Its node is declared dead.
+    NodeDead {},
+    /// It says itself that it is stale or gone.
+    ReportedGone {},
+}
+
+wire_struct! {
+    NodeRecord { node, store, start, primary_address, replication_address }
+    TokenUse { token, request_hash }
+    ChunkChange { chunk, epoch, kind }
+}
+wire_enum! { Evidence { 0 => Unreachable {}, 1 => NodeDead {}, 2 => ReportedGone {} } }
+wire_enum! { ChangeKind {
+    0 => RemoveSecondary { proposer, replica, evidence },
+    1 => Elect { primary, evidence },
+    2 => ReadoptStale { proposer, replica },
+    3 => AddLearner { proposer, node },
+    4 => RemoveLearner { proposer, replica },
+    5 => PromoteLearner { proposer, replica, durable },
+} }
+wire_enum! { Action {
+    0 => RegisterNode { node },
+    1 => CreateVolume { token, volume, name, geometry, copies_wanted, copies_min, placement },
+    2 => DeleteVolume { token, volume, force },
+    3 => Attach { token, volume, client_name, force },
+    4 => Detach { token, volume, generation, force },
+    5 => MarkReady { volumes },
+    6 => Change { changes },
+    7 => Forget { replicas },
+} }
+
+/// Why bytes of the log are no command of this build.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum CommandError {
+    /// Written by a newer release; this member must not go on without understanding it.
+    #[error(
+        "command version {found} is not understood; this release reads up to {COMMAND_VERSION}"
+    )]
+    NewerVersion {
+        /// Version found.
+        found: u16,
+    },
+    /// Damaged.
+    #[error("not a command: {0}")]
+    Codec(#[from] CodecError),
+}
+
+impl Command {
+    /// As it stands in the log.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        COMMAND_VERSION.put(&mut out);
+        self.at_millis.put(&mut out);
+        self.action.put(&mut out);
+        out
+    }
+
+    /// From the log.
+    ///
+    /// # Errors
+    /// A newer version, or bytes that are no command.
+    pub fn decode(bytes: &[u8]) -> Result<Self, CommandError> {
+        let mut reader = Reader::new(bytes);
+        let found = u16::get(&mut reader)?;
+        if found > COMMAND_VERSION {
+            return Err(CommandError::NewerVersion { found });
+        }
+        let command = Self { at_millis: Wire::get(&mut reader)?, action: Wire::get(&mut reader)? };
+        reader.finish()?;
+        Ok(command)
+    }
+}
+
+/// Hash of an action without what differs between two tries of one request: its token, and what
+/// the leader drew or chose. Not against forgery: it tells a repeated request from another one.
+#[must_use]
+pub fn request_hash(call: u8, parameters: &[&[u8]]) -> u128 {
+    // FNV-1a, 128 bits; lengths go in too, so that ("ab", "c") and ("a", "bc") differ.
+    const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
+    let mut hash: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
+    let mut add = |byte: u8| hash = (hash ^ u128::from(byte)).wrapping_mul(PRIME);
+    add(call);
+    for parameter in parameters {
+        codec::encode(&(parameter.len() as u64)).into_iter().for_each(&mut add);
+        parameter.iter().copied().for_each(&mut add);
+    }
+    hash
+}

@@ -1,0 +1,156 @@
+//! How volumes and chunks are: whole, degraded or stuck, and of what (invariant 10).
+
+use crate::observe::Observations;
+use crate::state::{Volume, ZoneState};
+use crate::verdict::{Verdict, Verdicts};
+use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use ashlar_types::message::cluster::ReplicaState;
+use ashlar_types::{ChunkConfig, ChunkId, Generation, NodeId, VolumeId};
+
+/// How chunks are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// All.
+    pub total: u32,
+    /// As many in sync as wanted.
+    pub whole: u32,
+    /// Fewer, but writes go on.
+    pub degraded: u32,
+    /// Writes cannot proceed.
+    pub stuck: u32,
+}
+
+impl Counts {
+    /// Adds one chunk.
+    pub fn add(&mut self, health: &Health) {
+        self.total += 1;
+        match health {
+            Health::Whole => self.whole += 1,
+            Health::Degraded => self.degraded += 1,
+            Health::Stuck(_) => self.stuck += 1,
+        }
+    }
+
+    /// Adds other counts.
+    pub fn add_all(&mut self, other: Self) {
+        self.total += other.total;
+        self.whole += other.whole;
+        self.degraded += other.degraded;
+        self.stuck += other.stuck;
+    }
+}
+
+/// How one chunk is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// As many in sync as wanted.
+    Whole,
+    /// Fewer, but writes go on.
+    Degraded,
+    /// Writes cannot proceed.
+    Stuck(Stuck),
+}
+
+/// Why a chunk is stuck.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stuck {
+    /// In words.
+    pub cause: String,
+    /// Nodes that must come back, or act.
+    pub blocked_on: Vec<NodeId>,
+    /// What happens next, and by whom.
+    pub next_action: String,
+}
+
+/// How a chunk is, as this leader sees it.
+#[must_use]
+pub fn health(config: &ChunkConfig, seen: &Observations, verdicts: &Verdicts) -> Health {
+    let primary = config.primary;
+    let usable = |node: NodeId| verdicts.get(&node).is_some_and(Verdict::is_usable);
+    let in_sync = config.in_sync.len();
+    if !verdicts.get(&primary.node).is_some_and(|v| matches!(v, Verdict::Up { .. })) {
+        let others: Vec<NodeId> = config.secondaries().map(|replica| replica.node).collect();
+        let cause = verdicts.get(&primary.node).map_or("it never registered", Verdict::cause);
+        let next_action = if others.iter().any(|node| usable(*node)) {
+            "another in-sync replica is elected once the primary is declared dead".into()
+        } else {
+            "the primary, or an in-sync secondary, must come back".into()
+        };
+        let cause = format!("the primary on {} is away: {cause}", primary.node);
+        let blocked_on = core::iter::once(primary.node).chain(others).collect();
+        return Health::Stuck(Stuck { cause, blocked_on, next_action });
+    }
+    if in_sync < usize::from(config.copies_min) {
+        return Health::Stuck(Stuck {
+            cause: format!("{in_sync} in sync, {} needed to write", config.copies_min),
+            blocked_on: config
+                .learners
+                .iter()
+                .map(|replica| replica.node)
+                .chain(config.stale.iter().map(|(replica, _)| replica.node))
+                .collect(),
+            next_action: "the primary fills another replica, stale ones first".into(),
+        });
+    }
+    let opening = seen
+        .report(config.chunk, primary)
+        .is_some_and(|report| report.state == ReplicaState::Opening);
+    if opening {
+        return Health::Stuck(Stuck {
+            cause: "the primary is taking over".into(),
+            blocked_on: config.secondaries().map(|replica| replica.node).collect(),
+            next_action: "the primary hears every in-sync replica, or has silent ones removed"
+                .into(),
+        });
+    }
+    if in_sync < usize::from(config.copies_wanted) { Health::Degraded } else { Health::Whole }
+}
+
+/// How a volume's chunks are.
+#[must_use]
+pub fn volume_counts(
+    volume: VolumeId,
+    state: &ZoneState,
+    seen: &Observations,
+    verdicts: &Verdicts,
+) -> Counts {
+    let mut counts = Counts::default();
+    state.volume_configs(volume).for_each(|config| counts.add(&health(config, seen, verdicts)));
+    counts
+}
+
+/// All chunks that are stuck.
+#[must_use]
+pub fn stuck_chunks(
+    state: &ZoneState,
+    seen: &Observations,
+    verdicts: &Verdicts,
+) -> BTreeSet<ChunkId> {
+    state
+        .configs()
+        .filter(|config| matches!(health(config, seen, verdicts), Health::Stuck(_)))
+        .map(|config| config.chunk)
+        .collect()
+}
+
+/// Nodes that keep an attachment waiting: in-sync holders of chunks where no in-sync replica has
+/// durably adopted the generation yet. Empty: the attachment is safe, since every write needs all.
+#[must_use]
+pub fn attach_blocked_on(
+    volume: &Volume,
+    generation: Generation,
+    state: &ZoneState,
+    seen: &Observations,
+) -> BTreeSet<NodeId> {
+    let adopted = |config: &ChunkConfig| {
+        config.in_sync.iter().any(|replica| seen.has_adopted(config.chunk, *replica, generation))
+    };
+    state
+        .volume_configs(volume.id)
+        .filter(|config| !adopted(config))
+        .flat_map(|config| config.in_sync.iter().map(|replica| replica.node))
+        .collect()
+}

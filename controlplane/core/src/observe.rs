@@ -1,0 +1,295 @@
+//! What this leader sees: heartbeats, evidence about peers, port probes, reports, proposals.
+//!
+//! Volatile and local: a new leader starts with nothing and asks the world again. Nothing here is
+//! ever committed, but as evidence inside a command. Bounded by what is committed: nodes, replicas
+//! and chunks that the state does not know are not kept.
+
+use crate::state::ZoneState;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+use ashlar_types::message::cluster::{
+    Heartbeat, PathState, PeerEvidence, Proposal, ReplicaReport, ReplicaState,
+};
+use ashlar_types::message::data::Network;
+use ashlar_types::{ChunkId, Epoch, Generation, NodeId, ReplicaId, Time};
+use core::time::Duration;
+
+/// How often nodes send a heartbeat.
+pub const HEARTBEAT_EVERY: Duration = Duration::from_millis(300);
+/// Heartbeats that stop for this long make a node suspected (design.md section 6).
+pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_millis(1_500);
+/// A new leader, and one that did not run for [`TICK_GAP_MAX`], listens this long before it
+/// judges: two heartbeats.
+pub const LISTEN_FIRST: Duration = Duration::from_millis(600);
+/// A gap between ticks above this means that this process, not the world, stood still.
+pub const TICK_GAP_MAX: Duration = Duration::from_millis(300);
+/// A peer that did not answer for this long counts as unreachable when votes are taken: three
+/// beats, so that one lost beat accuses nobody.
+pub const SILENT_VOTE_MILLIS: u32 = 500;
+/// How often the ports of a node without a stream are tried.
+pub const PROBE_EVERY: Duration = Duration::from_millis(250);
+/// A proposed change that is neither committed nor refused after this is proposed again.
+pub const PROPOSAL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a try to connect to a node's port gave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeResult {
+    /// Something listens.
+    Connected,
+    /// The port refuses: no process listens.
+    Refused,
+    /// No answer in time, or the host cannot be reached.
+    NoAnswer,
+}
+
+/// What is seen of one node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeView {
+    /// Its stream is open.
+    pub connected: bool,
+    /// When the stream opened or closed last.
+    pub connection_changed: Time,
+    /// When the last heartbeat came.
+    pub last_beat: Option<Time>,
+    /// When the node was last certain to be alive: its stream opened, or a heartbeat came.
+    pub last_contact: Option<Time>,
+    /// Bytes that its store can hold.
+    pub capacity_bytes: u64,
+    /// Bytes taken by replicas.
+    pub used_bytes: u64,
+    /// What it saw of its peers at its last heartbeat.
+    pub evidence: Vec<PeerEvidence>,
+    /// Own tries to connect, by network.
+    probes: [Option<(Time, ProbeResult)>; 2],
+    /// When the last tries were asked for.
+    pub probe_asked: Option<Time>,
+}
+
+impl NodeView {
+    /// Whether both its ports refused the control plane after `since`.
+    #[must_use]
+    pub fn refused_since(&self, since: Time) -> bool {
+        self.probes
+            .iter()
+            .all(|probe| matches!(probe, Some((at, ProbeResult::Refused)) if *at > since))
+    }
+
+    /// What it says of a peer.
+    #[must_use]
+    pub fn evidence_about(&self, peer: NodeId) -> Option<PeerEvidence> {
+        self.evidence.iter().copied().find(|evidence| evidence.node == peer)
+    }
+}
+
+/// What a path says in a vote.
+#[must_use]
+pub const fn is_down(state: PathState) -> bool {
+    match state {
+        PathState::Refused => true,
+        PathState::Silent { millis } => millis >= SILENT_VOTE_MILLIS,
+        PathState::Unknown | PathState::Up => false,
+    }
+}
+
+/// Everything that this leader sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observations {
+    /// Since when it listens without interruption.
+    pub listening_since: Time,
+    last_tick: Time,
+    nodes: BTreeMap<NodeId, NodeView>,
+    reports: BTreeMap<(ChunkId, ReplicaId), ReplicaReport>,
+    proposals: BTreeMap<ChunkId, Proposal>,
+    proposed: BTreeMap<ChunkId, (Epoch, Time)>,
+    stuck_since: BTreeMap<ChunkId, Time>,
+}
+
+impl Observations {
+    /// A leader that has just been elected.
+    #[must_use]
+    pub const fn new(now: Time) -> Self {
+        Self {
+            listening_since: now,
+            last_tick: now,
+            nodes: BTreeMap::new(),
+            reports: BTreeMap::new(),
+            proposals: BTreeMap::new(),
+            proposed: BTreeMap::new(),
+            stuck_since: BTreeMap::new(),
+        }
+    }
+
+    /// Time passes. Call at least every 100 ms, after waiting input was taken in: a longer gap
+    /// than [`TICK_GAP_MAX`] makes every silence unreliable, and listening starts over.
+    pub fn on_tick(&mut self, now: Time) {
+        if now.since(self.last_tick) > TICK_GAP_MAX {
+            self.listening_since = now;
+        }
+        self.last_tick = now;
+        self.proposed.retain(|_, (_, at)| now.since(*at) < PROPOSAL_PATIENCE);
+    }
+
+    /// Whether it has listened for long enough to judge silence.
+    #[must_use]
+    pub fn may_judge(&self, now: Time) -> bool {
+        now.since(self.listening_since) >= LISTEN_FIRST
+    }
+
+    /// What is seen of a node.
+    #[must_use]
+    pub fn node(&self, node: NodeId) -> Option<&NodeView> {
+        self.nodes.get(&node)
+    }
+
+    /// A node's stream opened.
+    pub fn on_connected(&mut self, now: Time, node: NodeId) {
+        let view = self.nodes.entry(node).or_default();
+        view.connected = true;
+        view.last_contact = Some(now);
+        view.connection_changed = now;
+        // What an earlier process saw is no evidence any more.
+        view.evidence.clear();
+        self.reports.retain(|(_, replica), _| replica.node != node);
+        self.proposals.retain(|_, proposal| proposal.proposer.node != node);
+    }
+
+    /// A node's stream ended.
+    pub fn on_disconnected(&mut self, now: Time, node: NodeId) {
+        let view = self.nodes.entry(node).or_default();
+        view.connected = false;
+        view.connection_changed = now;
+        view.probe_asked = None;
+    }
+
+    /// A sign of life.
+    pub fn on_heartbeat(&mut self, now: Time, node: NodeId, beat: Heartbeat) {
+        let view = self.nodes.entry(node).or_default();
+        view.last_beat = Some(now);
+        view.last_contact = Some(now);
+        view.capacity_bytes = beat.capacity_bytes;
+        view.used_bytes = beat.used_bytes;
+        view.evidence = beat.peers;
+    }
+
+    /// A try to connect has ended.
+    pub fn on_probe(&mut self, now: Time, node: NodeId, network: Network, result: ProbeResult) {
+        let [primary, replication] = &mut self.nodes.entry(node).or_default().probes;
+        let slot = match network {
+            Network::Primary => primary,
+            Network::Replication => replication,
+        };
+        *slot = Some((now, result));
+    }
+
+    /// Tries to connect were asked for.
+    pub fn on_probe_asked(&mut self, now: Time, node: NodeId) {
+        self.nodes.entry(node).or_default().probe_asked = Some(now);
+    }
+
+    /// A node reports its replicas. Reports about what the state does not know are dropped.
+    pub fn on_reports(&mut self, state: &ZoneState, node: NodeId, reports: Vec<ReplicaReport>) {
+        for report in reports {
+            let known = state
+                .config(report.chunk)
+                .is_some_and(|config| config.replicas().any(|r| r == report.replica));
+            let erasing = state.is_erasure(report.chunk, report.replica);
+            if report.replica.node == node && (known || erasing) {
+                self.reports.insert((report.chunk, report.replica), report);
+            }
+        }
+    }
+
+    /// A primary asks for changes; the newest wish for a chunk counts.
+    pub fn on_proposals(&mut self, state: &ZoneState, node: NodeId, proposals: Vec<Proposal>) {
+        for proposal in proposals {
+            if proposal.proposer.node == node && state.config(proposal.chunk).is_some() {
+                self.proposals.insert(proposal.chunk, proposal);
+            }
+        }
+    }
+
+    /// Waiting proposals, in order of chunk.
+    pub fn proposals(&self) -> impl Iterator<Item = &Proposal> {
+        self.proposals.values()
+    }
+
+    /// Waiting proposals were judged.
+    pub fn forget_proposals(&mut self, chunks: &[ChunkId]) {
+        for chunk in chunks {
+            self.proposals.remove(chunk);
+        }
+    }
+
+    /// A change was handed to Raft.
+    pub fn on_proposed(&mut self, now: Time, chunk: ChunkId, epoch: Epoch) {
+        self.proposed.insert(chunk, (epoch, now));
+    }
+
+    /// Whether a change of this epoch is on its way.
+    #[must_use]
+    pub fn is_proposed(&self, chunk: ChunkId, epoch: Epoch) -> bool {
+        self.proposed.get(&chunk).is_some_and(|(proposed, _)| *proposed == epoch)
+    }
+
+    /// The state changed: forgets what refers to what is gone.
+    pub fn on_applied(&mut self, state: &ZoneState, chunks: &BTreeSet<ChunkId>) {
+        for chunk in chunks {
+            self.proposed.remove(chunk);
+            match state.config(*chunk) {
+                None => {
+                    self.proposals.remove(chunk);
+                    self.stuck_since.remove(chunk);
+                }
+                Some(config) => {
+                    if self.proposals.get(chunk).is_some_and(|p| p.epoch < config.epoch) {
+                        self.proposals.remove(chunk);
+                    }
+                }
+            }
+        }
+    }
+
+    /// An erasure is confirmed and forgotten.
+    pub fn forget_report(&mut self, chunk: ChunkId, replica: ReplicaId) {
+        self.reports.remove(&(chunk, replica));
+    }
+
+    /// The last report about a replica in the present connection of its node.
+    #[must_use]
+    pub fn report(&self, chunk: ChunkId, replica: ReplicaId) -> Option<&ReplicaReport> {
+        self.reports.get(&(chunk, replica))
+    }
+
+    /// Whether a replica says itself, at the chunk's current epoch, that it is no use.
+    #[must_use]
+    pub fn says_unfit(&self, chunk: ChunkId, replica: ReplicaId, epoch: Epoch) -> bool {
+        self.report(chunk, replica).is_some_and(|report| match report.state {
+            ReplicaState::Gone => true,
+            ReplicaState::Stale => report.adopted >= epoch,
+            ReplicaState::Serving
+            | ReplicaState::Opening
+            | ReplicaState::Following
+            | ReplicaState::Filling { .. } => false,
+        })
+    }
+
+    /// Whether a replica has durably adopted a generation.
+    #[must_use]
+    pub fn has_adopted(&self, chunk: ChunkId, replica: ReplicaId, generation: Generation) -> bool {
+        self.report(chunk, replica).is_some_and(|report| report.generation >= generation)
+    }
+
+    /// Remembers since when chunks are stuck.
+    pub fn note_stuck(&mut self, now: Time, stuck: &BTreeSet<ChunkId>) {
+        self.stuck_since.retain(|chunk, _| stuck.contains(chunk));
+        for chunk in stuck {
+            self.stuck_since.entry(*chunk).or_insert(now);
+        }
+    }
+
+    /// Since when a chunk is stuck.
+    #[must_use]
+    pub fn stuck_since(&self, chunk: ChunkId) -> Option<Time> {
+        self.stuck_since.get(&chunk).copied()
+    }
+}

@@ -1,0 +1,270 @@
+//! What the leader proposes next: elections, answers to primaries, volumes that became ready,
+//! erasures that were confirmed, ports to try.
+//!
+//! Pure: state and observations in, plan out. Planning twice changes nothing, since every change
+//! is a compare-and-set; what is already on its way is left out.
+
+use crate::command::{CHANGES_PER_COMMAND_MAX, ChangeKind, ChunkChange, Evidence};
+use crate::observe::{Observations, PROBE_EVERY, is_down};
+use crate::place::Space;
+use crate::state::ZoneState;
+use crate::verdict::{self, Verdict, Verdicts};
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use ashlar_types::message::cluster::{Change, Proposal, RemovalReason, ReplicaState};
+use ashlar_types::{ChunkConfig, ChunkId, NodeId, ReplicaId, Time, VolumeId};
+
+/// What to do now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Changes to commit together: elections first.
+    pub changes: Vec<ChunkChange>,
+    /// Proposals that are not carried out, and why.
+    pub refused: Vec<(Proposal, String)>,
+    /// Chunks whose waiting proposal was judged, either way.
+    pub judged: Vec<ChunkId>,
+    /// Volumes whose primaries all serve.
+    pub ready: Vec<VolumeId>,
+    /// Erasures that their holders confirmed.
+    pub erased: Vec<(ChunkId, ReplicaId)>,
+    /// Nodes whose ports should be tried.
+    pub probes: Vec<NodeId>,
+}
+
+/// Plans. Spurious calls are harmless; call after input, and at every tick.
+#[must_use]
+pub fn plan(now: Time, state: &ZoneState, seen: &Observations) -> Plan {
+    let verdicts = verdict::judge_all(now, state, seen);
+    let mut plan = Plan::default();
+    elect(state, seen, &verdicts, &mut plan);
+    let mut planner =
+        Judge { now, state, seen, verdicts: &verdicts, space: Space::of(state, seen, &verdicts) };
+    for proposal in seen.proposals() {
+        if plan.changes.len() >= CHANGES_PER_COMMAND_MAX {
+            break;
+        }
+        planner.judge(proposal, &mut plan);
+    }
+    plan.ready = state.creating().filter(|volume| all_serve(*volume, state, seen)).collect();
+    plan.erased = state
+        .erasures()
+        .filter(|(chunk, replica)| {
+            seen.report(*chunk, *replica).is_some_and(|report| report.state == ReplicaState::Gone)
+        })
+        .collect();
+    plan.probes = probes(now, state, seen);
+    plan
+}
+
+/// Gives chunks whose primary is dead, cut off or unfit to a live in-sync member: the one that is
+/// primary of the fewest chunks. Without one, nothing: nobody else has every acknowledged write.
+fn elect(state: &ZoneState, seen: &Observations, verdicts: &Verdicts, plan: &mut Plan) {
+    let mut load: BTreeMap<NodeId, u32> =
+        verdicts.keys().map(|node| (*node, state.primaries_on(*node))).collect();
+    for (node, verdict) in verdicts {
+        for config in state.configs_of_node(*node) {
+            if config.primary.node != *node || seen.is_proposed(config.chunk, config.epoch) {
+                continue;
+            }
+            let Some(evidence) = reason_to_elect(config, verdict, seen) else { continue };
+            let fit = |replica: &ReplicaId| {
+                verdicts.get(&replica.node).is_some_and(Verdict::is_usable)
+                    && !seen.says_unfit(config.chunk, *replica, config.epoch)
+            };
+            let best = config
+                .secondaries()
+                .filter(fit)
+                .min_by_key(|replica| (load.get(&replica.node).copied(), replica.node));
+            let Some(primary) = best else { continue };
+            if plan.changes.len() >= CHANGES_PER_COMMAND_MAX {
+                return;
+            }
+            *load.entry(primary.node).or_default() += 1;
+            plan.changes.push(ChunkChange {
+                chunk: config.chunk,
+                epoch: config.epoch,
+                kind: ChangeKind::Elect { primary, evidence },
+            });
+        }
+    }
+}
+
+fn reason_to_elect(
+    config: &ChunkConfig,
+    verdict: &Verdict,
+    seen: &Observations,
+) -> Option<Evidence> {
+    if seen.says_unfit(config.chunk, config.primary, config.epoch) {
+        return Some(Evidence::ReportedGone {});
+    }
+    match verdict {
+        Verdict::Dead { .. } => Some(Evidence::NodeDead {}),
+        // It lives: taking its place must not cost the copies that writes need.
+        Verdict::Up { cut: true } if config.in_sync.len() > usize::from(config.copies_min) => {
+            Some(Evidence::Unreachable {})
+        }
+        Verdict::Up { .. } | Verdict::Unknown { .. } => None,
+    }
+}
+
+fn all_serve(volume: VolumeId, state: &ZoneState, seen: &Observations) -> bool {
+    state.volume_configs(volume).all(|config| {
+        seen.report(config.chunk, config.primary)
+            .is_some_and(|report| report.state == ReplicaState::Serving)
+    })
+}
+
+/// Nodes that do not beat, unless they were tried just now.
+fn probes(now: Time, state: &ZoneState, seen: &Observations) -> Vec<NodeId> {
+    let due = |node: &NodeId| {
+        let asked = seen.node(*node).and_then(|view| view.probe_asked);
+        !verdict::is_fresh(now, *node, seen) && asked.is_none_or(|at| now.since(at) >= PROBE_EVERY)
+    };
+    state.nodes().map(|record| record.node).filter(due).collect()
+}
+
+/// Judges what primaries ask for.
+struct Judge<'a> {
+    now: Time,
+    state: &'a ZoneState,
+    seen: &'a Observations,
+    verdicts: &'a Verdicts,
+    space: Space,
+}
+
+impl Judge<'_> {
+    fn judge(&mut self, proposal: &Proposal, plan: &mut Plan) {
+        let Some(config) = self.state.config(proposal.chunk) else {
+            plan.judged.push(proposal.chunk);
+            return;
+        };
+        let taken = plan.changes.iter().any(|change| change.chunk == proposal.chunk);
+        if taken || self.seen.is_proposed(config.chunk, config.epoch) {
+            // Another change of the same epoch is on its way: its outcome is the answer.
+            return;
+        }
+        plan.judged.push(proposal.chunk);
+        match self.decide(config, proposal) {
+            Ok(kind) => plan.changes.push(ChunkChange {
+                chunk: proposal.chunk,
+                epoch: proposal.epoch,
+                kind,
+            }),
+            Err(why) => plan.refused.push((proposal.clone(), why)),
+        }
+    }
+
+    fn decide(&mut self, config: &ChunkConfig, proposal: &Proposal) -> Result<ChangeKind, String> {
+        let proposer = proposal.proposer;
+        if proposal.epoch != config.epoch {
+            return Err(format!("epoch {} is current", config.epoch));
+        }
+        if proposer != config.primary {
+            return Err("the proposer is not the primary".into());
+        }
+        match &proposal.change {
+            Change::RemoveSecondary { replica, reason } => {
+                let evidence = self.judge_removal(config, *replica, *reason)?;
+                Ok(ChangeKind::RemoveSecondary { proposer, replica: *replica, evidence })
+            }
+            Change::ReadoptStale { replica } => {
+                if !config.is_stale(*replica) {
+                    return Err("the replica is not known as stale".into());
+                }
+                self.must_be_usable(replica.node)?;
+                Ok(ChangeKind::ReadoptStale { proposer, replica: *replica })
+            }
+            Change::SeekLearner => {
+                let node = self.seek(config)?;
+                Ok(ChangeKind::AddLearner { proposer, node })
+            }
+            Change::RemoveLearner { replica } => {
+                Ok(ChangeKind::RemoveLearner { proposer, replica: *replica })
+            }
+            Change::PromoteLearner { replica, durable } => {
+                let (replica, durable) = (*replica, *durable);
+                Ok(ChangeKind::PromoteLearner { proposer, replica, durable })
+            }
+        }
+    }
+
+    fn must_be_usable(&self, node: NodeId) -> Result<(), String> {
+        match self.verdicts.get(&node) {
+            Some(verdict) if verdict.is_usable() => Ok(()),
+            Some(verdict) => Err(format!("{node}: {}", verdict.cause())),
+            None => Err(format!("{node} is not known")),
+        }
+    }
+
+    /// A primary says that a secondary does not answer. Usually it is right; it is wrong when it
+    /// is the one that is cut off, which the secondary and the other peers then say of it.
+    fn judge_removal(
+        &self,
+        config: &ChunkConfig,
+        replica: ReplicaId,
+        reason: RemovalReason,
+    ) -> Result<Evidence, String> {
+        if !config.is_in_sync(replica) || replica == config.primary {
+            return Err("the replica is not an in-sync secondary".into());
+        }
+        let unfit = self.seen.says_unfit(config.chunk, replica, config.epoch);
+        if reason == RemovalReason::ReportedGone || unfit {
+            return Ok(Evidence::ReportedGone {});
+        }
+        let dead = self.verdicts.get(&replica.node).is_some_and(Verdict::is_dead);
+        if dead {
+            return Ok(Evidence::NodeDead {});
+        }
+        let remaining = config.in_sync.len().saturating_sub(1);
+        if remaining < usize::from(config.copies_min) {
+            return Err(format!(
+                "{remaining} in sync would remain, {} are needed, and {} is not declared dead",
+                config.copies_min, replica.node
+            ));
+        }
+        if self.primary_is_worse(config.primary.node, replica.node) {
+            return Err(format!(
+                "peers see {} fail rather than {}",
+                config.primary.node, replica.node
+            ));
+        }
+        Ok(Evidence::Unreachable {})
+    }
+
+    /// Whether the secondary accuses back and the others see the primary fail more than it. A tie
+    /// keeps the primary.
+    fn primary_is_worse(&self, primary: NodeId, secondary: NodeId) -> bool {
+        let accuses = verdict::is_fresh(self.now, secondary, self.seen)
+            && self.seen.node(secondary).and_then(|view| view.evidence_about(primary)).is_some_and(
+                |evidence| is_down(evidence.primary_net) && is_down(evidence.replication_net),
+            );
+        let voices = |about, without| {
+            verdict::votes(self.now, about, Some(without), self.state, self.seen).down
+        };
+        // The accused do not vote on each other here: their word is the question.
+        accuses && voices(primary, secondary) > voices(secondary, primary)
+    }
+
+    fn seek(&mut self, config: &ChunkConfig) -> Result<NodeId, String> {
+        let filled = config.in_sync.len() + config.learners.len();
+        if filled >= usize::from(config.copies_wanted) {
+            return Err(format!("{filled} replicas are in sync or being filled already"));
+        }
+        let holders: Vec<NodeId> = config.replicas().map(|replica| replica.node).collect();
+        let volume = self.state.volume(config.chunk.volume);
+        let bytes =
+            volume.map_or(0, |volume| ZoneState::chunk_bytes(volume.geometry, config.chunk.index));
+        self.space.take_one(bytes, &holders).ok_or_else(|| {
+            let reasons: Vec<String> = self
+                .space
+                .rejected(bytes, &holders)
+                .iter()
+                .map(|rejected| format!("{}: {}", rejected.node, rejected.why))
+                .collect();
+            let reasons = reasons.join("; ");
+            format!("no node can take another replica: {reasons}").to_string()
+        })
+    }
+}

@@ -1,0 +1,512 @@
+//! What is committed in a zone: volumes, chunk configurations, nodes, tokens, erasures.
+//!
+//! Changed by [`crate::apply`] alone. Every entry has a key and a versioned value, so that a
+//! member keeps the state in its metadata store entry by entry, and a snapshot is the list of all
+//! entries in order of key.
+//!
+//! ```text
+//! key    byte 0: kind (1 clock, 2 volume, 3 chunk, 4 node, 5 token, 6 erasure), then the id,
+//!        big-endian so that keys sort as ids do
+//! value  byte 0: version; then the fields (types/src/codec.rs)
+//! ```
+
+use crate::apply::Answer;
+use crate::command::NodeRecord;
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
+use alloc::vec::Vec;
+use ashlar_types::codec::{self, CodecError, Reader, Wire};
+use ashlar_types::{
+    ChunkConfig, ChunkId, ChunkIndex, Generation, Geometry, NodeId, ReplicaId, StaleInfo, VolumeId,
+    ZoneId, wire_struct,
+};
+use thiserror::Error;
+
+/// Version of every value that this build writes, and the newest that it reads.
+pub const VALUE_VERSION: u8 = 1;
+/// Version of the list of entries in a snapshot.
+pub const SNAPSHOT_VERSION: u16 = 1;
+/// Most volumes of a zone.
+pub const VOLUMES_MAX: usize = 10_000;
+/// Most chunks of a zone: some 300 bytes each in every member's memory.
+pub const CHUNKS_PER_ZONE_MAX: usize = 1_000_000;
+/// Most client tokens remembered at a time; more calls than that in 24 hours are throttled.
+pub const TOKENS_MAX: usize = 100_000;
+/// How long a token is remembered (design.md section 9).
+pub const TOKEN_LIFE_MILLIS: u64 = 24 * 60 * 60 * 1_000;
+
+/// A volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// Its id.
+    pub id: VolumeId,
+    /// Its name; may be empty.
+    pub name: String,
+    /// Sizes.
+    pub geometry: Geometry,
+    /// In-sync replicas aimed for.
+    pub copies_wanted: u8,
+    /// In-sync replicas below which writes wait.
+    pub copies_min: u8,
+    /// Every primary has served once.
+    pub ready: bool,
+    /// Number of the latest attachment or detachment.
+    pub generation: Generation,
+    /// Who has it.
+    pub attachment: Option<Attachment>,
+    /// When it was created, milliseconds since 1970.
+    pub created_millis: u64,
+}
+
+/// One client's right to write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// What the client calls itself.
+    pub client_name: String,
+    /// When it was committed, milliseconds since 1970.
+    pub since_millis: u64,
+}
+
+/// A chunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chunk {
+    /// Its configuration.
+    pub config: ChunkConfig,
+    /// What was remembered of learners that were in sync once: they turn stale again, with this,
+    /// if their filling is given up. Learners that are not here were never in sync.
+    pub readopting: Vec<(ReplicaId, StaleInfo)>,
+}
+
+/// A remembered call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenRecord {
+    /// Hash of the request.
+    pub request_hash: u128,
+    /// What was answered.
+    pub answer: Answer,
+    /// When it is forgotten, milliseconds since 1970.
+    pub expires_millis: u64,
+}
+
+wire_struct! {
+    Volume {
+        id, name, geometry, copies_wanted, copies_min, ready, generation, attachment,
+        created_millis,
+    }
+    Attachment { client_name, since_millis }
+    Chunk { config, readopting }
+    TokenRecord { request_hash, answer, expires_millis }
+}
+
+/// Names an entry.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Key {
+    /// The zone's name and the latest wall time that a command carried.
+    Clock,
+    /// A volume.
+    Volume(VolumeId),
+    /// A chunk.
+    Chunk(ChunkId),
+    /// A node.
+    Node(NodeId),
+    /// A client token.
+    Token(String),
+    /// A replica to be erased.
+    Erase(ChunkId, ReplicaId),
+}
+
+impl Key {
+    /// The key's bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        fn volume(out: &mut Vec<u8>, id: VolumeId) {
+            out.extend(id.zone.to_bytes());
+            out.extend(id.uuid.to_be_bytes());
+        }
+        fn chunk(out: &mut Vec<u8>, id: ChunkId) {
+            volume(out, id.volume);
+            out.extend(id.index.0.to_be_bytes());
+        }
+        let mut out = Vec::new();
+        match self {
+            Self::Clock => out.push(1),
+            Self::Volume(id) => {
+                out.push(2);
+                volume(&mut out, *id);
+            }
+            Self::Chunk(id) => {
+                out.push(3);
+                chunk(&mut out, *id);
+            }
+            Self::Node(id) => {
+                out.push(4);
+                out.extend(id.0.to_be_bytes());
+            }
+            Self::Token(token) => {
+                out.push(5);
+                out.extend(token.as_bytes());
+            }
+            Self::Erase(id, replica) => {
+                out.push(6);
+                chunk(&mut out, *id);
+                out.extend(replica.node.0.to_be_bytes());
+                out.extend(replica.store.0.to_be_bytes());
+                out.extend(replica.incarnation.0.to_be_bytes());
+            }
+        }
+        out
+    }
+}
+
+/// Why stored bytes are no state of this build.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum StateError {
+    /// Written by a newer release.
+    #[error("stored state has version {found}; this release reads up to {known}")]
+    NewerVersion {
+        /// Version found.
+        found: u16,
+        /// Newest version read here.
+        known: u16,
+    },
+    /// Damaged.
+    #[error("stored state is damaged: {0}")]
+    Codec(#[from] CodecError),
+    /// The state of another zone.
+    #[error("stored state belongs to zone {found}, this member to zone {expected}")]
+    Zone {
+        /// Zone of the state.
+        found: ZoneId,
+        /// Zone of the member.
+        expected: ZoneId,
+    },
+    /// A key that no entry has.
+    #[error("stored state has an entry of unknown kind {0}")]
+    Kind(u8),
+}
+
+/// The committed state of a zone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ZoneState {
+    pub(crate) zone: ZoneId,
+    /// Latest wall time that a command carried; never goes back.
+    pub(crate) clock_millis: u64,
+    pub(crate) volumes: BTreeMap<VolumeId, Volume>,
+    pub(crate) names: BTreeMap<String, VolumeId>,
+    pub(crate) chunks: BTreeMap<ChunkId, Chunk>,
+    pub(crate) nodes: BTreeMap<NodeId, NodeRecord>,
+    pub(crate) tokens: BTreeMap<String, TokenRecord>,
+    pub(crate) token_expiry: BTreeSet<(u64, String)>,
+    pub(crate) erasures: BTreeSet<(ChunkId, ReplicaId)>,
+    /// Volumes that are not ready yet.
+    pub(crate) creating: BTreeSet<VolumeId>,
+    /// Chunks whose configuration names a node.
+    held: BTreeMap<NodeId, BTreeSet<ChunkId>>,
+    /// Chunks that a node is the primary of.
+    primaries: BTreeMap<NodeId, u32>,
+    /// Bytes promised on a node to its chunks.
+    allocated: BTreeMap<NodeId, u64>,
+}
+
+impl ZoneState {
+    /// An empty zone.
+    #[must_use]
+    pub const fn new(zone: ZoneId) -> Self {
+        Self {
+            zone,
+            clock_millis: 0,
+            volumes: BTreeMap::new(),
+            names: BTreeMap::new(),
+            chunks: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            token_expiry: BTreeSet::new(),
+            erasures: BTreeSet::new(),
+            creating: BTreeSet::new(),
+            held: BTreeMap::new(),
+            primaries: BTreeMap::new(),
+            allocated: BTreeMap::new(),
+        }
+    }
+
+    /// The zone.
+    #[must_use]
+    pub const fn zone(&self) -> ZoneId {
+        self.zone
+    }
+
+    /// All volumes, in order of id.
+    pub fn volumes(&self) -> impl DoubleEndedIterator<Item = &Volume> {
+        self.volumes.values()
+    }
+
+    /// Volumes after `last`, in order of id.
+    pub fn volumes_after(&self, last: Option<VolumeId>) -> impl Iterator<Item = &Volume> {
+        use core::ops::Bound::{Excluded, Unbounded};
+        let from = last.map_or(Unbounded, Excluded);
+        self.volumes.range((from, Unbounded)).map(|(_, volume)| volume)
+    }
+
+    /// A volume.
+    #[must_use]
+    pub fn volume(&self, id: VolumeId) -> Option<&Volume> {
+        self.volumes.get(&id)
+    }
+
+    /// The volume with this id or name.
+    #[must_use]
+    pub fn find_volume(&self, id_or_name: &str) -> Option<&Volume> {
+        let by_id = id_or_name.parse().ok().and_then(|id: VolumeId| self.volumes.get(&id));
+        by_id.or_else(|| self.names.get(id_or_name).and_then(|id| self.volumes.get(id)))
+    }
+
+    /// Volumes whose primaries have not all served yet.
+    pub fn creating(&self) -> impl Iterator<Item = VolumeId> {
+        self.creating.iter().copied()
+    }
+
+    /// A chunk's configuration.
+    #[must_use]
+    pub fn config(&self, chunk: ChunkId) -> Option<&ChunkConfig> {
+        self.chunks.get(&chunk).map(|chunk| &chunk.config)
+    }
+
+    /// All configurations, in order of chunk.
+    pub fn configs(&self) -> impl Iterator<Item = &ChunkConfig> {
+        self.chunks.values().map(|chunk| &chunk.config)
+    }
+
+    /// Configurations of a volume's chunks, in order.
+    pub fn volume_configs(&self, volume: VolumeId) -> impl Iterator<Item = &ChunkConfig> {
+        let at = |index| ChunkId { volume, index: ChunkIndex(index) };
+        self.chunks.range(at(0)..=at(u32::MAX)).map(|(_, chunk)| &chunk.config)
+    }
+
+    /// Configurations that name a node, in order of chunk.
+    pub fn configs_of_node(&self, node: NodeId) -> impl Iterator<Item = &ChunkConfig> {
+        self.held.get(&node).into_iter().flatten().filter_map(|chunk| self.config(*chunk))
+    }
+
+    /// All nodes, in order of number.
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeRecord> {
+        self.nodes.values()
+    }
+
+    /// A node.
+    #[must_use]
+    pub fn node(&self, node: NodeId) -> Option<&NodeRecord> {
+        self.nodes.get(&node)
+    }
+
+    /// Replicas to be erased, in order.
+    pub fn erasures(&self) -> impl Iterator<Item = (ChunkId, ReplicaId)> {
+        self.erasures.iter().copied()
+    }
+
+    /// Whether a replica is to be erased.
+    #[must_use]
+    pub fn is_erasure(&self, chunk: ChunkId, replica: ReplicaId) -> bool {
+        self.erasures.contains(&(chunk, replica))
+    }
+
+    /// How many chunks a node is the primary of.
+    #[must_use]
+    pub fn primaries_on(&self, node: NodeId) -> u32 {
+        self.primaries.get(&node).copied().unwrap_or(0)
+    }
+
+    /// How many replicas of any kind a node holds.
+    #[must_use]
+    pub fn replicas_on(&self, node: NodeId) -> usize {
+        self.held.get(&node).map_or(0, BTreeSet::len)
+    }
+
+    /// Bytes promised on a node: replicas of every kind, each at full size.
+    #[must_use]
+    pub fn allocated_on(&self, node: NodeId) -> u64 {
+        self.allocated.get(&node).copied().unwrap_or(0)
+    }
+
+    /// Bytes of a chunk that can hold data: the last chunk of a volume may reach past its end.
+    #[must_use]
+    pub fn chunk_bytes(geometry: Geometry, index: ChunkIndex) -> u64 {
+        let start = u64::from(index.0).saturating_mul(geometry.chunk_bytes());
+        geometry.size_bytes().saturating_sub(start).min(geometry.chunk_bytes())
+    }
+
+    /// Puts a chunk in place of what was there, and keeps the indexes.
+    pub(crate) fn put_chunk(&mut self, chunk: Chunk) {
+        let id = chunk.config.chunk;
+        let bytes = self.bytes_of(id);
+        self.take_chunk(id);
+        for replica in chunk.config.replicas() {
+            self.held.entry(replica.node).or_default().insert(id);
+            *self.allocated.entry(replica.node).or_default() += bytes;
+        }
+        *self.primaries.entry(chunk.config.primary.node).or_default() += 1;
+        self.chunks.insert(id, chunk);
+    }
+
+    /// Takes a chunk out, and keeps the indexes.
+    pub(crate) fn take_chunk(&mut self, id: ChunkId) -> Option<Chunk> {
+        let bytes = self.bytes_of(id);
+        let chunk = self.chunks.remove(&id)?;
+        for replica in chunk.config.replicas() {
+            if let Some(held) = self.held.get_mut(&replica.node) {
+                held.remove(&id);
+            }
+            if let Some(allocated) = self.allocated.get_mut(&replica.node) {
+                *allocated = allocated.saturating_sub(bytes);
+            }
+        }
+        if let Some(count) = self.primaries.get_mut(&chunk.config.primary.node) {
+            *count = count.saturating_sub(1);
+        }
+        // Without empty entries, equal states compare equal however they came about.
+        self.held.retain(|_, held| !held.is_empty());
+        self.allocated.retain(|_, allocated| *allocated > 0);
+        self.primaries.retain(|_, count| *count > 0);
+        Some(chunk)
+    }
+
+    /// A chunk counts at the bytes that its volume can put into it.
+    fn bytes_of(&self, id: ChunkId) -> u64 {
+        self.volumes.get(&id.volume).map_or(0, |v| Self::chunk_bytes(v.geometry, id.index))
+    }
+
+    /// The present value of an entry; `None`: it is gone.
+    #[must_use]
+    pub fn value(&self, key: &Key) -> Option<Vec<u8>> {
+        fn versioned(value: &impl Wire) -> Vec<u8> {
+            let mut out = Vec::new();
+            out.push(VALUE_VERSION);
+            value.put(&mut out);
+            out
+        }
+        match key {
+            Key::Clock => Some(versioned(&(self.zone, self.clock_millis))),
+            Key::Volume(id) => self.volumes.get(id).map(versioned),
+            Key::Chunk(id) => self.chunks.get(id).map(versioned),
+            Key::Node(id) => self.nodes.get(id).map(versioned),
+            Key::Token(token) => {
+                self.tokens.get(token).map(|record| versioned(&(token.clone(), record.clone())))
+            }
+            Key::Erase(chunk, replica) => {
+                self.erasures.contains(&(*chunk, *replica)).then(|| versioned(&(*chunk, *replica)))
+            }
+        }
+    }
+
+    /// All entries: key and value, in order of key.
+    pub fn entries(&self) -> impl Iterator<Item = (Vec<u8>, Vec<u8>)> {
+        let keys = core::iter::once(Key::Clock)
+            .chain(self.volumes.keys().map(|id| Key::Volume(*id)))
+            .chain(self.chunks.keys().map(|id| Key::Chunk(*id)))
+            .chain(self.nodes.keys().map(|id| Key::Node(*id)))
+            .chain(self.tokens.keys().map(|token| Key::Token(token.clone())))
+            .chain(self.erasures.iter().map(|(chunk, replica)| Key::Erase(*chunk, *replica)));
+        keys.filter_map(|key| self.value(&key).map(|value| (key.encode(), value)))
+    }
+
+    /// Rebuilds a state from its entries, which must come in order of key.
+    ///
+    /// # Errors
+    /// Damage, a newer version, another zone.
+    pub fn from_entries<'a>(
+        zone: ZoneId,
+        entries: impl IntoIterator<Item = (&'a [u8], &'a [u8])>,
+    ) -> Result<Self, StateError> {
+        let mut state = Self::new(zone);
+        for (key, value) in entries {
+            state.load(key, value)?;
+        }
+        Ok(state)
+    }
+
+    fn load(&mut self, key: &[u8], value: &[u8]) -> Result<(), StateError> {
+        let kind = key.first().copied().unwrap_or(0);
+        let (version, body) = value.split_first().ok_or(CodecError::Short)?;
+        if *version > VALUE_VERSION {
+            let (found, known) = (u16::from(*version), u16::from(VALUE_VERSION));
+            return Err(StateError::NewerVersion { found, known });
+        }
+        match kind {
+            1 => {
+                let (found, clock_millis) = codec::decode(body)?;
+                if found != self.zone {
+                    return Err(StateError::Zone { found, expected: self.zone });
+                }
+                self.clock_millis = clock_millis;
+            }
+            2 => self.put_volume(codec::decode(body)?),
+            3 => self.put_chunk(codec::decode(body)?),
+            4 => {
+                let node: NodeRecord = codec::decode(body)?;
+                self.nodes.insert(node.node, node);
+            }
+            5 => {
+                let (token, record) = codec::decode::<(String, TokenRecord)>(body)?;
+                self.put_token(token, record);
+            }
+            6 => {
+                let (chunk, replica) = codec::decode(body)?;
+                self.erasures.insert((chunk, replica));
+            }
+            other => return Err(StateError::Kind(other)),
+        }
+        Ok(())
+    }
+
+    pub(crate) fn put_volume(&mut self, volume: Volume) {
+        if !volume.name.is_empty() {
+            self.names.insert(volume.name.clone(), volume.id);
+        }
+        if volume.ready {
+            self.creating.remove(&volume.id);
+        } else {
+            self.creating.insert(volume.id);
+        }
+        self.volumes.insert(volume.id, volume);
+    }
+
+    pub(crate) fn put_token(&mut self, token: String, record: TokenRecord) {
+        self.token_expiry.insert((record.expires_millis, token.clone()));
+        self.tokens.insert(token, record);
+    }
+
+    /// All of it as bytes.
+    #[must_use]
+    pub fn to_snapshot(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        SNAPSHOT_VERSION.put(&mut out);
+        for (key, value) in self.entries() {
+            for part in [key, value] {
+                u32::try_from(part.len()).unwrap_or(u32::MAX).put(&mut out);
+                out.extend(part);
+            }
+        }
+        out
+    }
+
+    /// A state from the bytes of a snapshot.
+    ///
+    /// # Errors
+    /// Damage, a newer version, another zone.
+    pub fn from_snapshot(zone: ZoneId, bytes: &[u8]) -> Result<Self, StateError> {
+        let mut reader = Reader::new(bytes);
+        let found = u16::get(&mut reader)?;
+        if found > SNAPSHOT_VERSION {
+            return Err(StateError::NewerVersion { found, known: SNAPSHOT_VERSION });
+        }
+        let mut state = Self::new(zone);
+        while reader.left() > 0 {
+            let mut part = || -> Result<&[u8], CodecError> {
+                let len = u32::get(&mut reader)?;
+                reader.take(len as usize)
+            };
+            let (key, value) = (part()?, part()?);
+            state.load(key, value)?;
+        }
+        Ok(state)
+    }
+}

@@ -1,0 +1,215 @@
+//! A zone to play with: state and observations driven by hand.
+
+mod rules;
+mod scenes;
+
+use crate::apply::{Answer, Applied, Refusal};
+use crate::command::{Action, ChangeKind, ChunkChange, Command, NodeRecord, TokenUse};
+use crate::observe::{Observations, ProbeResult};
+use crate::plan::{Plan, plan};
+use crate::state::{Volume, ZoneState};
+use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use ashlar_types::message::cluster::{
+    Change, Heartbeat, PathState, PeerEvidence, Proposal, ReplicaReport, ReplicaState,
+};
+use ashlar_types::message::data::Network;
+use ashlar_types::{
+    ChunkConfig, ChunkId, ChunkIndex, Epoch, Generation, Geometry, NodeId, ReplicaId, StartNumber,
+    StoreId, Time, VolumeId, ZoneId,
+};
+
+pub(super) const MIB: u64 = 1 << 20;
+
+pub(super) struct Zone {
+    pub(super) now: Time,
+    pub(super) state: ZoneState,
+    pub(super) seen: Observations,
+    /// What each living node says of others; everybody else is up.
+    pub(super) down: Vec<(u32, u32, PathState)>,
+    pub(super) beating: BTreeSet<u32>,
+}
+
+pub(super) fn zone_id() -> ZoneId {
+    "a".parse().unwrap()
+}
+
+pub(super) fn volume_id(number: u128) -> VolumeId {
+    VolumeId { zone: zone_id(), uuid: number }
+}
+
+pub(super) fn chunk(index: u32) -> ChunkId {
+    ChunkId { volume: volume_id(1), index: ChunkIndex(index) }
+}
+
+pub(super) fn record(node: u32) -> NodeRecord {
+    NodeRecord {
+        node: NodeId(node),
+        store: StoreId(u128::from(node)),
+        start: StartNumber(1),
+        primary_address: format!("127.1.1.{node}:1"),
+        replication_address: format!("127.2.1.{node}:1"),
+    }
+}
+
+impl Zone {
+    /// Four nodes, all beating, heard for long enough; nothing stored.
+    pub(super) fn new() -> Self {
+        let mut zone = Self {
+            now: Time::from_millis(10_000),
+            state: ZoneState::new(zone_id()),
+            seen: Observations::new(Time::from_millis(10_000)),
+            down: Vec::new(),
+            beating: BTreeSet::new(),
+        };
+        for node in 1..=4 {
+            zone.apply(Action::RegisterNode { node: record(node) }).answer.unwrap();
+            zone.seen.on_connected(zone.now, NodeId(node));
+            zone.beating.insert(node);
+        }
+        zone.run(900);
+        zone
+    }
+
+    /// The same with volume 1: four chunks of 64 MiB, three copies, two needed.
+    pub(super) fn with_volume() -> Self {
+        let mut zone = Self::new();
+        zone.create(None, "v").unwrap();
+        zone
+    }
+
+    pub(super) fn apply(&mut self, action: Action) -> Applied {
+        let at_millis = self.now.as_nanos() / 1_000_000;
+        let command = Command { at_millis, action };
+        assert_eq!(Command::decode(&command.encode()).as_ref(), Ok(&command));
+        let before = self.state.clone();
+        let applied = self.state.apply(&command);
+        // What is reported as changed is exactly what is different.
+        let differing: BTreeSet<Vec<u8>> = {
+            let old: BTreeSet<_> = before.entries().collect();
+            let new: BTreeSet<_> = self.state.entries().collect();
+            old.symmetric_difference(&new).map(|(key, _)| key.clone()).collect()
+        };
+        let reported: BTreeSet<_> = applied.changed.iter().map(crate::state::Key::encode).collect();
+        assert!(differing.is_subset(&reported), "{:?}", applied.changed);
+        // The bytes lead back to the same state.
+        let bytes = self.state.to_snapshot();
+        assert_eq!(ZoneState::from_snapshot(zone_id(), &bytes).as_ref(), Ok(&self.state));
+        let chunks = applied.outcomes.iter().map(|outcome| outcome.chunk).collect();
+        self.seen.on_applied(&self.state, &chunks);
+        applied
+    }
+
+    pub(super) fn create(&mut self, token: Option<&str>, name: &str) -> Result<Answer, Refusal> {
+        let geometry = Geometry::new(256 * MIB, 64 * MIB).unwrap();
+        let verdicts = crate::verdict::judge_all(self.now, &self.state, &self.seen);
+        let space = crate::place::Space::of(&self.state, &self.seen, &verdicts);
+        let placement = crate::place::place_volume(geometry, 3, space, &self.state).unwrap();
+        let used = self.state.volumes().count() as u128;
+        self.apply(Action::CreateVolume {
+            token: token.map(|token| token_use(token, name)),
+            volume: volume_id(used + 1),
+            name: name.into(),
+            geometry,
+            copies_wanted: 3,
+            copies_min: 2,
+            placement,
+        })
+        .answer
+    }
+
+    pub(super) fn attach(&mut self, client: &str, force: bool) -> Result<Volume, Refusal> {
+        let (volume, client_name) = (volume_id(1), String::from(client));
+        let action = Action::Attach { token: None, volume, client_name, force };
+        match self.apply(action).answer? {
+            Answer::Volume { volume } => Ok(volume),
+            other @ (Answer::Done { .. } | Answer::Deleted { .. }) => panic!("{other:?}"),
+        }
+    }
+
+    pub(super) fn change(&mut self, index: u32, kind: ChangeKind) -> Result<Epoch, String> {
+        let epoch = self.config(index).epoch;
+        let change = ChunkChange { chunk: chunk(index), epoch, kind };
+        let applied = self.apply(Action::Change { changes: [change].into() });
+        applied.outcomes[0].result.map_err(|refusal| format!("{refusal}"))
+    }
+
+    pub(super) fn config(&self, index: u32) -> ChunkConfig {
+        self.state.config(chunk(index)).unwrap().clone()
+    }
+
+    /// Lets time pass in ticks of 100 ms; beating nodes beat.
+    pub(super) fn run(&mut self, millis: u64) {
+        for _ in 0..millis / 100 {
+            self.now = self.now + core::time::Duration::from_millis(100);
+            self.seen.on_tick(self.now);
+            if (self.now.as_nanos() / 1_000_000 / 100 * 100).is_multiple_of(300) {
+                self.beat();
+            }
+        }
+    }
+
+    pub(super) fn beat(&mut self) {
+        for node in self.beating.clone() {
+            let peers = (1..=4)
+                .filter(|peer| *peer != node)
+                .map(|peer| {
+                    let said = self.down.iter().find(|(by, of, _)| (*by, *of) == (node, peer));
+                    let state = said.map_or(PathState::Up, |(_, _, state)| *state);
+                    PeerEvidence { node: NodeId(peer), primary_net: state, replication_net: state }
+                })
+                .collect();
+            let beat = Heartbeat { capacity_bytes: 1 << 30, used_bytes: 0, peers };
+            self.seen.on_heartbeat(self.now, NodeId(node), beat);
+        }
+    }
+
+    pub(super) fn stop(&mut self, node: u32) {
+        self.beating.remove(&node);
+        self.seen.on_disconnected(self.now, NodeId(node));
+        self.now = self.now + core::time::Duration::from_millis(1);
+    }
+
+    pub(super) fn probe(&mut self, node: u32, results: [ProbeResult; 2]) {
+        let [primary, replication] = results;
+        self.seen.on_probe(self.now, NodeId(node), Network::Primary, primary);
+        self.seen.on_probe(self.now, NodeId(node), Network::Replication, replication);
+    }
+
+    pub(super) fn plan(&self) -> Plan {
+        plan(self.now, &self.state, &self.seen)
+    }
+
+    /// Commits what is planned.
+    pub(super) fn carry_out(&mut self) -> Plan {
+        let plan = self.plan();
+        for outcome in self.apply(Action::Change { changes: plan.changes.clone() }).outcomes {
+            outcome.result.unwrap();
+        }
+        self.seen.forget_proposals(&plan.judged);
+        plan
+    }
+
+    pub(super) fn propose(&mut self, index: u32, change: Change) {
+        let config = self.config(index);
+        let proposal =
+            Proposal { chunk: chunk(index), epoch: config.epoch, proposer: config.primary, change };
+        self.seen.on_proposals(&self.state, config.primary.node, [proposal].into());
+    }
+
+    pub(super) fn report(&mut self, index: u32, replica: ReplicaId, state: ReplicaState) {
+        let (adopted, generation) = self
+            .state
+            .config(chunk(index))
+            .map_or((Epoch(0), Generation(0)), |config| (config.epoch, config.generation));
+        let report = ReplicaReport { chunk: chunk(index), replica, adopted, generation, state };
+        self.seen.on_reports(&self.state, replica.node, [report].into());
+    }
+}
+
+pub(super) fn token_use(token: &str, parameters: &str) -> TokenUse {
+    let request_hash = crate::command::request_hash(1, &[parameters.as_bytes()]);
+    TokenUse { token: token.into(), request_hash }
+}

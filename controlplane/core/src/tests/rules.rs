@@ -1,0 +1,283 @@
+//! Each rule of apply, by a case that only that rule refuses.
+
+use super::*;
+use crate::change::{ChangeRefusal, next};
+use crate::command::{CommandError, Evidence};
+use crate::state::{StateError, TOKEN_LIFE_MILLIS};
+
+fn remove(zone: &Zone, at: usize, evidence: Evidence) -> ChangeKind {
+    let config = zone.config(0);
+    ChangeKind::RemoveSecondary {
+        proposer: config.primary,
+        replica: config.secondaries().nth(at).unwrap(),
+        evidence,
+    }
+}
+
+#[test]
+fn a_change_is_a_compare_and_set_on_the_epoch() {
+    let mut zone = Zone::with_volume();
+    let config = zone.config(0);
+    let kind = remove(&zone, 0, Evidence::Unreachable {});
+    for epoch in [Epoch(0), Epoch(2)] {
+        let change = ChunkChange { chunk: chunk(0), epoch, kind: kind.clone() };
+        let outcome = zone.apply(Action::Change { changes: [change].into() }).outcomes;
+        let refused = ChangeRefusal::OtherEpoch { current: config.epoch };
+        assert_eq!(outcome[0].result, Err(refused));
+    }
+    assert_eq!(zone.config(0), config);
+    assert_eq!(zone.change(0, kind), Ok(Epoch(2)));
+    assert_eq!(zone.config(0).stale[0].1.last_in_sync, Epoch(1));
+}
+
+#[test]
+fn only_the_primary_changes_its_secondaries_and_learners() {
+    let mut zone = Zone::with_volume();
+    let config = zone.config(0);
+    let other = config.secondaries().next().unwrap();
+    let spare = (1..=4).map(NodeId).find(|n| config.replicas().all(|r| r.node != *n)).unwrap();
+    for kind in [
+        ChangeKind::RemoveSecondary {
+            proposer: other,
+            replica: config.secondaries().nth(1).unwrap(),
+            evidence: Evidence::NodeDead {},
+        },
+        ChangeKind::AddLearner { proposer: other, node: spare },
+        ChangeKind::ReadoptStale { proposer: other, replica: other },
+        ChangeKind::RemoveLearner { proposer: other, replica: other },
+    ] {
+        assert_eq!(zone.change(0, kind), Err("the proposer is not the primary".into()));
+    }
+    let add = ChangeKind::AddLearner { proposer: config.primary, node: spare };
+    zone.change(0, add).unwrap();
+    let learner = zone.config(0).learners[0];
+    let durable = ashlar_types::Lsn::ZERO;
+    let promote = |proposer| ChangeKind::PromoteLearner { proposer, replica: learner, durable };
+    assert_eq!(zone.change(0, promote(other)), Err("the proposer is not the primary".into()));
+    assert_eq!(zone.change(0, promote(config.primary)), Ok(Epoch(3)));
+}
+
+#[test]
+fn fewer_than_copies_min_remain_only_if_the_node_is_dead_or_the_replica_says_so() {
+    for (evidence, allowed) in [
+        (Evidence::Unreachable {}, false),
+        (Evidence::NodeDead {}, true),
+        (Evidence::ReportedGone {}, true),
+    ] {
+        let mut zone = Zone::with_volume();
+        let first = remove(&zone, 0, Evidence::Unreachable {});
+        assert_eq!(zone.change(0, first), Ok(Epoch(2)));
+        let second = remove(&zone, 0, evidence);
+        assert_eq!(zone.change(0, second).is_ok(), allowed, "{evidence:?}");
+        // The same holds for an election, which also takes one replica out.
+        let mut zone = Zone::with_volume();
+        let first = remove(&zone, 0, Evidence::Unreachable {});
+        zone.change(0, first).unwrap();
+        let primary = zone.config(0).secondaries().next().unwrap();
+        let elect = ChangeKind::Elect { primary, evidence };
+        assert_eq!(zone.change(0, elect).is_ok(), allowed, "{evidence:?}");
+    }
+}
+
+#[test]
+fn only_an_in_sync_member_is_elected_and_the_old_primary_becomes_stale() {
+    let mut zone = Zone::with_volume();
+    let old = zone.config(0);
+    let gone = old.secondaries().next().unwrap();
+    let first = remove(&zone, 0, Evidence::Unreachable {});
+    zone.change(0, first).unwrap();
+    let elect = |primary| ChangeKind::Elect { primary, evidence: Evidence::NodeDead {} };
+    assert_eq!(zone.change(0, elect(gone)), Err("the replica is not in sync".into()));
+    zone.change(0, ChangeKind::ReadoptStale { proposer: old.primary, replica: gone }).unwrap();
+    assert_eq!(zone.change(0, elect(gone)), Err("the replica is not in sync".into()));
+    assert_eq!(zone.change(0, elect(old.primary)), Err("the replica is the primary".into()));
+    let next = zone.config(0).secondaries().next().unwrap();
+    zone.change(0, elect(next)).unwrap();
+    let config = zone.config(0);
+    assert_eq!((config.primary, config.elected), (next, config.epoch));
+    assert!(config.is_stale(old.primary) && !config.is_in_sync(old.primary));
+}
+
+#[test]
+fn only_learners_are_promoted_and_only_stale_replicas_readopted() {
+    let mut zone = Zone::with_volume();
+    let config = zone.config(0);
+    let proposer = config.primary;
+    let secondary = config.secondaries().next().unwrap();
+    let durable = ashlar_types::Lsn::ZERO;
+    let promote = |replica| ChangeKind::PromoteLearner { proposer, replica, durable };
+    let readopt = |replica| ChangeKind::ReadoptStale { proposer, replica };
+    assert_eq!(zone.change(0, readopt(secondary)), Err("the replica is not known as stale".into()));
+    let kind = remove(&zone, 0, Evidence::Unreachable {});
+    zone.change(0, kind).unwrap();
+    assert_eq!(zone.change(0, promote(secondary)), Err("the replica is not a learner".into()));
+    zone.change(0, readopt(secondary)).unwrap();
+    assert!(!zone.config(0).is_in_sync(secondary));
+    zone.change(0, promote(secondary)).unwrap();
+    assert!(zone.config(0).is_in_sync(secondary));
+}
+
+#[test]
+fn a_node_never_holds_two_replicas_of_a_chunk() {
+    let mut zone = Zone::with_volume();
+    let config = zone.config(0);
+    for replica in config.replicas() {
+        let add = ChangeKind::AddLearner { proposer: config.primary, node: replica.node };
+        assert_eq!(zone.change(0, add), Err("the node holds a replica of the chunk".into()));
+    }
+}
+
+#[test]
+fn a_learner_that_was_never_in_sync_is_forgotten_and_erased() {
+    let mut zone = Zone::with_volume();
+    let config = zone.config(0);
+    let proposer = config.primary;
+    let spare = (1..=4).map(NodeId).find(|n| config.replicas().all(|r| r.node != *n)).unwrap();
+    zone.change(0, ChangeKind::AddLearner { proposer, node: spare }).unwrap();
+    let learner = zone.config(0).learners[0];
+    assert_eq!(learner.incarnation.0, 2, "a new copy is numbered by its first epoch");
+    zone.change(0, ChangeKind::RemoveLearner { proposer, replica: learner }).unwrap();
+    assert!(zone.config(0).replicas().all(|r| r != learner));
+    assert!(zone.state.is_erasure(chunk(0), learner));
+}
+
+#[test]
+fn a_readopted_replica_whose_filling_fails_is_stale_as_before() {
+    let mut zone = Zone::with_volume();
+    let proposer = zone.config(0).primary;
+    let kind = remove(&zone, 0, Evidence::ReportedGone {});
+    zone.change(0, kind).unwrap();
+    let remembered = zone.config(0).stale.clone();
+    assert!(remembered[0].1.suspect);
+    let replica = remembered[0].0;
+    zone.change(0, ChangeKind::ReadoptStale { proposer, replica }).unwrap();
+    zone.change(0, ChangeKind::RemoveLearner { proposer, replica }).unwrap();
+    assert_eq!(zone.config(0).stale, remembered);
+    assert!(!zone.state.is_erasure(chunk(0), replica));
+}
+
+#[test]
+fn attach_and_detach_raise_the_generation_and_every_epoch() {
+    let mut zone = Zone::with_volume();
+    assert_eq!(zone.attach("one", false).unwrap().generation, Generation(1));
+    assert!(matches!(zone.attach("two", false), Err(Refusal::Attached { .. })));
+    assert_eq!(zone.attach("two", true).unwrap().generation, Generation(2));
+    for config in zone.state.configs() {
+        assert_eq!((config.epoch, config.generation), (Epoch(3), Generation(2)));
+    }
+    let detach = |generation, force| Action::Detach {
+        token: None,
+        volume: volume_id(1),
+        generation: Generation(generation),
+        force,
+    };
+    let refused = Refusal::OtherGeneration { current: Generation(2) };
+    assert_eq!(zone.apply(detach(1, false)).answer, Err(refused));
+    assert!(matches!(zone.apply(detach(0, false)).answer, Err(Refusal::Attached { .. })));
+    zone.apply(detach(2, false)).answer.unwrap();
+    assert_eq!(zone.config(3).generation, Generation(3));
+    assert_eq!(zone.apply(detach(0, true)).answer, Err(Refusal::NotAttached));
+}
+
+#[test]
+fn a_repeated_request_has_one_effect_and_one_answer_until_its_token_expires() {
+    let mut zone = Zone::new();
+    let first = zone.create(Some("t"), "v");
+    assert_eq!(zone.create(Some("t"), "v"), first);
+    assert_eq!(zone.state.volumes().count(), 1);
+    assert_eq!(zone.create(Some("t"), "w"), Err(Refusal::TokenMismatch));
+    assert_eq!(zone.create(None, "v"), Err(Refusal::NameTaken { by: volume_id(1) }));
+    zone.now = zone.now + core::time::Duration::from_millis(TOKEN_LIFE_MILLIS);
+    zone.beat();
+    assert!(matches!(zone.create(Some("t"), "v"), Err(Refusal::NameTaken { .. })));
+}
+
+#[test]
+fn a_deleted_volume_leaves_erasures_until_they_are_confirmed() {
+    let mut zone = Zone::with_volume();
+    zone.attach("one", false).unwrap();
+    let delete = |force| Action::DeleteVolume { token: None, volume: volume_id(1), force };
+    assert!(matches!(zone.apply(delete(false)).answer, Err(Refusal::Attached { .. })));
+    let held: Vec<_> = zone
+        .state
+        .configs()
+        .flat_map(|config| config.replicas().map(|replica| (config.chunk, replica)))
+        .collect();
+    zone.apply(delete(true)).answer.unwrap();
+    assert_eq!(zone.state.configs().count(), 0);
+    assert_eq!(zone.state.erasures().count(), held.len());
+    assert_eq!(zone.state.allocated_on(NodeId(1)), 0);
+    let (first, replica) = held[0];
+    zone.report(first.index.0, replica, ReplicaState::Gone);
+    let erased = zone.plan().erased;
+    assert_eq!(erased, [(first, replica)]);
+    zone.apply(Action::Forget { replicas: erased }).answer.unwrap();
+    assert_eq!(zone.state.erasures().count(), held.len() - 1);
+}
+
+#[test]
+fn a_node_number_is_bound_to_its_store_while_anything_refers_to_it() {
+    let mut zone = Zone::with_volume();
+    let other = NodeRecord { store: StoreId(77), ..record(1) };
+    assert!(matches!(zone.state.check_registration(&other), Err(Refusal::NodeTaken { .. })));
+    let foreign = NodeRecord { store: StoreId(2), ..record(9) };
+    assert!(matches!(zone.state.check_registration(&foreign), Err(Refusal::StoreTaken { .. })));
+    let back = NodeRecord { start: StartNumber(0), ..record(1) };
+    assert!(matches!(zone.state.check_registration(&back), Err(Refusal::StartBack { .. })));
+    let delete = Action::DeleteVolume { token: None, volume: volume_id(1), force: false };
+    zone.apply(delete).answer.unwrap();
+    assert!(zone.state.check_registration(&other).is_err(), "erasures refer to it");
+    let replicas: Vec<_> = zone.state.erasures().collect();
+    zone.apply(Action::Forget { replicas }).answer.unwrap();
+    assert_eq!(zone.state.check_registration(&other), Ok(()));
+}
+
+#[test]
+fn newer_versions_and_foreign_zones_are_refused_by_name() {
+    let zone = Zone::with_volume();
+    let command = Command { at_millis: 1, action: Action::MarkReady { volumes: Vec::new() } };
+    let mut bytes = command.encode();
+    bytes[0] = 9;
+    assert_eq!(Command::decode(&bytes), Err(CommandError::NewerVersion { found: 9 }));
+    assert!(Command::decode(&bytes[..4]).is_err());
+    let mut snapshot = zone.state.to_snapshot();
+    let foreign = ZoneState::from_snapshot("b".parse().unwrap(), &snapshot);
+    assert!(matches!(foreign, Err(StateError::Zone { .. })));
+    snapshot[0] = 9;
+    let newer = ZoneState::from_snapshot(zone_id(), &snapshot);
+    assert!(matches!(newer, Err(StateError::NewerVersion { found: 9, .. })));
+}
+
+#[test]
+fn a_volume_is_ready_once_every_primary_serves() {
+    let mut zone = Zone::with_volume();
+    for index in 0..4 {
+        assert!(zone.plan().ready.is_empty());
+        let primary = zone.config(index).primary;
+        zone.report(index, primary, ReplicaState::Serving);
+    }
+    assert_eq!(zone.plan().ready, [volume_id(1)]);
+    zone.apply(Action::MarkReady { volumes: [volume_id(1)].into() });
+    assert!(zone.state.volume(volume_id(1)).unwrap().ready);
+    assert!(zone.plan().ready.is_empty());
+}
+
+#[test]
+fn unknown_chunks_are_refused() {
+    let mut zone = Zone::new();
+    let evidence = Evidence::NodeDead {};
+    let kind = ChangeKind::Elect { primary: ReplicaId::default(), evidence };
+    let change = ChunkChange { chunk: chunk(0), epoch: Epoch(1), kind };
+    let outcome = zone.apply(Action::Change { changes: [change].into() }).outcomes;
+    assert_eq!(outcome[0].result, Err(ChangeRefusal::UnknownChunk));
+}
+
+#[test]
+fn a_learner_goes_to_a_known_node_only() {
+    let zone = Zone::with_volume();
+    let chunk = crate::state::Chunk { config: zone.config(0), readopting: Vec::new() };
+    let kind = ChangeKind::AddLearner { proposer: chunk.config.primary, node: NodeId(99) };
+    let change = ChunkChange { chunk: chunk.config.chunk, epoch: Epoch(1), kind };
+    let result = next(&chunk, &change, |node| zone.state.node(node));
+    assert_eq!(result, Err(ChangeRefusal::UnknownNode));
+}

@@ -1,0 +1,330 @@
+//! Failures as they happen, and what the planner makes of them.
+
+use super::*;
+use crate::command::Evidence;
+use crate::describe;
+use crate::verdict::{Verdict, judge_all};
+use ashlar_types::Lsn;
+use ashlar_types::message::cluster::RemovalReason;
+
+const REFUSED: [ProbeResult; 2] = [ProbeResult::Refused, ProbeResult::Refused];
+
+fn elected(plan: &Plan) -> usize {
+    plan.changes.iter().filter(|c| matches!(c.kind, ChangeKind::Elect { .. })).count()
+}
+
+fn primaries_of(zone: &Zone, node: u32) -> Vec<u32> {
+    zone.state
+        .configs()
+        .filter(|config| config.primary.node == NodeId(node))
+        .map(|config| config.chunk.index.0)
+        .collect()
+}
+
+#[test]
+fn primaries_and_copies_spread_over_the_nodes() {
+    let zone = Zone::with_volume();
+    for node in 1..=4 {
+        assert_eq!(primaries_of(&zone, node).len(), 1);
+        assert_eq!(zone.state.replicas_on(NodeId(node)), 3);
+        assert_eq!(zone.state.allocated_on(NodeId(node)), 3 * 64 * MIB);
+    }
+}
+
+#[test]
+fn refusing_ports_on_both_networks_elect_at_once_one_does_not() {
+    let mut zone = Zone::with_volume();
+    let lost = primaries_of(&zone, 1);
+    zone.stop(1);
+    zone.probe(1, [ProbeResult::Refused, ProbeResult::NoAnswer]);
+    assert_eq!(elected(&zone.plan()), 0);
+    zone.probe(1, REFUSED);
+    let plan = zone.carry_out();
+    assert_eq!(elected(&plan), lost.len());
+    assert!(primaries_of(&zone, 1).is_empty());
+    for index in lost {
+        assert!(zone.config(index).is_stale(ReplicaId { node: NodeId(1), ..replica_of(1) }));
+    }
+    assert!(zone.plan().changes.is_empty(), "nothing is elected twice");
+}
+
+fn replica_of(node: u32) -> ReplicaId {
+    ReplicaId {
+        node: NodeId(node),
+        store: StoreId(u128::from(node)),
+        incarnation: ashlar_types::Incarnation(1),
+    }
+}
+
+#[test]
+fn refusals_from_before_the_node_came_back_are_no_evidence() {
+    let mut zone = Zone::with_volume();
+    zone.stop(1);
+    zone.probe(1, REFUSED);
+    zone.run(100);
+    zone.seen.on_connected(zone.now, NodeId(1));
+    zone.stop(1);
+    assert_eq!(elected(&zone.plan()), 0);
+}
+
+#[test]
+fn two_peers_that_find_the_ports_closed_are_enough_one_is_not() {
+    let mut zone = Zone::with_volume();
+    zone.stop(1);
+    zone.down.push((2, 1, PathState::Refused));
+    zone.beat();
+    assert_eq!(elected(&zone.plan()), 0);
+    zone.down.push((3, 1, PathState::Refused));
+    zone.beat();
+    assert_eq!(elected(&zone.plan()), 1);
+}
+
+#[test]
+fn silence_elects_after_one_and_a_half_seconds_and_not_before() {
+    let mut zone = Zone::with_volume();
+    let unknown = PathState::Unknown;
+    zone.down.extend([(2, 1, unknown), (3, 1, unknown), (4, 1, unknown)]);
+    zone.beating.remove(&1);
+    zone.run(1_100);
+    assert_eq!(elected(&zone.plan()), 0);
+    zone.run(500);
+    assert_eq!(elected(&zone.plan()), 1);
+}
+
+#[test]
+fn a_node_that_only_the_control_plane_cannot_reach_stays_primary() {
+    let mut zone = Zone::with_volume();
+    zone.stop(1);
+    zone.run(5_000);
+    assert_eq!(elected(&zone.plan()), 0);
+    // Two voices of three: the peers still outweigh one peer that lost it too.
+    zone.down.push((2, 1, PathState::Silent { millis: 3_000 }));
+    zone.run(300);
+    assert_eq!(elected(&zone.plan()), 0);
+    zone.down.push((3, 1, PathState::Silent { millis: 3_000 }));
+    zone.run(300);
+    assert_eq!(elected(&zone.plan()), 1);
+}
+
+#[test]
+fn without_a_living_in_sync_member_nobody_is_elected() {
+    let mut zone = Zone::with_volume();
+    let holders: Vec<u32> = zone.config(0).in_sync.iter().map(|r| r.node.0).collect();
+    for node in holders {
+        zone.stop(node);
+        zone.probe(node, REFUSED);
+    }
+    assert!(zone.plan().changes.iter().all(|change| change.chunk != chunk(0)));
+    let verdicts = judge_all(zone.now, &zone.state, &zone.seen);
+    let health = describe::health(&zone.config(0), &zone.seen, &verdicts);
+    let describe::Health::Stuck(stuck) = health else { panic!("{health:?}") };
+    assert_eq!(stuck.blocked_on.len(), 3);
+}
+
+#[test]
+fn a_new_leader_listens_for_two_heartbeats_before_it_judges() {
+    let mut zone = Zone::with_volume();
+    let old = zone.now;
+    zone.seen = Observations::new(zone.now);
+    zone.beating.remove(&1);
+    for node in 2..=4 {
+        zone.seen.on_connected(old, NodeId(node));
+    }
+    zone.beat();
+    zone.now = zone.now + core::time::Duration::from_millis(1);
+    zone.probe(1, REFUSED);
+    zone.run(500);
+    assert_eq!(elected(&zone.plan()), 0);
+    zone.run(200);
+    assert_eq!(elected(&zone.plan()), 1);
+}
+
+#[test]
+fn a_leader_that_stood_still_listens_again() {
+    let mut zone = Zone::with_volume();
+    zone.stop(1);
+    zone.beating.clear();
+    zone.now = zone.now + core::time::Duration::from_secs(10);
+    zone.seen.on_tick(zone.now);
+    let verdicts = judge_all(zone.now, &zone.state, &zone.seen);
+    assert!(verdicts.values().all(|verdict| !verdict.is_dead()), "{verdicts:?}");
+    zone.beating.extend([2, 3, 4]);
+    zone.run(700);
+    assert!(!judge_all(zone.now, &zone.state, &zone.seen)[&NodeId(1)].is_dead());
+}
+
+#[test]
+fn a_silent_secondary_is_removed_on_the_word_of_its_primary() {
+    let mut zone = Zone::with_volume();
+    let replica = zone.config(0).secondaries().next().unwrap();
+    let reason = RemovalReason::Silent { millis: 1_000 };
+    zone.propose(0, Change::RemoveSecondary { replica, reason });
+    zone.carry_out();
+    assert!(zone.config(0).is_stale(replica));
+    // The next one would leave one copy, and its node is alive.
+    let replica = zone.config(0).secondaries().next().unwrap();
+    zone.propose(0, Change::RemoveSecondary { replica, reason });
+    let plan = zone.carry_out();
+    assert!(plan.refused[0].1.contains("not declared dead"), "{plan:?}");
+    zone.stop(replica.node.0);
+    zone.probe(replica.node.0, REFUSED);
+    zone.propose(0, Change::RemoveSecondary { replica, reason });
+    zone.carry_out();
+    assert_eq!(zone.config(0).in_sync.len(), 1);
+}
+
+#[test]
+fn a_primary_cut_off_from_its_peers_cannot_accuse_them_and_is_replaced() {
+    let mut zone = Zone::with_volume();
+    let config = zone.config(0);
+    let primary = config.primary.node.0;
+    let silent = PathState::Silent { millis: 1_000 };
+    for peer in (1..=4).filter(|peer| *peer != primary) {
+        zone.down.extend([(peer, primary, silent), (primary, peer, silent)]);
+    }
+    zone.run(300);
+    let replica = config.secondaries().next().unwrap();
+    let reason = RemovalReason::Silent { millis: 1_000 };
+    zone.propose(0, Change::RemoveSecondary { replica, reason });
+    let plan = zone.plan();
+    assert_eq!(elected(&plan), 1, "{plan:?}");
+    let evidence = Evidence::Unreachable {};
+    assert!(plan.changes.iter().any(|c| matches!(
+        c.kind, ChangeKind::Elect { evidence: e, .. } if e == evidence
+    )));
+    assert!(!plan.changes.iter().any(|c| matches!(c.kind, ChangeKind::RemoveSecondary { .. })));
+}
+
+#[test]
+fn when_each_accuses_the_other_and_nobody_else_knows_the_primary_is_kept() {
+    let mut zone = Zone::with_volume();
+    let config = zone.config(0);
+    let (primary, replica) = (config.primary.node.0, config.secondaries().next().unwrap());
+    let silent = PathState::Silent { millis: 1_000 };
+    zone.down.extend([(primary, replica.node.0, silent), (replica.node.0, primary, silent)]);
+    zone.run(300);
+    let reason = RemovalReason::Silent { millis: 1_000 };
+    zone.propose(0, Change::RemoveSecondary { replica, reason });
+    zone.carry_out();
+    assert!(zone.config(0).is_stale(replica));
+}
+
+#[test]
+fn a_primary_whose_replica_turned_stale_is_replaced() {
+    let mut zone = Zone::with_volume();
+    let config = zone.config(0);
+    zone.report(0, config.primary, ReplicaState::Stale);
+    let secondary = config.secondaries().next().unwrap();
+    zone.report(0, secondary, ReplicaState::Stale);
+    zone.carry_out();
+    let next = zone.config(0);
+    assert!(next.primary != config.primary && next.primary != secondary);
+}
+
+#[test]
+fn a_missing_copy_finds_a_node_with_space_that_holds_none_and_comes_back_by_promotion() {
+    let mut zone = Zone::with_volume();
+    let config = zone.config(0);
+    let lost = config.secondaries().next().unwrap();
+    zone.propose(0, Change::SeekLearner);
+    assert!(zone.carry_out().refused[0].1.contains("already"));
+    zone.propose(0, Change::RemoveSecondary { replica: lost, reason: RemovalReason::Refused });
+    zone.carry_out();
+    zone.propose(0, Change::SeekLearner);
+    zone.carry_out();
+    let learner = zone.config(0).learners[0];
+    assert!(config.replicas().all(|r| r.node != learner.node));
+    zone.propose(0, Change::PromoteLearner { replica: learner, durable: Lsn::ZERO });
+    zone.carry_out();
+    assert_eq!(zone.config(0).in_sync.len(), 3);
+}
+
+#[test]
+fn without_space_a_search_is_refused_with_the_reason_for_each_node() {
+    let mut zone = Zone::with_volume();
+    let lost = zone.config(0).secondaries().next().unwrap();
+    zone.propose(0, Change::RemoveSecondary { replica: lost, reason: RemovalReason::Refused });
+    zone.carry_out();
+    let holders: Vec<_> = zone.config(0).replicas().map(|r| r.node).collect();
+    let spare = (1..=4).map(NodeId).find(|node| !holders.contains(node)).unwrap();
+    let beat = Heartbeat { capacity_bytes: 1 << 30, used_bytes: 1 << 30, peers: Vec::new() };
+    zone.seen.on_heartbeat(zone.now, spare, beat);
+    zone.propose(0, Change::SeekLearner);
+    let refused = zone.plan().refused;
+    assert!(refused[0].1.contains("0 bytes free"), "{}", refused[0].1);
+    assert!(refused[0].1.contains("holds a replica"), "{}", refused[0].1);
+}
+
+#[test]
+fn proposals_of_others_and_of_old_epochs_are_refused() {
+    let mut zone = Zone::with_volume();
+    let config = zone.config(0);
+    let other = config.secondaries().next().unwrap();
+    let proposal = |proposer: ReplicaId, epoch| Proposal {
+        chunk: chunk(0),
+        epoch,
+        proposer,
+        change: Change::RemoveSecondary { replica: other, reason: RemovalReason::Refused },
+    };
+    for (proposal, word) in [
+        (proposal(other, config.epoch), "not the primary"),
+        (proposal(config.primary, Epoch(7)), "is current"),
+    ] {
+        let node = proposal.proposer.node;
+        zone.seen.on_proposals(&zone.state, node, [proposal].into());
+        let plan = zone.carry_out();
+        assert!(plan.refused[0].1.contains(word), "{plan:?}");
+    }
+    assert_eq!(zone.config(0), config);
+}
+
+#[test]
+fn an_attachment_waits_for_one_in_sync_replica_of_every_chunk() {
+    let mut zone = Zone::with_volume();
+    let volume = zone.attach("one", false).unwrap();
+    let blocked =
+        |zone: &Zone| describe::attach_blocked_on(&volume, Generation(1), &zone.state, &zone.seen);
+    assert_eq!(blocked(&zone).len(), 4);
+    for index in 0..4 {
+        assert!(!blocked(&zone).is_empty());
+        // A stale or foreign replica's word does not count.
+        let adopter = zone.config(index).secondaries().next().unwrap();
+        zone.report(index, adopter, ReplicaState::Following);
+    }
+    assert!(blocked(&zone).is_empty());
+    let member = zone.config(0).secondaries().next().unwrap();
+    let proposer = zone.config(0).primary;
+    let evidence = Evidence::Unreachable {};
+    zone.change(0, ChangeKind::RemoveSecondary { proposer, replica: member, evidence }).unwrap();
+    assert!(!blocked(&zone).is_empty(), "the adopter is no longer in sync");
+}
+
+#[test]
+fn a_volume_too_large_names_every_candidate() {
+    let mut zone = Zone::new();
+    zone.stop(4);
+    zone.probe(4, REFUSED);
+    let geometry = Geometry::for_new_volume(8 << 30).unwrap();
+    let verdicts = judge_all(zone.now, &zone.state, &zone.seen);
+    let space = crate::place::Space::of(&zone.state, &zone.seen, &verdicts);
+    let error = crate::place::place_volume(geometry, 3, space, &zone.state).unwrap_err();
+    assert_eq!((error.found, error.wanted), (0, 3));
+    assert_eq!(error.candidates.len(), 4);
+    assert!(error.candidates[3].why.contains("ports refuse"), "{:?}", error.candidates);
+}
+
+#[test]
+fn the_living_are_tried_never_the_dead_at_intervals() {
+    let mut zone = Zone::with_volume();
+    assert!(zone.plan().probes.is_empty());
+    zone.stop(2);
+    assert_eq!(zone.plan().probes, [NodeId(2)]);
+    zone.seen.on_probe_asked(zone.now, NodeId(2));
+    assert!(zone.plan().probes.is_empty());
+    zone.run(300);
+    assert_eq!(zone.plan().probes, [NodeId(2)]);
+    assert!(matches!(
+        judge_all(zone.now, &zone.state, &zone.seen)[&NodeId(2)],
+        Verdict::Unknown { .. }
+    ));
+}
