@@ -18,7 +18,7 @@ use fuser::{
 };
 use std::ffi::OsStr;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -37,10 +37,11 @@ const KEEP: Duration = Duration::from_secs(3600);
 const ROOT: INodeNo = INodeNo(1);
 const FILE: INodeNo = INodeNo(2);
 
-/// A mounted file. Dropping it unmounts, without waiting.
+/// A mounted file. Dropping it unmounts if nothing uses it, without waiting.
 #[derive(Debug)]
 pub struct FuseFile {
     session: BackgroundSession,
+    dir: PathBuf,
 }
 
 /// Mounts the file system of one file at `dir`, an existing empty folder.
@@ -59,19 +60,31 @@ pub fn mount(device: BlockDevice, dir: &Path) -> io::Result<FuseFile> {
         config.mount_options.push(MountOption::RO);
     }
     config.n_threads = Some(1);
-    let file =
-        VolumeFile { device, replies: Arc::new(Replies::default()), made: SystemTime::now() };
+    let replies = Arc::new(Replies::default());
+    let file = VolumeFile { device, replies, made: SystemTime::now() };
     let session = Session::new(file, dir, &config)?.spawn()?;
-    Ok(FuseFile { session })
+    Ok(FuseFile { session, dir: dir.to_owned() })
 }
 
 impl FuseFile {
-    /// Unmounts and waits for the end. Blocks: not for an async task.
+    /// Unmounts and waits for the end. Blocks: not for an async task. While the file is in use it
+    /// gives itself back with the reason, still mounted.
     ///
     /// # Errors
-    /// The file is in use.
-    pub fn unmount(self) -> io::Result<()> {
-        self.session.umount_and_join()
+    /// The file is in use, or unmounting failed.
+    pub fn unmount(self) -> Result<(), (Self, io::Error)> {
+        if !self.is_over() {
+            // First by our own call: the session's would give up its handle when it is in use.
+            match nix::mount::umount2(&self.dir, nix::mount::MntFlags::empty()) {
+                // Not mounted any more, or only the session's helper may unmount it.
+                Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::EPERM) => {}
+                Err(error) => return Err((self, error.into())),
+            }
+        }
+        if let Err(error) = self.session.umount_and_join() {
+            tracing::info!(%error, "end of the FUSE session");
+        }
+        Ok(())
     }
 
     /// Whether the kernel has ended it (unmounted by somebody else).
