@@ -1,1 +1,18 @@
-//! A zone in one process under a virtual clock, from one seed.
+//! A whole zone in one process under a virtual clock, from one seed (design.md section 13).
+//!
+//! The cores of nodes, control-plane members and a client run as they do in the processes; the
+//! world around them (two networks, disks, crashes, time) is simulated. The same seed gives the
+//! same bytes. What is judged stands in `judge.rs`.
+//!
+//! Not simulated: the shells (sockets, gRPC, files), which the tests in `tests/` run for real.
+
+mod client;
+mod control;
+mod faults;
+mod judge;
+mod net;
+mod node;
+mod run;
+mod world;
+
+pub use run::{Options, Outcome, Sabotage, run};

@@ -8,13 +8,13 @@
 use crate::blocks::{BlockRange, Sums};
 use crate::config::{ChunkConfig, StaleInfo};
 use crate::epoch::{Epoch, Generation, Lsn, SessionId, StartNumber, Term};
+use crate::geometry::Geometry;
 use crate::id::{
     ChunkId, ChunkIndex, Incarnation, NodeId, ReplicaId, RequestId, StoreId, VolumeId, ZoneId,
 };
 use crate::message::data::{
     HelloRefusal, History, Network, NotReady, PeerRefusal, Refusal, Stamp, Uncommitted,
 };
-use crate::geometry::Geometry;
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;

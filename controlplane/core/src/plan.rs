@@ -252,7 +252,13 @@ impl Judge<'_> {
         if filled >= usize::from(config.copies_wanted) {
             return Err(format!("{filled} replicas are in sync or being filled already"));
         }
-        let holders: Vec<NodeId> = config.replicas().map(|replica| replica.node).collect();
+        // A node that still has to erase an older replica of the chunk holds one too.
+        let erasing = self.state.erasures().filter(|(chunk, _)| *chunk == config.chunk);
+        let holders: Vec<NodeId> = config
+            .replicas()
+            .chain(erasing.map(|(_, replica)| replica))
+            .map(|replica| replica.node)
+            .collect();
         let volume = self.state.volume(config.chunk.volume);
         let bytes =
             volume.map_or(0, |volume| ZoneState::chunk_bytes(volume.geometry, config.chunk.index));

@@ -79,9 +79,10 @@ impl Context<'_> {
 
     /// Journals the adoption of a configuration and notes it for the control plane.
     pub(crate) fn persist_adoption(&mut self, durable: &mut ReplicaDurable, config: ChunkConfig) {
-        let (chunk, epoch, replica) = (config.chunk, config.epoch, durable.replica);
+        let (chunk, replica) = (config.chunk, durable.replica);
+        let (epoch, generation) = (config.epoch, config.generation);
         self.persist(durable, Record::Adopt { replica, config });
-        self.gate.note_adopted(chunk, epoch);
+        self.gate.note_adopted(chunk, epoch, generation);
     }
 
     /// Sends to a peer once everything journalled so far is durable.

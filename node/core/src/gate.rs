@@ -9,7 +9,7 @@ use crate::outbox::Effect;
 use crate::record::JournalSeq;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
-use ashlar_types::{ChunkId, Epoch, Lsn, NodeId};
+use ashlar_types::{ChunkId, Epoch, Generation, Lsn, NodeId};
 
 /// Numbers records and holds back what rests on them.
 #[derive(Debug, Default)]
@@ -24,7 +24,7 @@ enum Held {
     Effect(Effect),
     Ack(ChunkId, Acknowledge),
     Own(ChunkId),
-    Adopted(ChunkId, Epoch),
+    Adopted(ChunkId, Epoch, Generation),
 }
 
 /// An acknowledgement of a contiguous prefix, to the primary's node.
@@ -47,8 +47,8 @@ pub struct Released {
     pub acks: BTreeMap<ChunkId, Acknowledge>,
     /// Chunks of which this node's own writes have become durable.
     pub own: BTreeSet<ChunkId>,
-    /// Epochs that have become durable.
-    pub adopted: BTreeMap<ChunkId, Epoch>,
+    /// Epochs, with their generations, that have become durable.
+    pub adopted: BTreeMap<ChunkId, (Epoch, Generation)>,
 }
 
 impl Gate {
@@ -95,8 +95,8 @@ impl Gate {
     }
 
     /// Notes that the last record numbered adopts an epoch.
-    pub fn note_adopted(&mut self, chunk: ChunkId, epoch: Epoch) {
-        self.held.push_back((self.numbered, Held::Adopted(chunk, epoch)));
+    pub fn note_adopted(&mut self, chunk: ChunkId, epoch: Epoch, generation: Generation) {
+        self.held.push_back((self.numbered, Held::Adopted(chunk, epoch, generation)));
     }
 
     /// All records up to `seq` are durable.
@@ -120,8 +120,8 @@ impl Gate {
                 Held::Own(chunk) => {
                     released.own.insert(chunk);
                 }
-                Held::Adopted(chunk, epoch) => {
-                    released.adopted.insert(chunk, epoch);
+                Held::Adopted(chunk, epoch, generation) => {
+                    released.adopted.insert(chunk, (epoch, generation));
                 }
             }
         }

@@ -481,9 +481,9 @@ impl NodeCore {
                 primary.on_durable(durable, &mut context);
             }
         }
-        for (chunk, epoch) in released.adopted {
+        for (chunk, adopted) in released.adopted {
             if let Some(replica) = replicas.get_mut(&chunk) {
-                replica.adopted_durably = replica.adopted_durably.max(epoch);
+                replica.adopted_durably = replica.adopted_durably.max(adopted);
                 context.dirty.insert(chunk);
             }
         }

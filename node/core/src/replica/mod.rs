@@ -20,7 +20,7 @@ use crate::record::Record;
 use alloc::boxed::Box;
 use ashlar_types::message::cluster::{ReplicaReport, ReplicaState};
 use ashlar_types::message::data::{DataMessage, PeerRefusal};
-use ashlar_types::{ChunkConfig, Epoch, NodeId};
+use ashlar_types::{ChunkConfig, Epoch, Generation, NodeId};
 
 pub(crate) use member::Member;
 
@@ -40,14 +40,15 @@ pub(crate) enum Role {
 pub(crate) struct Replica {
     pub(crate) durable: ReplicaDurable,
     pub(crate) role: Role,
-    /// The newest adopted epoch that is on stable media.
-    pub(crate) adopted_durably: Epoch,
+    /// The newest adopted epoch that is on stable media, and its generation: only these may be
+    /// reported, since an attach returns on the strength of a report.
+    pub(crate) adopted_durably: (Epoch, Generation),
 }
 
 impl Replica {
     /// A replica as found in the store at start; takes up its role.
     pub(crate) fn recovered(durable: ReplicaDurable, context: &mut Context<'_>) -> Self {
-        let adopted_durably = durable.config.epoch;
+        let adopted_durably = (durable.config.epoch, durable.config.generation);
         let mut replica = Self { durable, role: Role::Out, adopted_durably };
         replica.take_role(context);
         replica
@@ -56,7 +57,7 @@ impl Replica {
     /// A replica that this node holds from now on.
     pub(crate) fn created(durable: ReplicaDurable, context: &mut Context<'_>) -> Self {
         let config = durable.config.clone();
-        let mut replica = Self { durable, role: Role::Out, adopted_durably: Epoch(0) };
+        let mut replica = Self { durable, role: Role::Out, adopted_durably: Default::default() };
         context.persist_adoption(&mut replica.durable, config);
         replica.take_role(context);
         replica
@@ -148,8 +149,8 @@ impl Replica {
         ReplicaReport {
             chunk: config.chunk,
             replica: self.durable.replica,
-            adopted: self.adopted_durably,
-            generation: config.generation,
+            adopted: self.adopted_durably.0,
+            generation: self.adopted_durably.1,
             state,
         }
     }

@@ -1,0 +1,194 @@
+//! The client of the simulation: the real volume core under a random workload.
+
+use crate::judge::Judge;
+use ashlar_client_core::{
+    Done, Effect, Input, OpError, OpId, Outbox, Payload, Request, VolumeCore, VolumeSettings,
+};
+use ashlar_env::dice::{Dice, SeededDice};
+use ashlar_types::{BLOCK_SIZE, ChunkConfig, Time};
+use bytes::{Bytes, BytesMut};
+use std::collections::BTreeMap;
+
+/// Requests that the workload keeps in progress.
+const DEPTH_MAX: usize = 12;
+/// Blocks of the largest request: crosses chunk borders now and then.
+const BLOCKS_MAX: u64 = 5;
+
+#[derive(Debug)]
+enum Pending {
+    Read { first: u64, floors: Vec<u64> },
+    Write { first: u64, versions: Vec<u64> },
+    Flush,
+}
+
+/// The client and its workload.
+#[derive(Debug)]
+pub(crate) struct SimClient {
+    core: VolumeCore,
+    dice: SeededDice,
+    blocks: u64,
+    pending: BTreeMap<OpId, Pending>,
+    next_op: u64,
+    /// Version of each content handed out, by its checksum and block.
+    versions: BTreeMap<(u64, u32), u64>,
+    /// Versions of each block that are zeroes: a hole may be any of them.
+    zeroed: BTreeMap<u64, Vec<u64>>,
+    /// Stops submitting.
+    pub(crate) resting: bool,
+}
+
+impl SimClient {
+    pub(crate) fn new(settings: VolumeSettings, configs: Vec<ChunkConfig>, seed: u64) -> Self {
+        let blocks = settings.geometry.size_bytes() / BLOCK_SIZE as u64;
+        let mut retry_dice = SeededDice::stream(seed, "client retries");
+        let core = VolumeCore::new(settings, configs, Box::new(move || retry_dice.next_u64()));
+        Self {
+            core,
+            dice: SeededDice::stream(seed, "client workload"),
+            blocks,
+            pending: BTreeMap::new(),
+            next_op: 0,
+            versions: BTreeMap::new(),
+            zeroed: BTreeMap::new(),
+            resting: false,
+        }
+    }
+
+    pub(crate) fn handle(&mut self, now: Time, input: Input, out: &mut Outbox) {
+        self.core.handle(now, input, out);
+    }
+
+    /// Requests without an answer.
+    pub(crate) fn unfinished(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// What the client waits for, in words.
+    pub(crate) fn describe(&self) -> String {
+        format!("{:?} {:?}", self.core.status(), self.pending)
+    }
+
+    /// Submits what the workload wants now.
+    pub(crate) fn work(&mut self, now: Time, judge: &mut Judge, out: &mut Outbox) {
+        while !self.resting && self.pending.len() < DEPTH_MAX && self.core.has_room() {
+            self.next_op += 1;
+            let op = OpId(self.next_op);
+            let count = 1 + self.dice.below(BLOCKS_MAX);
+            // A few hot blocks, so that writes overlap often.
+            let span = if self.dice.chance(1, 2) { 12 } else { self.blocks };
+            let first = self.dice.below(span.min(self.blocks) - count.min(self.blocks - 1));
+            let (request, pending) = match self.dice.below(20) {
+                0..8 => self.read(first, count, judge),
+                8 => (Request::Flush, Pending::Flush),
+                9 | 10 => self.zero(first, count, judge),
+                _ => self.write(first, count, judge),
+            };
+            self.pending.insert(op, pending);
+            self.core.handle(now, Input::Submit { op, request }, out);
+        }
+    }
+
+    fn read(&mut self, first: u64, count: u64, judge: &Judge) -> (Request, Pending) {
+        let floors = (first..first + count).map(|block| judge.read_floor(block)).collect();
+        let request = Request::Read { first, count: u32::try_from(count).unwrap_or(1) };
+        (request, Pending::Read { first, floors })
+    }
+
+    fn zero(&mut self, first: u64, count: u64, judge: &mut Judge) -> (Request, Pending) {
+        let versions: Vec<u64> =
+            (first..first + count).map(|block| judge.write_submitted(block)).collect();
+        for (block, version) in (first..).zip(&versions) {
+            self.zeroed.entry(block).or_default().push(*version);
+        }
+        let request = Request::Zero { first, count: u32::try_from(count).unwrap_or(1) };
+        (request, Pending::Write { first, versions })
+    }
+
+    fn write(&mut self, first: u64, count: u64, judge: &mut Judge) -> (Request, Pending) {
+        let mut data = BytesMut::new();
+        let mut sums = Vec::new();
+        let mut versions = Vec::new();
+        for block in first..first + count {
+            let version = judge.write_submitted(block);
+            let mut bytes = vec![0_u8; BLOCK_SIZE];
+            let tag = [block.to_le_bytes(), version.to_le_bytes()].concat();
+            for (to, from) in bytes.iter_mut().zip(tag) {
+                *to = from;
+            }
+            let sum = crc32c::crc32c(&bytes);
+            self.versions.insert((block, sum), version);
+            sums.push(sum);
+            data.extend_from_slice(&bytes);
+            versions.push(version);
+        }
+        let payload = Payload { sums, data: data.freeze() };
+        (Request::Write { first, payload }, Pending::Write { first, versions })
+    }
+
+    /// Takes an outcome of the core in.
+    pub(crate) fn completed(
+        &mut self,
+        now: Time,
+        op: OpId,
+        result: Result<Done, OpError>,
+        judge: &mut Judge,
+    ) {
+        let Some(pending) = self.pending.remove(&op) else {
+            judge.violated(now, "unknown content", format!("{op:?} completed twice"));
+            return;
+        };
+        match (pending, result) {
+            (Pending::Read { first, floors }, Ok(Done::Read(pieces))) => {
+                for piece in pieces {
+                    let start = first + u64::from(piece.skipped_blocks);
+                    for (block, (_, content)) in (start..).zip(piece.data.iter()) {
+                        let at = usize::try_from(block - first).unwrap_or(usize::MAX);
+                        let floor = floors.get(at).copied().unwrap_or(0);
+                        match self.version_of(block, floor, content) {
+                            Some(version) => judge.read_finished(now, block, floor, version),
+                            None => {
+                                let detail = format!("block {block} holds foreign bytes");
+                                judge.violated(now, "unknown content", detail);
+                            }
+                        }
+                    }
+                }
+            }
+            (Pending::Write { first, versions }, Ok(Done::Written)) => {
+                for (block, version) in (first..).zip(versions) {
+                    judge.write_acknowledged(block, version);
+                }
+            }
+            (Pending::Flush, Ok(Done::Flushed)) => {}
+            (pending, result) => {
+                let detail = format!("{pending:?} ended with {result:?}");
+                judge.violated(now, "error for a transient fault", detail);
+            }
+        }
+    }
+
+    fn version_of(&self, block: u64, floor: u64, content: Option<(u32, Bytes)>) -> Option<u64> {
+        match content {
+            Some((sum, _)) => self.versions.get(&(block, sum)).copied(),
+            // A hole: never written, or any zeroing; the one that explains it best.
+            None => {
+                let zeroed = self.zeroed.get(&block).map_or(&[][..], Vec::as_slice);
+                let all = || core::iter::once(0).chain(zeroed.iter().copied());
+                all().find(|version| *version >= floor).or_else(|| all().last())
+            }
+        }
+    }
+}
+
+/// Splits completions off what the world must carry out.
+pub(crate) fn completions(out: &mut Outbox) -> Vec<(OpId, Result<Done, OpError>)> {
+    let mut done = Vec::new();
+    out.retain_mut(|effect| match effect {
+        Effect::Complete { op, result } => {
+            done.push((*op, core::mem::replace(result, Ok(Done::Flushed))));
+            false
+        }
+        _ => true,
+    });
+    done
+}

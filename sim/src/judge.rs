@@ -1,0 +1,125 @@
+//! Judges what the client and the zone do. Every broken rule names itself; none is forgiven.
+//!
+//! Rules (design.md section 12):
+//! - `lost write`: a read returns less than the last write that was acknowledged, or seen, before
+//!   the read began (invariants 2 and 3);
+//! - `unknown content`: a read returns bytes that nobody wrote to that block;
+//! - `two writers`: an acknowledgement under a term below one that was acknowledged under before
+//!   (invariant 1);
+//! - `replicas differ`: after healing, in-sync replicas of a chunk are not byte-identical (6);
+//! - `not alive`: after faults stop, requests or replicas stay unfinished (10).
+//!
+//! Writes of one client to one block are ordered by the client library, so the history of a block
+//! is a list of versions and linearizability is two bounds on the version that a read returns.
+
+use ashlar_types::{ChunkId, NodeId, Term, Time};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// A rule that was broken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// When, in simulated time.
+    pub at: Time,
+    /// Which rule, in words.
+    pub rule: &'static str,
+    /// What happened.
+    pub detail: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", self.at, self.rule, self.detail)
+    }
+}
+
+/// Versions of one block of the volume: 0 is "never written".
+#[derive(Clone, Copy, Debug, Default)]
+struct BlockHistory {
+    /// Last version handed to the client library.
+    submitted: u64,
+    /// Last version acknowledged, or returned by a finished read.
+    settled: u64,
+}
+
+/// Everything judged so far.
+#[derive(Debug, Default)]
+pub(crate) struct Judge {
+    blocks: BTreeMap<u64, BlockHistory>,
+    acknowledged_under: BTreeMap<ChunkId, (Term, NodeId)>,
+    pub(crate) violations: Vec<Violation>,
+    pub(crate) writes_acknowledged: u64,
+    pub(crate) reads_finished: u64,
+}
+
+impl Judge {
+    pub(crate) fn violated(&mut self, at: Time, rule: &'static str, detail: String) {
+        self.violations.push(Violation { at, rule, detail });
+    }
+
+    /// A write (or zeroing) of a block is handed to the client; gives its version.
+    pub(crate) fn write_submitted(&mut self, block: u64) -> u64 {
+        let history = self.blocks.entry(block).or_default();
+        history.submitted += 1;
+        history.submitted
+    }
+
+    /// The client was told that the write is done.
+    pub(crate) fn write_acknowledged(&mut self, block: u64, version: u64) {
+        let history = self.blocks.entry(block).or_default();
+        history.settled = history.settled.max(version);
+        self.writes_acknowledged += 1;
+    }
+
+    /// The least version that a read beginning now may return.
+    pub(crate) fn read_floor(&self, block: u64) -> u64 {
+        self.blocks.get(&block).map_or(0, |history| history.settled)
+    }
+
+    /// A read has returned `version` of a block; `floor` was [`Self::read_floor`] at its start.
+    pub(crate) fn read_finished(&mut self, at: Time, block: u64, floor: u64, version: u64) {
+        let history = self.blocks.entry(block).or_default();
+        self.reads_finished += 1;
+        if version < floor {
+            let detail = format!("block {block} reads as version {version}, {floor} was settled");
+            self.violated(at, "lost write", detail);
+        } else if version > history.submitted {
+            let detail = format!("block {block} reads as version {version}, never written");
+            self.violated(at, "unknown content", detail);
+        } else {
+            history.settled = history.settled.max(version);
+        }
+    }
+
+    /// A node acknowledges a write of a chunk under a term.
+    pub(crate) fn node_acknowledges(&mut self, at: Time, chunk: ChunkId, term: Term, node: NodeId) {
+        let known = self.acknowledged_under.get(&chunk).copied();
+        if let Some((newest, by)) = known.filter(|(newest, _)| *newest > term) {
+            let detail = format!("{node} under {term} after {by} under {newest} in {chunk}");
+            self.violated(at, "two writers", detail);
+            return;
+        }
+        self.acknowledged_under.insert(chunk, (term, node));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_judge_finds_a_lost_write_and_an_unseen_one() {
+        let mut judge = Judge::default();
+        let version = judge.write_submitted(7);
+        judge.write_acknowledged(7, version);
+        let floor = judge.read_floor(7);
+        judge.read_finished(Time::ZERO, 7, floor, 0);
+        assert_eq!(judge.violations.len(), 1);
+        judge.write_submitted(7);
+        judge.read_finished(Time::ZERO, 7, 1, 2);
+        judge.read_finished(Time::ZERO, 7, judge.read_floor(7), 1);
+        assert_eq!(judge.violations.len(), 2, "a version once seen was unseen");
+        judge.read_finished(Time::ZERO, 7, 0, 9);
+        assert_eq!(judge.violations.len(), 3, "a version from nowhere passed");
+    }
+}

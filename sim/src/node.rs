@@ -1,0 +1,155 @@
+//! A storage node of the simulation: the real core over a simulated journal and blocks.
+//!
+//! The journal is a list of records with a durable prefix; a crash keeps the prefix and any part
+//! of what followed it, in order, as a torn journal would. The store's own recovery code is tested
+//! over its own simulated disk (`node/src/store`).
+
+use ashlar_env::dice::{Dice, SeededDice};
+use ashlar_node_core::durable::DurableState;
+use ashlar_node_core::{Identity, Input, JournalSeq, NodeCore, Outbox, Record, Timing};
+use ashlar_types::{
+    BlockData, BlockRange, ChunkId, NodeId, StartNumber, StoreId, Sums, Time, ZoneId,
+};
+use bytes::{Bytes, BytesMut};
+use std::collections::{BTreeMap, VecDeque};
+
+/// Content of one block with its checksum.
+pub(crate) type Block = (u32, Bytes);
+
+/// Blocks of all replicas of a node.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Blocks {
+    blocks: BTreeMap<(ChunkId, u32), Block>,
+}
+
+impl Blocks {
+    fn apply(&mut self, record: &Record) {
+        if let Record::Erase { chunk } = record {
+            self.blocks.retain(|(held, _), _| held != chunk);
+        }
+        let Some(data) = record.content() else { return };
+        for (block, content) in data.iter() {
+            let key = (record.chunk(), block);
+            match content {
+                Some(content) => self.blocks.insert(key, content),
+                None => self.blocks.remove(&key),
+            };
+        }
+    }
+
+    /// Content of a range.
+    pub(crate) fn read(&self, chunk: ChunkId, range: BlockRange) -> BlockData {
+        let found: Vec<Option<&Block>> =
+            range.blocks().map(|block| self.blocks.get(&(chunk, block))).collect();
+        let mut data = BytesMut::new();
+        for (_, bytes) in found.iter().flatten() {
+            data.extend_from_slice(bytes);
+        }
+        let sums = Sums::Mixed(found.iter().map(|b| b.map(|(sum, _)| *sum)).collect());
+        BlockData { range, sums, data: data.freeze() }
+    }
+
+    /// Checksums of all blocks of a chunk: equal replicas have equal ones.
+    pub(crate) fn sums(&self, chunk: ChunkId) -> BTreeMap<u32, u32> {
+        let of_chunk = (chunk, 0)..=(chunk, u32::MAX);
+        self.blocks.range(of_chunk).map(|((_, block), (sum, _))| (*block, *sum)).collect()
+    }
+}
+
+/// What a node keeps through a crash.
+#[derive(Debug, Default)]
+struct Media {
+    state: DurableState,
+    blocks: Blocks,
+}
+
+impl Media {
+    fn apply(&mut self, record: &Record) {
+        self.state.apply(record);
+        self.blocks.apply(record);
+    }
+}
+
+/// One node.
+#[derive(Debug)]
+pub(crate) struct SimNode {
+    pub(crate) identity: Identity,
+    /// Counts processes of this node; events of an earlier one are void.
+    pub(crate) life: u64,
+    timing: Timing,
+    media: Media,
+    /// Records handed to the journal and not yet durable.
+    tail: VecDeque<(JournalSeq, Record)>,
+    /// What the process sees: media and tail.
+    pub(crate) live: Blocks,
+    core: Option<NodeCore>,
+}
+
+impl SimNode {
+    pub(crate) fn new(zone: ZoneId, node: NodeId, timing: Timing, dice: &mut SeededDice) -> Self {
+        let store = StoreId(dice.next_u128());
+        Self {
+            identity: Identity { zone, node, store, start: StartNumber(0) },
+            life: 0,
+            timing,
+            media: Media::default(),
+            tail: VecDeque::new(),
+            live: Blocks::default(),
+            core: None,
+        }
+    }
+
+    pub(crate) const fn is_up(&self) -> bool {
+        self.core.is_some()
+    }
+
+    pub(crate) const fn core(&self) -> Option<&NodeCore> {
+        self.core.as_ref()
+    }
+
+    /// Starts the process on what the media hold.
+    pub(crate) fn start(&mut self, now: Time, out: &mut Outbox) {
+        self.life += 1;
+        self.identity.start = self.identity.start.next();
+        self.live = self.media.blocks.clone();
+        let state = self.media.state.clone();
+        self.core = Some(NodeCore::new(now, self.identity, self.timing, state, out));
+    }
+
+    /// The process dies at once. Some of what was on its way to the media may have arrived.
+    pub(crate) fn crash(&mut self, dice: &mut SeededDice) {
+        self.core = None;
+        let arrived = dice.below(self.tail.len() as u64 + 1);
+        for _ in 0..arrived {
+            if let Some((_, record)) = self.tail.pop_front() {
+                self.media.apply(&record);
+            }
+        }
+        self.tail.clear();
+    }
+
+    /// Gives the core an input, if the process runs.
+    pub(crate) fn handle(&mut self, now: Time, input: Input, out: &mut Outbox) {
+        if let Some(core) = &mut self.core {
+            core.handle(now, input, out);
+        }
+    }
+
+    /// Takes a record for the journal.
+    pub(crate) fn append(&mut self, seq: JournalSeq, record: Record) {
+        self.live.apply(&record);
+        self.tail.push_back((seq, record));
+    }
+
+    /// The newest record handed to the journal, if any is not durable.
+    pub(crate) fn newest_appended(&self) -> Option<JournalSeq> {
+        self.tail.back().map(|(seq, _)| *seq)
+    }
+
+    /// The journal's group up to `seq` is on the media.
+    pub(crate) fn synced(&mut self, seq: JournalSeq) {
+        while let Some((_, record)) = self.tail.pop_front_if(|(at, _)| *at <= seq) {
+            self.media.apply(&record);
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! One run: build the zone, let faults strike, heal, judge.
+
+use crate::client::SimClient;
+use crate::control::SimControl;
+use crate::faults::Fault;
+use crate::judge::Violation;
+use crate::net::{Net, Weather};
+use crate::node::SimNode;
+use crate::world::{Event, World};
+use ashlar_client_core::{VolumeSettings, WaitPolicy};
+use ashlar_env::dice::{Dice, SeededDice};
+use ashlar_node_core::Timing;
+use ashlar_types::limit::CHUNK_BYTES_FLOOR;
+use ashlar_types::message::cluster::ReplicaState;
+use ashlar_types::message::data::DataMessage;
+use ashlar_types::{Geometry, NodeId, SessionId, Time, ZoneId};
+use std::time::Duration;
+
+/// A rule taken out on purpose, to show that the judge would notice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sabotage {
+    /// Nothing is taken out.
+    #[default]
+    None,
+    /// Members answer a deposed primary as if no later epoch were adopted: the fence is gone.
+    IgnoreEpochs,
+    /// Primaries count a secondary's acknowledgement when the write is sent, not when it comes.
+    AcknowledgeEarly,
+}
+
+/// How long, how large.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Where all chance comes from.
+    pub seed: u64,
+    /// Storage nodes.
+    pub nodes: u32,
+    /// Simulated time during which faults strike.
+    pub storm: Duration,
+    /// Simulated time after which everything must be whole again.
+    pub calm: Duration,
+    /// A rule taken out.
+    pub sabotage: Sabotage,
+}
+
+impl Options {
+    /// The usual run of a seed.
+    #[must_use]
+    pub const fn new(seed: u64) -> Self {
+        Self {
+            seed,
+            nodes: 4,
+            storm: Duration::from_secs(10),
+            calm: Duration::from_secs(60),
+            sabotage: Sabotage::None,
+        }
+    }
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Broken rules; empty is good.
+    pub violations: Vec<Violation>,
+    /// Writes acknowledged to the client, in blocks.
+    pub writes: u64,
+    /// Blocks read and judged.
+    pub reads: u64,
+    /// Events simulated.
+    pub events: u64,
+    /// Digest of every event: equal runs have equal ones.
+    pub digest: u64,
+}
+
+/// Runs one seed.
+#[must_use]
+pub fn run(options: Options) -> Outcome {
+    let mut world = build(options);
+    let begun = world.now;
+    let storm_ends = begun + options.storm;
+    world.schedule_in(Duration::from_millis(300), Event::Fault(Fault::Draw));
+    while world.step(storm_ends) && world.judge.violations.is_empty() {}
+    if world.judge.violations.is_empty() {
+        world.quiet_down();
+        let deadline = world.now + options.calm;
+        while !world.is_whole() && world.judge.violations.is_empty() && world.step(deadline) {}
+        world.judge_end();
+    }
+    Outcome {
+        violations: world.judge.violations,
+        writes: world.judge.writes_acknowledged,
+        reads: world.judge.reads_finished,
+        events: world.events,
+        digest: world.digest,
+    }
+}
+
+/// A zone with its volume attached and nothing wrong yet.
+fn build(options: Options) -> World {
+    let mut dice = SeededDice::stream(options.seed, "swarm");
+    let weather = Weather {
+        delay_min: Duration::from_micros(20 + dice.below(100)),
+        delay_max: Duration::from_micros(200 + dice.below(8_000)),
+        loss_one_in: if dice.chance(1, 3) { 0 } else { 300 + dice.below(3_000) },
+    };
+    let zone: ZoneId = "a".parse().unwrap_or_default();
+    let control = SimControl::new(zone);
+    let mut world = World::new(options.seed, Net::new(weather), control, options.sabotage);
+    let timing =
+        Timing { readopt_window: Duration::from_secs(3), copy_blocks: 4, ..Timing::default() };
+    for number in 1..=options.nodes {
+        let node = NodeId(number);
+        world.nodes.insert(node, SimNode::new(zone, node, timing, &mut dice));
+        world.schedule(Time::from_millis(1), Event::Start { node });
+    }
+    world.begin_control();
+    while world.step(Time::from_millis(1_200)) {}
+    let chunk_bytes = CHUNK_BYTES_FLOOR;
+    if let Ok(geometry) = Geometry::new(3 * chunk_bytes, chunk_bytes)
+        && let Some((volume, generation, configs)) = world.create_volume(geometry, 3)
+    {
+        let settings = VolumeSettings {
+            volume,
+            geometry,
+            generation,
+            first_session: SessionId(1),
+            policy: WaitPolicy::Wait,
+        };
+        world.client = Some(SimClient::new(settings, configs, options.seed));
+        world.schedule_in(Duration::from_millis(1), Event::Work);
+    } else {
+        world.judge.violated(world.now, "not alive", "the volume could not be made".into());
+    }
+    world
+}
+
+impl World {
+    /// No more faults; everything that is down comes back.
+    fn quiet_down(&mut self) {
+        self.drop_faults();
+        self.net.heal();
+        self.net.weather.loss_one_in = 0;
+        let down: Vec<NodeId> =
+            self.nodes.iter().filter(|(_, node)| !node.is_up()).map(|(id, _)| *id).collect();
+        for node in down {
+            self.schedule_in(Duration::from_millis(10), Event::Start { node });
+        }
+        if let Some(client) = &mut self.client {
+            client.resting = true;
+        }
+    }
+
+    /// Whether every request is answered and every chunk has all its copies, serving.
+    fn is_whole(&self) -> bool {
+        let idle = self.client.as_ref().is_some_and(|client| client.unfinished() == 0);
+        idle && self.control.state.configs().all(|config| {
+            let primary = self.nodes.get(&config.primary.node).and_then(SimNode::core);
+            let serving = primary.is_some_and(|core| {
+                core.reports().any(|report| {
+                    report.chunk == config.chunk
+                        && report.state == ReplicaState::Serving
+                        && report.adopted == config.epoch
+                })
+            });
+            let settled = primary
+                .and_then(|core| core.durable(config.chunk))
+                .is_some_and(|durable| durable.committed == durable.last);
+            config.in_sync.len() >= usize::from(config.copies_wanted) && serving && settled
+        })
+    }
+
+    fn judge_end(&mut self) {
+        if !self.judge.violations.is_empty() {
+            return;
+        }
+        if !self.is_whole() {
+            let client = self.client.as_ref().map(SimClient::describe).unwrap_or_default();
+            let configs: Vec<_> = self.control.state.configs().cloned().collect();
+            let reports: Vec<_> = self
+                .nodes
+                .values()
+                .filter_map(SimNode::core)
+                .flat_map(|core| core.reports().collect::<Vec<_>>())
+                .collect();
+            let detail = format!("client {client}; {configs:#?}; {reports:#?}");
+            self.judge.violated(self.now, "not alive", detail);
+            return;
+        }
+        let configs: Vec<_> = self.control.state.configs().cloned().collect();
+        for config in configs {
+            let sums: Vec<_> = config
+                .in_sync
+                .iter()
+                .filter_map(|replica| self.nodes.get(&replica.node))
+                .map(|node| node.live.sums(config.chunk))
+                .collect();
+            let differ = sums.windows(2).any(|pair| matches!(pair, [a, b] if a != b));
+            if differ {
+                let detail = format!("{}: {sums:?}", config.chunk);
+                self.judge.violated(self.now, "replicas differ", detail);
+            }
+        }
+    }
+}
+
+impl Sabotage {
+    /// What a sabotaged member answers instead of handling a message.
+    pub(crate) fn answer_instead(
+        self,
+        node: &SimNode,
+        message: &DataMessage,
+    ) -> Option<DataMessage> {
+        let Self::IgnoreEpochs = self else { return None };
+        let adopted =
+            |chunk| node.core().and_then(|core| core.config(chunk)).map(|config| config.epoch);
+        match message {
+            DataMessage::Mirror { chunk, epoch, lsn, .. } if adopted(*chunk) > Some(*epoch) => {
+                let (chunk, epoch, lsn, start) = (*chunk, *epoch, *lsn, node.identity.start);
+                Some(DataMessage::MirrorAck { chunk, epoch, lsn, start })
+            }
+            DataMessage::Confirm { chunk, epoch, term, round }
+                if adopted(*chunk) > Some(*epoch) =>
+            {
+                let (chunk, term, round) = (*chunk, *term, *round);
+                Some(DataMessage::Confirmed { chunk, term, round })
+            }
+            _ => None,
+        }
+    }
+}
