@@ -8,6 +8,7 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use ashlar_client::control::ControlError;
 use ashlar_proto::reason::{ApiError, exit_code};
 use ashlar_types::backoff::{Backoff, BackoffPolicy};
 use tonic::transport::{Channel, Endpoint};
@@ -58,6 +59,11 @@ impl Zone {
     /// The given addresses, for callers that say for each call how long to try.
     pub(crate) fn of(endpoints: Vec<String>) -> Self {
         Self { endpoints, within: Duration::ZERO }
+    }
+
+    /// The addresses, each with its scheme.
+    pub(crate) fn endpoints(&self) -> &[String] {
+        &self.endpoints
     }
 
     fn from_addresses(text: &str, within: Duration) -> Result<Self, Failure> {
@@ -204,7 +210,33 @@ fn jitter() -> u64 {
 fn from_status(what: &str, status: &Status) -> Failure {
     let kind = Kind::from_exit_code(exit_code(status.code()));
     let failure = Failure::new(kind, what.to_owned()).because(status.message());
-    let Some(error) = ApiError::from_status(status) else { return failure };
+    match ApiError::from_status(status) {
+        Some(error) => explain(failure, &error),
+        None => failure,
+    }
+}
+
+/// What an error of the client library's own calls means to the user of a command.
+pub(crate) fn from_control(what: &str, error: &ControlError) -> Failure {
+    let failed = |kind| Failure::new(kind, what.to_owned());
+    match error {
+        ControlError::Refused(error) => {
+            let kind = Kind::from_exit_code(error.reason.exit_code());
+            explain(failed(kind).because(&error.message), error)
+        }
+        ControlError::Endpoint(_) => failed(Kind::Usage).because(error),
+        ControlError::Unreachable { .. } => failed(Kind::Unavailable)
+            .because(error)
+            .try_next("check that the control plane runs (a quorum of its members is needed)"),
+        ControlError::Status { code, .. } => {
+            failed(Kind::from_exit_code(exit_code(*code))).because(error)
+        }
+        ControlError::Answer(_) | ControlError::Id(_) => failed(Kind::Error).because(error),
+    }
+}
+
+/// Adds everything that the control plane said about its refusal.
+fn explain(failure: Failure, error: &ApiError) -> Failure {
     let mut failure = failure.with_reason(error.reason.text());
     for (key, value) in &error.metadata {
         failure = failure.because(format!("{key}: {value}"));
@@ -234,7 +266,7 @@ mod tests {
     #[test]
     fn addresses_are_taken_with_and_without_a_scheme() {
         let zone = read("127.0.0.1:1, http://127.0.0.2:2").unwrap();
-        assert_eq!(zone.endpoints, ["http://127.0.0.1:1", "http://127.0.0.2:2"]);
+        assert_eq!(zone.endpoints(), ["http://127.0.0.1:1", "http://127.0.0.2:2"]);
         assert_eq!(read(" , ").unwrap_err().kind(), Kind::Usage);
         assert_eq!(read("http://[").unwrap_err().kind(), Kind::Usage);
     }

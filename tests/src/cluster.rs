@@ -121,7 +121,6 @@ impl Cluster {
     }
 
     /// Runs a command that must succeed; gives what it printed.
-    #[must_use]
     pub fn must(&self, arguments: &[&str]) -> String {
         let (code, output, error) = self.ashlar(arguments);
         assert_eq!(code, 0, "ashlar {}: {error}", arguments.join(" "));

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
+use std::io::Write;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -83,6 +84,15 @@ impl Writer {
     pub fn path(&self) -> &Path {
         &self.path
     }
+}
+
+/// Makes a file of `blocks` blocks whose space is really there, so that later writes change data
+/// alone and need no further flush of the file system to last.
+pub fn prepare(path: &Path, blocks: u64) {
+    let bytes = usize::try_from(blocks).unwrap() * BLOCK;
+    let mut file = std::fs::File::create(path).expect("make a file");
+    file.write_all(&vec![0; bytes]).expect("fill it");
+    file.sync_all().expect("flush it");
 }
 
 fn write_until(path: &Path, blocks: u64, stop: &AtomicBool, count: &AtomicU64) -> Seen {

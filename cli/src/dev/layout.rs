@@ -209,6 +209,17 @@ impl Layout {
         self.root.join("hold").join(process)
     }
 
+    /// Numbers of all running processes.
+    pub(crate) fn running(&self) -> Vec<u32> {
+        let Ok(entries) = fs::read_dir(self.root.join("run")) else { return Vec::new() };
+        entries
+            .filter_map(Result::ok)
+            .map(|entry| entry.path())
+            .filter(|path| path.extension().is_some_and(|extension| extension == "pid"))
+            .filter_map(|path| fs::read_to_string(path).ok()?.trim().parse().ok())
+            .collect()
+    }
+
     /// The folder itself.
     pub(crate) fn root(&self) -> &Path {
         &self.root

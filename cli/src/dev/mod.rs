@@ -204,6 +204,11 @@ pub(crate) fn endpoints(folder: &Path) -> Option<Vec<String>> {
     Layout::new(folder).read_cluster().ok().flatten().map(|cluster| cluster.endpoints())
 }
 
+/// Numbers of the processes of the cluster in `folder` that run now.
+pub(crate) fn processes(folder: &Path) -> Vec<u32> {
+    Layout::new(folder).running()
+}
+
 /// Tells the user. Goes on when nobody reads: the cluster matters more than its words.
 fn say(line: &str) {
     drop(writeln!(std::io::stdout(), "{line}"));
