@@ -3,6 +3,8 @@
 //! Each test fails when its rule is taken out. Rules that need several nodes to show are judged in
 //! `sim/`.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
 use ashlar_node_core::durable::DurableState;
 use ashlar_node_core::{
     ConnectionId, Effect, Identity, Input, JournalSeq, Link, NodeCore, Outbox, ReadTicket, Record,
@@ -144,11 +146,11 @@ impl Hands {
         self.take(out)
     }
 
-    fn from_peer(&mut self, peer: u32, message: DataMessage) -> Vec<(NodeId, DataMessage)> {
+    fn peer_says(&mut self, peer: u32, message: DataMessage) -> Vec<(NodeId, DataMessage)> {
         self.feed(Input::Frame { from: Link::Peer(NodeId(peer), Network::Primary), message })
     }
 
-    fn from_client(&mut self, message: DataMessage) -> Vec<(NodeId, DataMessage)> {
+    fn client_says(&mut self, message: DataMessage) -> Vec<(NodeId, DataMessage)> {
         let mut sent = self.feed(Input::Frame { from: CLIENT, message });
         sent.extend(self.feed(Input::BatchEnd));
         sent
@@ -185,12 +187,12 @@ impl Hands {
     fn ack(&mut self, peer: u32, at: Lsn) -> Vec<(NodeId, DataMessage)> {
         let epoch = self.core.config(chunk()).unwrap().epoch;
         let start = StartNumber(1);
-        self.from_peer(peer, DataMessage::MirrorAck { chunk: chunk(), epoch, lsn: at, start })
+        self.peer_says(peer, DataMessage::MirrorAck { chunk: chunk(), epoch, lsn: at, start })
     }
 
     fn collected(&mut self, peer: u32, of: Term, history: History) -> Vec<(NodeId, DataMessage)> {
         let epoch = self.core.config(chunk()).unwrap().epoch;
-        self.from_peer(peer, DataMessage::Collected { chunk: chunk(), epoch, term: of, history })
+        self.peer_says(peer, DataMessage::Collected { chunk: chunk(), epoch, term: of, history })
     }
 
     /// Everything that a restart would find.
@@ -247,9 +249,9 @@ fn acked(sent: &[(NodeId, DataMessage)]) -> Option<Lsn> {
 fn following() -> (Hands, Term) {
     let (mut hands, _) = Hands::with(2, config(1));
     let of = term(1, 1);
-    hands.from_peer(1, DataMessage::Collect { config: Box::new(config(1)), term: of });
+    hands.peer_says(1, DataMessage::Collect { config: Box::new(config(1)), term: of });
     hands.sync();
-    hands.from_peer(
+    hands.peer_says(
         1,
         DataMessage::OpenTerm {
             chunk: chunk(),
@@ -270,7 +272,7 @@ fn mirror(epoch: u64, at: Lsn, data: BlockData) -> DataMessage {
 #[test]
 fn a_member_acknowledges_only_what_is_on_stable_media() {
     let (mut hands, of) = following();
-    let sent = hands.from_peer(1, mirror(1, lsn(of, 1), block(0, 1)));
+    let sent = hands.peer_says(1, mirror(1, lsn(of, 1), block(0, 1)));
     assert_eq!(acked(&sent), None, "acknowledged before the journal had it");
     assert_eq!(acked(&hands.sync()), Some(lsn(of, 1)));
 }
@@ -279,7 +281,7 @@ fn a_member_acknowledges_only_what_is_on_stable_media() {
 fn a_member_acknowledges_one_prefix_for_a_whole_group() {
     let (mut hands, of) = following();
     for counter in 1..=5 {
-        hands.from_peer(1, mirror(1, lsn(of, counter), block(0, 1)));
+        hands.peer_says(1, mirror(1, lsn(of, counter), block(0, 1)));
     }
     let sent = hands.sync();
     assert_eq!(sent.len(), 1);
@@ -289,12 +291,12 @@ fn a_member_acknowledges_one_prefix_for_a_whole_group() {
 #[test]
 fn a_member_refuses_a_gap_and_takes_a_repetition_once() {
     let (mut hands, of) = following();
-    let sent = hands.from_peer(1, mirror(1, lsn(of, 2), block(0, 1)));
+    let sent = hands.peer_says(1, mirror(1, lsn(of, 2), block(0, 1)));
     assert!(matches!(refusal(&sent), Some(PeerRefusal::Gap(_))));
-    hands.from_peer(1, mirror(1, lsn(of, 1), block(0, 1)));
+    hands.peer_says(1, mirror(1, lsn(of, 1), block(0, 1)));
     hands.sync();
     let journalled = hands.journal.len();
-    let again = hands.from_peer(1, mirror(1, lsn(of, 1), block(0, 1)));
+    let again = hands.peer_says(1, mirror(1, lsn(of, 1), block(0, 1)));
     assert_eq!(hands.journal.len(), journalled, "a repeated write was applied twice");
     assert_eq!(acked(&again), Some(lsn(of, 1)));
 }
@@ -303,26 +305,26 @@ fn a_member_refuses_a_gap_and_takes_a_repetition_once() {
 fn a_member_refuses_a_lower_epoch_and_one_that_it_has_not_adopted() {
     let (mut hands, of) = following();
     hands.feed(Input::Control(ControlDown::Configs(vec![config(2)])));
-    let sent = hands.from_peer(1, mirror(1, lsn(of, 1), block(0, 1)));
+    let sent = hands.peer_says(1, mirror(1, lsn(of, 1), block(0, 1)));
     assert!(
         matches!(refusal(&sent), Some(PeerRefusal::LowerEpoch(known)) if known.epoch == Epoch(2))
     );
-    let sent = hands.from_peer(1, mirror(3, lsn(of, 1), block(0, 1)));
+    let sent = hands.peer_says(1, mirror(3, lsn(of, 1), block(0, 1)));
     assert!(matches!(refusal(&sent), Some(PeerRefusal::NotAdopted(Epoch(2)))));
     let confirm = DataMessage::Confirm { chunk: chunk(), epoch: Epoch(1), term: of, round: 1 };
-    assert!(refusal(&hands.from_peer(1, confirm)).is_some(), "a deposed primary may read");
+    assert!(refusal(&hands.peer_says(1, confirm)).is_some(), "a deposed primary may read");
 }
 
 #[test]
 fn a_member_refuses_a_lower_term_also_after_a_restart() {
     let (mut hands, _) = following();
     let later = term(1, 2);
-    hands.from_peer(1, DataMessage::Collect { config: Box::new(config(1)), term: later });
+    hands.peer_says(1, DataMessage::Collect { config: Box::new(config(1)), term: later });
     hands.sync();
-    let sent = hands.from_peer(1, mirror(1, lsn(term(1, 1), 1), block(0, 1)));
+    let sent = hands.peer_says(1, mirror(1, lsn(term(1, 1), 1), block(0, 1)));
     assert!(matches!(refusal(&sent), Some(PeerRefusal::LowerTerm(t)) if *t == later));
     let (mut hands, _) = Hands::new(2, 2, hands.crash());
-    let sent = hands.from_peer(1, mirror(1, lsn(term(1, 1), 1), block(0, 1)));
+    let sent = hands.peer_says(1, mirror(1, lsn(term(1, 1), 1), block(0, 1)));
     assert!(matches!(refusal(&sent), Some(PeerRefusal::LowerTerm(_))));
 }
 
@@ -330,7 +332,7 @@ fn a_member_refuses_a_lower_term_also_after_a_restart() {
 fn a_member_promises_a_term_only_when_the_promise_is_durable() {
     let (mut hands, _) = following();
     let message = DataMessage::Collect { config: Box::new(config(1)), term: term(1, 2) };
-    assert!(hands.from_peer(1, message).is_empty());
+    assert!(hands.peer_says(1, message).is_empty());
     assert!(matches!(hands.sync().as_slice(), [(_, DataMessage::Collected { .. })]));
 }
 
@@ -338,8 +340,8 @@ fn a_member_promises_a_term_only_when_the_promise_is_durable() {
 fn an_opening_is_refused_by_a_member_that_is_not_complete_to_its_base() {
     let (mut hands, of) = following();
     let later = term(1, 2);
-    hands.from_peer(1, mirror(1, lsn(of, 1), block(3, 1)));
-    hands.from_peer(1, DataMessage::Collect { config: Box::new(config(1)), term: later });
+    hands.peer_says(1, mirror(1, lsn(of, 1), block(3, 1)));
+    hands.peer_says(1, DataMessage::Collect { config: Box::new(config(1)), term: later });
     let open = |base, overwrite| DataMessage::OpenTerm {
         chunk: chunk(),
         epoch: Epoch(1),
@@ -347,11 +349,11 @@ fn an_opening_is_refused_by_a_member_that_is_not_complete_to_its_base() {
         base,
         overwrite,
     };
-    let sent = hands.from_peer(1, open(lsn(of, 2), vec![BlockRange::new(3, 1)]));
+    let sent = hands.peer_says(1, open(lsn(of, 2), vec![BlockRange::new(3, 1)]));
     assert!(matches!(refusal(&sent), Some(PeerRefusal::Gap(_))), "writes are missing here");
-    let sent = hands.from_peer(1, open(lsn(of, 0), vec![]));
+    let sent = hands.peer_says(1, open(lsn(of, 0), vec![]));
     assert!(matches!(refusal(&sent), Some(PeerRefusal::Gap(_))), "block 3 would stay different");
-    let sent = hands.from_peer(1, open(lsn(of, 0), vec![BlockRange::new(3, 1)]));
+    let sent = hands.peer_says(1, open(lsn(of, 0), vec![BlockRange::new(3, 1)]));
     assert!(refusal(&sent).is_none());
     let kept = &hands.core.durable(chunk()).unwrap().uncommitted;
     let expected = Uncommitted { lsn: lsn(later, 1), range: BlockRange::new(3, 1) };
@@ -362,14 +364,14 @@ fn an_opening_is_refused_by_a_member_that_is_not_complete_to_its_base() {
 fn a_write_is_acknowledged_only_when_every_in_sync_replica_has_it_on_stable_media() {
     let mut hands = serving(config(1));
     let of = term(1, 1);
-    let sent = hands.from_client(write(1, 1, block(0, 1)));
+    let sent = hands.client_says(write(1, 1, block(0, 1)));
     let mirrored = sent.iter().filter(|(_, m)| matches!(m, DataMessage::Mirror { .. })).count();
     assert_eq!(mirrored, 2, "mirrors leave before the journal's own write is done");
     assert!(!is_done(&sent, 1));
     assert!(!is_done(&hands.ack(2, lsn(of, 1)), 1));
     assert!(!is_done(&hands.ack(3, lsn(of, 1)), 1), "not durable here yet");
     assert!(is_done(&hands.sync(), 1));
-    hands.from_client(write(2, 1, block(0, 2)));
+    hands.client_says(write(2, 1, block(0, 2)));
     assert!(!is_done(&hands.sync(), 2), "no secondary has it");
     assert!(!is_done(&hands.ack(2, lsn(of, 2)), 2), "one secondary lacks it");
     assert!(is_done(&hands.ack(3, lsn(of, 2)), 2));
@@ -383,14 +385,14 @@ fn with_fewer_than_copies_min_in_sync_writes_wait() {
         ..config(1)
     };
     let mut hands = serving(alone);
-    let sent = hands.from_client(write(1, 1, block(0, 1)));
+    let sent = hands.client_says(write(1, 1, block(0, 1)));
     assert!(sent.is_empty() && hands.sync().is_empty(), "acknowledged with a single copy");
 }
 
 #[test]
 fn a_write_committed_with_too_few_copies_is_acknowledged_only_when_there_are_enough() {
     let mut hands = serving(config(1));
-    hands.from_client(write(1, 1, block(0, 1)));
+    hands.client_says(write(1, 1, block(0, 1)));
     hands.sync();
     let shrunk = ChunkConfig {
         in_sync: vec![replica(1)],
@@ -408,19 +410,19 @@ fn wrong_epochs_generations_and_sessions_are_refused_with_the_reason() {
         Some((_, DataMessage::Refused { refusal, .. })) => Some(refusal),
         _ => None,
     };
-    let refused = of(hands.from_client(write(1, 2, block(0, 1))));
+    let refused = of(hands.client_says(write(1, 2, block(0, 1))));
     assert!(matches!(refused, Some(Refusal::WrongEpoch(known)) if known.epoch == Epoch(3)));
     let old = Stamp { generation: Generation(0), ..stamp(3) };
     let message = DataMessage::Write { id: RequestId(2), stamp: old, data: block(0, 1) };
     assert_eq!(
-        of(hands.from_client(message)),
+        of(hands.client_says(message)),
         Some(Refusal::WrongGeneration { current: Generation(1) })
     );
     let newer = Stamp { session: SessionId(2), ..stamp(3) };
-    hands.from_client(DataMessage::Write { id: RequestId(3), stamp: newer, data: block(0, 1) });
-    assert_eq!(of(hands.from_client(write(4, 3, block(0, 1)))), Some(Refusal::SessionEnded));
+    hands.client_says(DataMessage::Write { id: RequestId(3), stamp: newer, data: block(0, 1) });
+    assert_eq!(of(hands.client_says(write(4, 3, block(0, 1)))), Some(Refusal::SessionEnded));
     let outside = DataMessage::Write { id: RequestId(5), stamp: newer, data: block(16, 1) };
-    assert_eq!(of(hands.from_client(outside)), Some(Refusal::BadRequest));
+    assert_eq!(of(hands.client_says(outside)), Some(Refusal::BadRequest));
 }
 
 #[test]
@@ -430,14 +432,14 @@ fn a_read_needs_a_confirmation_asked_after_it_arrived() {
     let read =
         |id| DataMessage::Read { id: RequestId(id), stamp: stamp(1), range: BlockRange::new(0, 1) };
     let confirmed = |round| DataMessage::Confirmed { chunk: chunk(), term: of, round };
-    let asked = hands.from_client(read(1));
+    let asked = hands.client_says(read(1));
     let questions = asked.iter().filter(|(_, m)| matches!(m, DataMessage::Confirm { .. })).count();
     assert_eq!(questions, 2);
     assert!(hands.answer_reads(7).is_empty(), "answered without a confirmation");
-    hands.from_client(read(2));
+    hands.client_says(read(2));
     hands.answer_reads(7);
-    assert!(hands.from_peer(2, confirmed(1)).is_empty());
-    let sent = hands.from_peer(3, confirmed(1));
+    assert!(hands.peer_says(2, confirmed(1)).is_empty());
+    let sent = hands.peer_says(3, confirmed(1));
     let answered: Vec<u64> = sent
         .iter()
         .filter_map(|(_, m)| match m {
@@ -452,9 +454,9 @@ fn a_read_needs_a_confirmation_asked_after_it_arrived() {
 fn a_read_does_not_show_a_write_before_it_is_committed() {
     let mut hands = serving(config(1));
     let of = term(1, 1);
-    hands.from_client(write(1, 1, block(0, 9)));
+    hands.client_says(write(1, 1, block(0, 9)));
     hands.sync();
-    hands.from_client(DataMessage::Read {
+    hands.client_says(DataMessage::Read {
         id: RequestId(2),
         stamp: stamp(1),
         range: BlockRange::new(0, 1),
@@ -462,7 +464,7 @@ fn a_read_does_not_show_a_write_before_it_is_committed() {
     hands.answer_reads(9);
     for peer in [2, 3] {
         let sent =
-            hands.from_peer(peer, DataMessage::Confirmed { chunk: chunk(), term: of, round: 1 });
+            hands.peer_says(peer, DataMessage::Confirmed { chunk: chunk(), term: of, round: 1 });
         assert!(sent.is_empty(), "shown while a secondary lacks it");
     }
     hands.ack(2, lsn(of, 1));
@@ -473,7 +475,7 @@ fn a_read_does_not_show_a_write_before_it_is_committed() {
 #[test]
 fn a_restarted_primary_overwrites_what_it_does_not_know_to_be_committed_before_it_serves() {
     let mut hands = serving(config(1));
-    hands.from_client(write(1, 1, block(5, 1)));
+    hands.client_says(write(1, 1, block(5, 1)));
     hands.sync();
     let (mut hands, sent) = Hands::new(1, 2, hands.crash());
     assert!(sent.is_empty(), "nothing may leave before the new term is durable");
@@ -525,7 +527,7 @@ fn a_new_primary_takes_over_the_longest_history_as_uncommitted_first() {
     hands.collected(3, ours, longer);
     let sent = hands.sync();
     assert!(matches!(sent.as_slice(), [(NodeId(3), DataMessage::Fetch { .. })]));
-    hands.from_peer(3, DataMessage::Fetched { chunk: chunk(), term: ours, data: block(4, 8) });
+    hands.peer_says(3, DataMessage::Fetched { chunk: chunk(), term: ours, data: block(4, 8) });
     let kinds: Vec<bool> =
         hands.journal.iter().rev().take(3).map(|r| matches!(r, Record::Fill { .. })).collect();
     assert_eq!(kinds, [false, true, false], "taken over, filled, opened, in this order");
@@ -551,9 +553,9 @@ fn a_learner_keeps_what_a_later_write_put_and_takes_no_copy_for_another_process(
         base,
         learner_start: StartNumber(1),
     };
-    hands.from_peer(1, open);
+    hands.peer_says(1, open);
     assert_eq!(acked(&hands.sync()), Some(base));
-    hands.from_peer(1, mirror(2, lsn(of, 6), block(3, 6)));
+    hands.peer_says(1, mirror(2, lsn(of, 6), block(3, 6)));
     let copy = |learner_start, read_at| DataMessage::Copy {
         chunk: chunk(),
         epoch: Epoch(2),
@@ -562,9 +564,9 @@ fn a_learner_keeps_what_a_later_write_put_and_takes_no_copy_for_another_process(
         number: 1,
         data: BlockData::holes(BlockRange::new(2, 3)),
     };
-    let sent = hands.from_peer(1, copy(9, base));
+    let sent = hands.peer_says(1, copy(9, base));
     assert!(matches!(refusal(&sent), Some(PeerRefusal::OtherStart(StartNumber(1)))));
-    hands.from_peer(1, copy(1, base));
+    hands.peer_says(1, copy(1, base));
     let filled: Vec<BlockRange> = hands
         .journal
         .iter()
@@ -595,7 +597,7 @@ fn a_promotion_is_proposed_only_when_every_block_is_copied_and_the_proposal_is_d
     let (mut hands, of) = almost_filled();
     hands.tick_after(Duration::from_millis(300));
     assert!(hands.proposed.is_empty(), "proposed with a copy missing");
-    hands.from_peer(4, copy_ack(of));
+    hands.peer_says(4, copy_ack(of));
     assert!(hands.proposed.is_empty(), "proposed before the proposal was journalled");
     hands.sync();
     assert!(matches!(hands.proposed.as_slice(), [Change::PromoteLearner { .. }]));
@@ -604,9 +606,9 @@ fn a_promotion_is_proposed_only_when_every_block_is_copied_and_the_proposal_is_d
 #[test]
 fn from_its_proposal_on_a_learner_counts_as_in_sync_also_after_a_restart() {
     let (mut hands, of) = almost_filled();
-    hands.from_peer(4, copy_ack(of));
+    hands.peer_says(4, copy_ack(of));
     hands.sync();
-    hands.from_client(write(1, 2, block(0, 1)));
+    hands.client_says(write(1, 2, block(0, 1)));
     hands.sync();
     assert!(!is_done(&hands.ack(2, lsn(of, 1)), 1), "acknowledged without the learner");
     assert!(is_done(&hands.ack(4, lsn(of, 1)), 1));
@@ -624,7 +626,7 @@ fn from_its_proposal_on_a_learner_counts_as_in_sync_also_after_a_restart() {
 fn a_learner_that_restarts_is_filled_from_the_beginning() {
     let (mut hands, of) = almost_filled();
     hands.link_up(4, 2);
-    hands.from_peer(4, copy_ack(of));
+    hands.peer_says(4, copy_ack(of));
     hands.sync();
     hands.tick_after(Duration::from_millis(300));
     assert!(hands.proposed.is_empty(), "proposed although its process was lost in mid-fill");
@@ -657,11 +659,11 @@ fn a_replica_is_erased_by_its_full_name_only() {
 #[test]
 fn a_silent_secondary_is_proposed_for_removal_and_never_removed_alone() {
     let mut hands = serving(config(1));
-    hands.from_client(write(1, 1, block(0, 1)));
+    hands.client_says(write(1, 1, block(0, 1)));
     hands.sync();
     hands.ack(2, lsn(term(1, 1), 1));
     for _ in 0..12 {
-        hands.from_peer(2, DataMessage::BeatReply { number: 1 });
+        hands.peer_says(2, DataMessage::BeatReply { number: 1 });
         let sent = hands.tick_after(Duration::from_millis(100));
         assert!(!is_done(&sent, 1), "the primary went on without a committed removal");
     }
