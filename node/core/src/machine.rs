@@ -93,8 +93,6 @@ pub struct NodeCore {
     me: Identity,
     timing: Timing,
     replicas: BTreeMap<ChunkId, Replica>,
-    /// Replicas erased on order whose erasure is to be reported.
-    gone: BTreeMap<ChunkId, ReplicaReport>,
     peers: Peers,
     gate: Gate,
     tickets: Tickets,
@@ -124,7 +122,6 @@ impl NodeCore {
             me,
             timing,
             replicas: BTreeMap::new(),
-            gone: BTreeMap::new(),
             peers: Peers::default(),
             gate: Gate::default(),
             tickets: Tickets::default(),
@@ -307,26 +304,25 @@ impl NodeCore {
             // Anything else is not a client's to say.
             _other => return,
         };
+        if !self.replicas.contains_key(&stamp.chunk) {
+            out.push(reply(DataMessage::Refused { id, refusal: Refusal::UnknownChunk }));
+            return;
+        }
         if let Some(refusal) = self.refuse_session(stamp) {
             out.push(reply(DataMessage::Refused { id, refusal }));
             return;
         }
-        let held =
-            self.with_replica(now, stamp.chunk, out, |replica, context| match &mut replica.role {
-                Role::Primary(primary) => {
-                    primary.on_client(connection, message, &mut replica.durable, context);
-                }
-                Role::Member(_) | Role::Out => {
-                    let config = Box::new(replica.durable.config.clone());
-                    let refusal = Refusal::NotPrimary(config);
-                    context.reply(connection, DataMessage::Refused { id, refusal });
-                }
-            });
-        if held {
-            self.touched.insert(stamp.chunk);
-        } else {
-            out.push(reply(DataMessage::Refused { id, refusal: Refusal::UnknownChunk }));
-        }
+        self.touched.insert(stamp.chunk);
+        self.with_replica(now, stamp.chunk, out, |replica, context| match &mut replica.role {
+            Role::Primary(primary) => {
+                primary.on_client(connection, message, &mut replica.durable, context);
+            }
+            Role::Member(_) | Role::Out => {
+                let config = Box::new(replica.durable.config.clone());
+                let refusal = Refusal::NotPrimary(config);
+                context.reply(connection, DataMessage::Refused { id, refusal });
+            }
+        });
     }
 
     /// The newest session of the newest generation speaks; older ones have ended.
@@ -405,7 +401,6 @@ impl NodeCore {
             out.push(Effect::Alarm(Alarm::ConfigRefused { chunk: config.chunk }));
             return;
         }
-        self.gone.remove(&config.chunk);
         let chunk = config.chunk;
         let (_, mut context) = self.split(now, out);
         let durable = ReplicaDurable::new(replica, config.clone());
@@ -439,7 +434,8 @@ impl NodeCore {
         self.report_changes(out);
     }
 
-    /// Erases a replica on order of the control plane, by its full name only.
+    /// Erases a replica on order of the control plane, by its full name only. The order is repeated
+    /// until it is confirmed, so one about a replica that is not held is confirmed again.
     fn erase(&mut self, chunk: ChunkId, replica: ReplicaId, out: &mut Outbox) {
         let ours = replica.node == self.me.node && replica.store == self.me.store;
         let named = |held: &Replica| held.durable.replica == replica;
@@ -457,7 +453,6 @@ impl NodeCore {
             generation: Generation(0),
             state: ReplicaState::Gone,
         };
-        self.gone.insert(chunk, report);
         let effect = Effect::Control(ControlUp::Replicas(alloc::vec![report]));
         if let Some(effect) = self.gate.hold(effect) {
             out.push(effect);
@@ -558,8 +553,7 @@ impl NodeCore {
     }
 
     fn report_everything(&mut self, out: &mut Outbox) {
-        let held = self.replicas.values().map(Replica::report);
-        let reports: Vec<ReplicaReport> = held.chain(self.gone.values().copied()).collect();
+        let reports: Vec<ReplicaReport> = self.replicas.values().map(Replica::report).collect();
         self.dirty.clear();
         out.push(Effect::Control(ControlUp::Replicas(reports)));
         self.last_heartbeat = Time::ZERO;

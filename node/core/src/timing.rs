@@ -26,6 +26,9 @@ pub struct Timing {
     pub copy_blocks: u32,
     /// Requests that may wait for one chunk (opening a term, too few copies).
     pub waiting_max: usize,
+    /// Bytes of content that may wait for one chunk, that may be in flight, and that may be kept
+    /// for its learners: three bounds of this size each.
+    pub chunk_bytes_max: usize,
     /// Mirrored writes kept for a learner beyond those not committed; above, its fill starts over.
     pub learner_lag_max: usize,
 }
@@ -43,6 +46,7 @@ impl Default for Timing {
             copies_in_flight_max: 4,
             copy_blocks: 64,
             waiting_max: 2_048,
+            chunk_bytes_max: 64 << 20,
             learner_lag_max: 4_096,
         }
     }

@@ -100,7 +100,9 @@ impl Primary {
 
     /// Sends openings and copies again that were not answered in time, and ends fills that lag.
     fn tick_fills(&mut self, durable: &ReplicaDurable, context: &mut Context<'_>) {
-        let lagging = self.in_flight.len() > context.timing.learner_lag_max;
+        // Half of the bound, so that a lagging learner never stops the writes themselves.
+        let lagging = self.in_flight.len() > context.timing.learner_lag_max
+            || self.in_flight_bytes > context.timing.chunk_bytes_max / 2;
         let (term, now, stall) = (self.term, context.now, context.timing.stall);
         let mut reread = Vec::new();
         for follower in &mut self.followers {

@@ -99,6 +99,16 @@ enum Request {
     Write(BlockData),
 }
 
+impl Request {
+    /// Bytes of content that it holds while it waits.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Read(_) => 0,
+            Self::Write(data) => data.data.len(),
+        }
+    }
+}
+
 /// The primary's volatile state.
 #[derive(Debug)]
 pub(crate) struct Primary {
@@ -112,6 +122,9 @@ pub(crate) struct Primary {
     opening_seq: JournalSeq,
     committed: Lsn,
     waiting: VecDeque<Waiting>,
+    waiting_bytes: usize,
+    /// Bytes of content of all that is in flight or kept for learners.
+    in_flight_bytes: usize,
     /// Committed while fewer than `copies_min` were in sync: acknowledged when enough are again.
     withheld: Vec<(ConnectionId, RequestId)>,
     reads: Reads,
@@ -132,6 +145,8 @@ impl Primary {
             opening_seq: JournalSeq::default(),
             committed: durable.committed,
             waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            in_flight_bytes: 0,
             withheld: Vec::new(),
             reads: Reads::default(),
             proposals: Proposals::default(),
@@ -189,6 +204,8 @@ impl Primary {
 
     /// Another replica is primary now, or this one is stale: everyone who waits is told.
     pub(crate) fn dismiss(&mut self, config: &ChunkConfig, context: &mut Context<'_>) {
+        self.waiting_bytes = 0;
+        self.in_flight_bytes = 0;
         let waiting = self.waiting.drain(..).map(|w| (w.connection, w.id));
         let in_flight = self.in_flight.drain(..).filter_map(|write| write.reply);
         let reads = self.reads.drain();
@@ -223,9 +240,12 @@ impl Primary {
             _other => return,
         };
         let request = Waiting { connection, id, stamp, what };
-        if self.waiting.is_empty() && self.may_begin(&request.what, durable) {
+        if self.waiting.is_empty() && self.may_begin(&request.what, durable, context) {
             self.begin(request, durable, context);
-        } else if self.waiting.len() < context.timing.waiting_max {
+        } else if self.waiting.len() < context.timing.waiting_max
+            && self.waiting_bytes + request.what.bytes() <= context.timing.chunk_bytes_max
+        {
+            self.waiting_bytes += request.what.bytes();
             self.waiting.push_back(request);
         } else {
             let refusal = Refusal::NotReady(NotReady::QueueFull);
@@ -233,11 +253,11 @@ impl Primary {
         }
     }
 
-    fn may_begin(&self, what: &Request, durable: &ReplicaDurable) -> bool {
+    fn may_begin(&self, what: &Request, durable: &ReplicaDurable, context: &Context<'_>) -> bool {
         self.is_serving()
             && match what {
-                Request::Read(_) => true,
-                Request::Write(_) => self.may_assign(durable),
+                Request::Read(_) => self.reads.len() < context.timing.waiting_max,
+                Request::Write(_) => self.may_assign(durable, context),
             }
     }
 
@@ -280,10 +300,11 @@ impl Primary {
     /// Begins what waits, as far as it may.
     fn pump(&mut self, durable: &mut ReplicaDurable, context: &mut Context<'_>) {
         while let Some(front) = self.waiting.front() {
-            if !self.may_begin(&front.what, durable) {
+            if !self.may_begin(&front.what, durable, context) {
                 return;
             }
             let Some(request) = self.waiting.pop_front() else { return };
+            self.waiting_bytes -= request.what.bytes();
             self.begin(request, durable, context);
         }
     }
@@ -292,6 +313,7 @@ impl Primary {
     /// keep it.
     pub(crate) fn forget_client(&mut self, connection: ConnectionId) {
         self.waiting.retain(|request| request.connection != connection);
+        self.waiting_bytes = self.waiting.iter().map(|request| request.what.bytes()).sum();
         self.withheld.retain(|(to, _)| *to != connection);
         self.reads.forget_client(connection);
         for write in &mut self.in_flight {

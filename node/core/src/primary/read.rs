@@ -57,6 +57,11 @@ impl Reads {
         self.last_number
     }
 
+    /// Reads under way.
+    pub(super) fn len(&self) -> usize {
+        self.ops.len()
+    }
+
     pub(super) fn filled(&mut self, number: u64, content: BlockData, seen: Lsn) {
         if let Some(op) = self.ops.get_mut(&number) {
             op.content = Some(content);

@@ -15,10 +15,15 @@ use ashlar_types::{BlockData, Lsn, RequestId, StartNumber};
 
 impl Primary {
     /// Whether a client's write may get a position now.
-    pub(super) fn may_assign(&self, durable: &ReplicaDurable) -> bool {
+    pub(super) fn may_assign(&self, durable: &ReplicaDurable, context: &Context<'_>) -> bool {
         let uncommitted =
-            self.in_flight.iter().rev().take_while(|w| w.lsn > self.committed).count();
-        durable.config.may_acknowledge() && uncommitted < WRITES_IN_FLIGHT_PER_CHUNK_MAX
+            durable.last.counter.saturating_sub(match self.committed.term == self.term {
+                true => self.committed.counter,
+                false => 0,
+            });
+        durable.config.may_acknowledge()
+            && uncommitted < WRITES_IN_FLIGHT_PER_CHUNK_MAX as u64
+            && self.in_flight_bytes <= context.timing.chunk_bytes_max
     }
 
     /// Gives a write the next position, journals it here and mirrors it.
@@ -44,6 +49,7 @@ impl Primary {
         let record = Record::Write { chunk, lsn, committed, data: data.clone() };
         let seq = context.persist(durable, record);
         context.gate.note_own(chunk);
+        self.in_flight_bytes += data.data.len();
         self.in_flight.push_back(InFlight { lsn, data, reply, seq, since: context.now });
     }
 
@@ -159,7 +165,9 @@ impl Primary {
             .iter()
             .filter_map(|follower| follower.fill.as_ref().map(|f| f.base.max(follower.acked)))
             .fold(self.committed, Lsn::min);
-        while self.in_flight.pop_front_if(|write| write.lsn <= needed_from).is_some() {}
+        while let Some(write) = self.in_flight.pop_front_if(|write| write.lsn <= needed_from) {
+            self.in_flight_bytes -= write.data.data.len();
+        }
     }
 
     /// In quiet times members learn here what is committed; otherwise with the next write.
