@@ -1,11 +1,15 @@
 //! `ashlar sim`: runs the deterministic simulation from the command line.
 //!
 //! A failing seed is printed with the command that replays it. The world and its judgement live in
-//! `sim/`; this file only counts seeds.
+//! `sim/`; this file counts seeds and shares them among the host's cores.
 
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 use std::time::Instant;
 
-use ashlar_sim::{Options, run as simulate};
+use ashlar_sim::{Options, Outcome};
 use clap::Subcommand;
 use serde::Serialize;
 
@@ -27,34 +31,6 @@ pub(crate) enum Command {
     },
 }
 
-/// What the seeds came to.
-#[derive(Debug, Default, Serialize)]
-struct Summary {
-    seeds: u64,
-    blocks_written: u64,
-    blocks_read: u64,
-    events: u64,
-    /// Digest of all events: the same for the same seeds.
-    digest: String,
-    milliseconds: u128,
-}
-
-impl Show for Summary {
-    fn table(&self) -> String {
-        columns(
-            ["SEEDS", "BLOCKS WRITTEN", "BLOCKS READ", "EVENTS", "DIGEST", "MILLISECONDS"],
-            [[
-                self.seeds.to_string(),
-                self.blocks_written.to_string(),
-                self.blocks_read.to_string(),
-                self.events.to_string(),
-                self.digest.clone(),
-                self.milliseconds.to_string(),
-            ]],
-        )
-    }
-}
-
 /// Runs the command.
 ///
 /// # Errors
@@ -62,23 +38,116 @@ impl Show for Summary {
 pub(crate) fn run(command: &Command, output: &Output) -> Result<(), Failure> {
     process::end_on_broken_pipe();
     let Command::Run { seed, seeds } = command;
-    let begun = Instant::now();
-    let mut summary = Summary::default();
-    let mut digest = 0_u64;
-    for seed in (*seed..=u64::MAX).take(usize::try_from(*seeds).unwrap_or(usize::MAX)) {
-        let outcome = simulate(Options::new(seed));
-        if let Some(first) = outcome.violations.first() {
-            return Err(Failure::new(Kind::Error, format!("keep every rule under seed {seed}"))
-                .because(first)
-                .try_next(format!("ashlar sim run --seed {seed}")));
+    let sweep = Sweep::new(*seed, *seeds);
+    let began = Instant::now();
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, std::num::NonZero::get) {
+            scope.spawn(|| sweep.work());
         }
-        summary.seeds += 1;
-        summary.blocks_written += outcome.writes;
-        summary.blocks_read += outcome.reads;
-        summary.events += outcome.events;
-        digest = digest.rotate_left(1) ^ outcome.digest;
+    });
+    let found = sweep.found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if let Some((seed, outcome)) = found.failed {
+        let mut failure = Failure::new(Kind::Error, format!("seed {seed} breaks a rule"));
+        for violation in &outcome.violations {
+            failure = failure.because(violation);
+        }
+        return Err(failure.try_next(format!("ashlar sim run --seed {seed}")));
     }
-    summary.digest = format!("{digest:016x}");
-    summary.milliseconds = begun.elapsed().as_millis();
-    output.show(&summary)
+    output.show(&SweepView {
+        first_seed: *seed,
+        seeds: *seeds,
+        writes: found.writes,
+        reads: found.reads,
+        events: found.events,
+        digest: format!("{:016x}", found.digest),
+        seconds: began.elapsed().as_secs_f64(),
+    })
+}
+
+/// Seeds that the threads take in turn, and what they found.
+struct Sweep {
+    next: AtomicU64,
+    end: u64,
+    stop: AtomicBool,
+    found: Mutex<Found>,
+}
+
+#[derive(Default)]
+struct Found {
+    writes: u64,
+    reads: u64,
+    events: u64,
+    /// Of all outcomes, whatever order they came in.
+    digest: u64,
+    /// The lowest seed that failed.
+    failed: Option<(u64, Outcome)>,
+}
+
+impl Sweep {
+    fn new(first: u64, count: u64) -> Self {
+        Self {
+            next: AtomicU64::new(first),
+            end: first.saturating_add(count),
+            stop: AtomicBool::new(false),
+            found: Mutex::default(),
+        }
+    }
+
+    fn work(&self) {
+        while !self.stop.load(Ordering::Relaxed) {
+            let seed = self.next.fetch_add(1, Ordering::Relaxed);
+            if seed >= self.end {
+                return;
+            }
+            let outcome = ashlar_sim::run(Options::new(seed));
+            let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+            found.take(seed, outcome);
+            if found.failed.is_some() {
+                // Lower seeds are under way in other threads and end by themselves.
+                self.stop.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+impl Found {
+    fn take(&mut self, seed: u64, outcome: Outcome) {
+        self.writes += outcome.writes;
+        self.reads += outcome.reads;
+        self.events += outcome.events;
+        self.digest ^= outcome.digest.rotate_left(u32::try_from(seed % 64).unwrap_or(0));
+        let first = self.failed.as_ref().is_none_or(|(failed, _)| seed < *failed);
+        if first && !outcome.violations.is_empty() {
+            self.failed = Some((seed, outcome));
+        }
+    }
+}
+
+/// A sweep without a failure, as it is printed.
+#[derive(Debug, Serialize)]
+struct SweepView {
+    first_seed: u64,
+    seeds: u64,
+    writes: u64,
+    reads: u64,
+    events: u64,
+    digest: String,
+    seconds: f64,
+}
+
+impl Show for SweepView {
+    fn table(&self) -> String {
+        let row = |name: &str, value: String| [name.to_owned(), value];
+        columns(
+            ["MEASURE", "VALUE"],
+            [
+                row("seeds", format!("{} from {}, no rule broken", self.seeds, self.first_seed)),
+                row("blocks written", self.writes.to_string()),
+                row("blocks read and judged", self.reads.to_string()),
+                row("events", self.events.to_string()),
+                row("digest", self.digest.clone()),
+                row("took", format!("{:.1} s", self.seconds)),
+            ],
+        )
+    }
 }
