@@ -3,6 +3,9 @@
 //! A failing seed is printed with the command that replays it. The world and its judgement live in
 //! `sim/`; this file counts seeds and shares them among the host's cores.
 
+use std::cell::Cell;
+use std::io::Write;
+use std::panic;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -38,6 +41,7 @@ pub(crate) enum Command {
 pub(crate) fn run(command: &Command, output: &Output) -> Result<(), Failure> {
     process::end_on_broken_pipe();
     let Command::Run { seed, seeds } = command;
+    name_seed_on_panic();
     let sweep = Sweep::new(*seed, *seeds);
     let began = Instant::now();
     thread::scope(|scope| {
@@ -62,6 +66,27 @@ pub(crate) fn run(command: &Command, output: &Output) -> Result<(), Failure> {
         digest: format!("{:016x}", found.digest),
         seconds: began.elapsed().as_secs_f64(),
     })
+}
+
+thread_local! {
+    /// The seed that this thread runs.
+    static SEED: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+/// A core that finds itself in a state that must not be panics, which ends the process: the seed
+/// that led there must be known all the same.
+fn name_seed_on_panic() {
+    let end = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        if let Some(seed) = SEED.get() {
+            let line = format!(
+                "error: seed {seed} breaks an assertion\n  try: ashlar sim run --seed {seed}"
+            );
+            // Standard error gone: the panic's own words are lost as well.
+            writeln!(std::io::stderr(), "{line}").ok();
+        }
+        end(info);
+    }));
 }
 
 /// Seeds that the threads take in turn, and what they found.
@@ -99,6 +124,7 @@ impl Sweep {
             if seed >= self.end {
                 return;
             }
+            SEED.set(Some(seed));
             let outcome = ashlar_sim::run(Options::new(seed));
             let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
             found.take(seed, outcome);
