@@ -139,8 +139,11 @@ impl ReplicaDurable {
             Record::Write { lsn, committed, data, .. } => {
                 assert!(*lsn == self.last.next(), "{}: a write out of order", self.config.chunk);
                 self.last = *lsn;
-                self.note_write(Uncommitted { lsn: *lsn, range: data.range });
                 self.commit(*committed);
+                // A learner is not waited for: a write sent to it again may be committed already.
+                if *lsn > self.committed {
+                    self.note_write(Uncommitted { lsn: *lsn, range: data.range });
+                }
             }
             Record::Committed { lsn, .. } => self.commit(*lsn),
             Record::ProposePromotion { epoch, learner, .. } => {
