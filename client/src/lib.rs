@@ -7,6 +7,7 @@
 mod bytewise;
 mod connection;
 pub mod control;
+pub mod daemon;
 pub mod device;
 pub mod export;
 pub mod mount;

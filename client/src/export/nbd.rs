@@ -16,6 +16,7 @@ use ashlar_env::task::spawn_named;
 use bytes::{Buf, Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,16 +51,39 @@ enum ConnectionError {
     DeviceGone,
 }
 
-/// Takes NBD clients until `stop`.
+/// Makes the socket. A stale socket file of an earlier process is replaced. Only the user of this
+/// process may connect.
 ///
 /// # Errors
-/// When the socket cannot be made. A stale socket file of an earlier process is replaced.
-pub async fn serve(device: BlockDevice, socket: &Path, stop: CancellationToken) -> io::Result<()> {
+/// When it cannot be made.
+pub fn bind(socket: &Path) -> io::Result<UnixListener> {
     match std::fs::remove_file(socket) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         Ok(()) | Err(_) => {}
     }
     let listener = UnixListener::bind(socket)?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Makes the socket and takes NBD clients until `stop`.
+///
+/// # Errors
+/// As [`bind`] and [`serve_on`].
+pub async fn serve(device: BlockDevice, socket: &Path, stop: CancellationToken) -> io::Result<()> {
+    serve_on(device, bind(socket)?, socket, stop).await
+}
+
+/// Takes NBD clients until `stop`, then removes the socket.
+///
+/// # Errors
+/// When the socket file cannot be removed.
+pub async fn serve_on(
+    device: BlockDevice,
+    listener: UnixListener,
+    socket: &Path,
+    stop: CancellationToken,
+) -> io::Result<()> {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let accepted = tokio::select! {
