@@ -11,16 +11,19 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+mod mutants;
 mod tidy;
 
-const USAGE: &str = "usage: cargo xtask <tidy|nightly>
+const USAGE: &str = "usage: cargo xtask <tidy|mutants|nightly>
   tidy     check the repository: imports, file sizes, licences, documents
+  mutants  take out one safety rule after another; a test must fail each time
   nightly  run the workspace's tests at their nightly sizes (hours)";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["tidy"] => run_tidy(),
+        ["mutants"] => run_mutants(),
         ["nightly"] => run_nightly(),
         _ => {
             eprintln!("{USAGE}");
@@ -57,6 +60,14 @@ fn run_tidy() -> anyhow::Result<ExitCode> {
         eprintln!("tidy: {} problems", report.problems.len());
         Ok(ExitCode::FAILURE)
     }
+}
+
+fn run_mutants() -> anyhow::Result<ExitCode> {
+    let survivors = mutants::run(&repository())?;
+    for rule in &survivors {
+        eprintln!("mutants: no test fails without the rule: {rule}");
+    }
+    Ok(if survivors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn run_nightly() -> anyhow::Result<ExitCode> {
