@@ -182,7 +182,7 @@ fn without_the_sync_this_test_notices() {
     let lost = (0..50).any(|seed| {
         let disk = MemDisk::new();
         let (mut log, _) = open(&disk).unwrap();
-        disk.set_lying_sync(true);
+        disk.lie_about_sync("");
         log.append(1, b"acknowledged").unwrap();
         log.sync().unwrap();
         disk.crash(&mut SeededDice::new(seed));

@@ -1,1 +1,3 @@
 //! A storage node: store, networks and the task that drives its core.
+
+pub mod store;

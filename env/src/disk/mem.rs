@@ -83,7 +83,7 @@ struct Shared {
     stop_at: Option<u64>,
     faults: Vec<Fault>,
     capacity: Option<u64>,
-    lying_sync: bool,
+    lying_syncs: Vec<String>,
 }
 
 impl MemDisk {
@@ -129,10 +129,10 @@ impl MemDisk {
         self.lock().capacity = bytes;
     }
 
-    /// Makes `sync_data` do nothing while reporting success. A crash test that still passes with
-    /// this set tests nothing.
-    pub fn set_lying_sync(&self, lying: bool) {
-        self.lock().lying_sync = lying;
+    /// Makes `sync_data` of files whose name contains `name` do nothing while reporting success,
+    /// for good. A crash test that still passes with this set tests nothing.
+    pub fn lie_about_sync(&self, name: &str) {
+        self.lock().lying_syncs.push(name.to_owned());
     }
 
     /// Flips all bits of one byte at rest.
@@ -428,7 +428,7 @@ impl DiskFile for MemFile {
         let mut s = self.live()?;
         let fault = s.fault(FaultOn::Sync, &self.name, "sync");
         s.change()?;
-        let lying = s.lying_sync;
+        let lying = s.lying_syncs.iter().any(|part| self.name.contains(part));
         if let Some(inode) = s.inodes.get_mut(&self.inode) {
             if fault.is_err() {
                 // The kernel marks the pages clean: every second write is gone for good.

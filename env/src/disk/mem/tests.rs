@@ -59,7 +59,7 @@ fn folder_changes_survive_in_order_or_after_sync_dir() {
 fn a_lying_sync_loses_data() {
     let lost = (0..50).any(|seed| {
         let disk = MemDisk::new();
-        disk.set_lying_sync(true);
+        disk.lie_about_sync("");
         let file = disk.open("f", OpenHow::CREATE).unwrap();
         disk.sync_dir().unwrap();
         file.preallocate(512).unwrap();

@@ -1,0 +1,260 @@
+//! The apply thread's work: one checkpoint, from the oldest layer to a new superblock.
+//!
+//! Order, each step durable before the next: blocks into the data file, sorted and merged, 32 at a
+//! time; changed map pages, each over the older of its two copies; the superblock, which names the
+//! place where replay begins and the number of this checkpoint. A crash before the last step leaves
+//! the old superblock, the old copy of every page, and every block of the layer in the journal.
+//!
+//! Reads that were resolved before the apply began may still be reading the places it overwrites;
+//! it waits for them. Reads resolved later find these blocks in the layer, in memory.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ashlar_env::disk::{AlignedBuf, DiskError, DiskFile, IoEngine, IoKind, IoOp};
+use ashlar_types::{BLOCK_SIZE, BlockRange, ChunkId};
+
+use super::format::{PAGE, SLOT_BLOCKS, SLOT_BYTES, SlotBlocks, Superblock, as_u64, as_usize, put};
+use super::map::{PageState, SlotChange, SlotMap, digest_of, slots_of};
+use super::overlay::{ChunkLayer, Content};
+use super::shared::{ApplyJob, Shared, State};
+use super::{Reporter, StoreEvent, StoreFailure};
+
+/// Memory for blocks on their way to the data file.
+const BATCH_BYTES: usize = 8 << 20;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Applier {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) super_file: Arc<dyn DiskFile>,
+    pub(crate) superblock: Superblock,
+    pub(crate) engine: IoEngine,
+    pub(crate) reporter: Reporter,
+}
+
+/// What happens to one slot.
+#[derive(Debug)]
+struct Work {
+    change: SlotChange,
+    writes: Vec<(BlockRange, Content)>,
+}
+
+/// A slot while its chunk is planned.
+#[derive(Debug, Default)]
+struct Touched {
+    /// `None`: it gets one if it needs one.
+    slot: Option<u32>,
+    blocks: SlotBlocks,
+    writes: Vec<(BlockRange, Content)>,
+}
+
+impl Applier {
+    /// Takes the waiting job, if there is one and no earlier read is under way.
+    pub(crate) fn take_job(&self) -> Option<ApplyJob> {
+        let mut state = self.shared.lock();
+        let job = state.job.take()?;
+        state.applying = true;
+        state.parity ^= 1;
+        Some(job)
+    }
+
+    /// True when no read resolved before the job was taken is under way.
+    pub(crate) fn earlier_reads_done(state: &State) -> bool {
+        state.reading.get(state.parity ^ 1).is_none_or(|n| *n == 0)
+    }
+
+    /// Carries the job out. Call only after [`Applier::earlier_reads_done`].
+    pub(crate) fn run(&mut self, job: &ApplyJob) -> Result<(), StoreFailure> {
+        let work = self.plan(job)?;
+        self.write_data(&work)?;
+        let pages = self.write_map(&work)?;
+        let mut digest = self.superblock.map_digest;
+        let used = {
+            let state = self.shared.lock();
+            for (work, page) in work.iter().zip(&pages) {
+                let slot = work.change.slot;
+                let old = state.map.page(slot).map_or(0, |old| digest_of(slot, old.crc));
+                digest = digest.wrapping_sub(old).wrapping_add(digest_of(slot, page.crc));
+            }
+            state.map.used()
+        };
+        let superblock = Superblock {
+            sequence: self.superblock.sequence + 1,
+            tail: job.mark.end,
+            tail_number: job.mark.number,
+            tail_chain: job.mark.chain,
+            checkpoint: self.superblock.checkpoint + 1,
+            slots_used: used,
+            map_digest: digest,
+            ..self.superblock
+        };
+        write_superblock(&*self.super_file, &superblock)?;
+        self.superblock = superblock;
+        self.finish(job, work, pages);
+        Ok(())
+    }
+
+    /// Decides, under the lock, what becomes of every slot that the layer touches.
+    fn plan(&self, job: &ApplyJob) -> Result<Vec<Work>, StoreFailure> {
+        let mut state = self.shared.lock();
+        let mut out = Vec::new();
+        for (chunk, layer) in &job.layer.chunks {
+            plan_chunk(&mut state.map, *chunk, layer, &mut out)?;
+        }
+        Ok(out)
+    }
+
+    /// Writes all blocks and makes them durable.
+    fn write_data(&mut self, work: &[Work]) -> Result<(), DiskError> {
+        let mut ops = Vec::new();
+        let mut bytes = 0;
+        let mut any = false;
+        for work in work {
+            let base = u64::from(work.change.slot) * SLOT_BYTES;
+            let adjacent =
+                |a: &(BlockRange, Content), b: &(BlockRange, Content)| a.0.end() == b.0.first;
+            for run in work.writes.chunk_by(adjacent) {
+                let Some((first, _)) = run.first() else { continue };
+                let buf = gather(run);
+                let offset = base + u64::from(first.first) * as_u64(BLOCK_SIZE);
+                bytes += buf.len();
+                any = true;
+                ops.push(IoOp::new(self.shared.data.clone(), IoKind::Write, offset, buf));
+                if bytes >= BATCH_BYTES {
+                    self.run_batch(std::mem::take(&mut ops))?;
+                    bytes = 0;
+                }
+            }
+        }
+        self.run_batch(ops)?;
+        if any { self.shared.data.sync_data() } else { Ok(()) }
+    }
+
+    /// Writes the changed map pages and makes them durable.
+    fn write_map(&mut self, work: &[Work]) -> Result<Vec<PageState>, DiskError> {
+        let (store, number) = (self.superblock.store, self.superblock.checkpoint + 1);
+        let mut pages = Vec::with_capacity(work.len());
+        let mut ops = Vec::with_capacity(work.len());
+        for work in work {
+            let slot = work.change.slot;
+            let old = self.shared.lock().map.page(slot);
+            let copy = old.map_or(0, |old| old.copy ^ 1);
+            let page = work.change.page(number, store);
+            let crc = page.get(8..12).and_then(|b| b.first_chunk()).copied().unwrap_or_default();
+            pages.push(PageState { copy, crc: u32::from_le_bytes(crc) });
+            let offset = (u64::from(slot) * 2 + u64::from(copy)) * as_u64(PAGE);
+            ops.push(IoOp::new(self.shared.map_file.clone(), IoKind::Write, offset, page));
+        }
+        self.run_batch(ops)?;
+        if !work.is_empty() {
+            self.shared.map_file.sync_data()?;
+        }
+        Ok(pages)
+    }
+
+    fn run_batch(&mut self, ops: Vec<IoOp>) -> Result<(), DiskError> {
+        self.engine.run(ops).into_iter().try_for_each(|op| op.result)
+    }
+
+    /// Shows the outcome: map, reservations, one layer less, room in the journal.
+    fn finish(&self, job: &ApplyJob, work: Vec<Work>, pages: Vec<PageState>) {
+        let mut state = self.shared.lock();
+        for (work, page) in work.into_iter().zip(pages) {
+            state.map.install(work.change, page);
+        }
+        debug_assert_eq!(state.map.digest(), self.superblock.map_digest);
+        state.periods.pop_front();
+        let reserved = state.reservations();
+        state.map.set_reserved(reserved);
+        state.applying = false;
+        state.done = Some(job.mark);
+        let space = state.map.space();
+        drop(state);
+        self.shared.journal_wake.notify_one();
+        self.reporter.report(StoreEvent::Space(space));
+    }
+}
+
+/// Plans one chunk; slots that are freed come first.
+fn plan_chunk(
+    map: &mut SlotMap,
+    chunk: ChunkId,
+    layer: &ChunkLayer,
+    out: &mut Vec<Work>,
+) -> Result<(), StoreFailure> {
+    if layer.cleared {
+        for (index, mapped) in map.of_chunk(chunk) {
+            let blocks = SlotBlocks::default();
+            let change = SlotChange { chunk, index, slot: mapped.slot, blocks };
+            out.push(Work { change, writes: Vec::new() });
+        }
+    }
+    // By slot number in the chunk.
+    let mut touched: BTreeMap<u32, Touched> = BTreeMap::new();
+    let known = |map: &SlotMap, index| {
+        let mapped = map.get(chunk, index).filter(|_| !layer.cleared);
+        mapped.map_or_else(Touched::default, |m| Touched {
+            slot: Some(m.slot),
+            blocks: m.blocks.clone(),
+            writes: Vec::new(),
+        })
+    };
+    for (first, extent) in &layer.extents {
+        let range = BlockRange::new(*first, extent.end - first);
+        let slots = range.first / SLOT_BLOCKS..range.end().div_ceil(SLOT_BLOCKS);
+        if let Content::Data { sums, .. } = &extent.content {
+            for (index, part) in slots_of(range) {
+                let entry = touched.entry(index).or_insert_with(|| known(map, index));
+                let skip = index * SLOT_BLOCKS + part.first - range.first;
+                for (nth, block) in part.blocks().enumerate() {
+                    let nth = as_usize(u64::from(skip)) + nth;
+                    entry.blocks.set(block, Some(sums.get(nth)));
+                }
+                entry.writes.push((part, extent.content.part(skip, part.count)));
+            }
+        } else {
+            // A trim may span a whole chunk: look only at slots that exist.
+            let mapped: Vec<u32> = map
+                .in_chunk(chunk, slots.start, slots.end)
+                .map(|(index, _)| index)
+                .filter(|_| !layer.cleared)
+                .chain(touched.range(slots).map(|(index, _)| *index))
+                .collect();
+            for index in mapped {
+                let entry = touched.entry(index).or_insert_with(|| known(map, index));
+                let whole = BlockRange::new(index * SLOT_BLOCKS, SLOT_BLOCKS);
+                let Some(part) = whole.intersection(range) else { continue };
+                part.blocks().for_each(|block| entry.blocks.set(block - whole.first, None));
+            }
+        }
+    }
+    for (index, Touched { slot, blocks, writes }) in touched {
+        let slot = match slot {
+            Some(slot) => slot,
+            None if blocks.is_empty() => continue,
+            None => map.take().ok_or(StoreFailure::SlotsExhausted)?,
+        };
+        out.push(Work { change: SlotChange { chunk, index, slot, blocks }, writes });
+    }
+    Ok(())
+}
+
+/// Copies adjacent contents into one aligned buffer.
+fn gather(run: &[(BlockRange, Content)]) -> AlignedBuf {
+    let blocks: usize = run.iter().map(|(range, _)| as_usize(u64::from(range.count))).sum();
+    let mut buf = AlignedBuf::zeroed(blocks * BLOCK_SIZE);
+    let mut at = 0;
+    for (range, content) in run {
+        if let Content::Data { bytes, .. } = content {
+            put(&mut buf, at, bytes);
+        }
+        at += as_usize(u64::from(range.count)) * BLOCK_SIZE;
+    }
+    buf
+}
+
+/// Writes a superblock over the older copy; durable on return.
+pub(crate) fn write_superblock(file: &dyn DiskFile, sb: &Superblock) -> Result<(), DiskError> {
+    file.write_durable(&sb.encode(), (sb.sequence % 2) * as_u64(PAGE))
+}

@@ -1,0 +1,287 @@
+//! Which slot of the data file holds which blocks: the map in memory, and who may take a slot.
+//!
+//! A slot (1 MiB) belongs to one (chunk, slot number in the chunk) and is given out on the first
+//! write, so volumes are thin. Every write **reserves** the slots it will need when it is handed
+//! over, so that applying never meets a full disk. Slots freed by a checkpoint are given out again
+//! only after it is complete: until then a crash may still need them.
+//!
+//! The map on disk (`format::MapPage`, two copies per slot) is written by `apply.rs` only.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ashlar_env::disk::{AlignedBuf, DiskFile};
+use ashlar_types::{BlockRange, ChunkId, StoreId};
+
+use super::format::{MapPage, PAGE, SLOT_BLOCKS, SlotBlocks, Superblock, as_u64, as_usize};
+use super::{OpenError, Space};
+
+/// A slot in use.
+#[derive(Clone, Debug)]
+pub(crate) struct Mapped {
+    pub(crate) slot: u32,
+    pub(crate) blocks: SlotBlocks,
+}
+
+/// Which of the two copies of a slot's page counts, and its CRC.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PageState {
+    pub(crate) copy: u8,
+    pub(crate) crc: u32,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct SlotMap {
+    chunks: BTreeMap<ChunkId, BTreeMap<u32, Mapped>>,
+    /// Slots below `used` without an owner.
+    free: BTreeSet<u32>,
+    /// Slots ever given out; their pages, by slot.
+    pages: Vec<Option<PageState>>,
+    capacity: u32,
+    /// Slots that content in memory will need and that are not given out yet.
+    reserved: BTreeSet<(ChunkId, u32)>,
+    /// Slots whose space the data file has.
+    grown: u32,
+}
+
+/// The slots that a range of blocks touches, each with the part of the range in it, counted from
+/// the start of the slot.
+pub(crate) fn slots_of(range: BlockRange) -> impl Iterator<Item = (u32, BlockRange)> {
+    let (first, end) = (range.first, range.end());
+    (first / SLOT_BLOCKS..end.div_ceil(SLOT_BLOCKS)).map(move |index| {
+        let start = index.saturating_mul(SLOT_BLOCKS);
+        let from = first.max(start);
+        let to = end.min(start.saturating_add(SLOT_BLOCKS));
+        (index, BlockRange::new(from - start, to - from))
+    })
+}
+
+impl SlotMap {
+    /// An empty map.
+    pub(crate) fn new(capacity: u32) -> Self {
+        Self { capacity, ..Self::default() }
+    }
+
+    /// Reads the map of a store.
+    pub(crate) fn load(file: &dyn DiskFile, sb: &Superblock) -> Result<Self, OpenError> {
+        const PAGES_AT_ONCE: usize = 512;
+        let mut map = Self::new(sb.capacity_slots);
+        let mut digest = 0u64;
+        let mut slot = 0u32;
+        let mut buf = AlignedBuf::zeroed(PAGES_AT_ONCE * PAGE);
+        let bytes = u64::from(sb.slots_used) * 2 * as_u64(PAGE);
+        let mut at = 0u64;
+        while at < bytes {
+            let len = as_usize(bytes - at).min(buf.len());
+            let Some(part) = buf.get_mut(..len) else { break };
+            file.read_at(part, at)?;
+            for pair in part.chunks(2 * PAGE) {
+                digest = digest.wrapping_add(map.load_slot(slot, pair, sb)?);
+                slot += 1;
+            }
+            at += as_u64(len);
+        }
+        if digest != sb.map_digest {
+            return Err(OpenError::Damaged { what: "map", at: 0, why: "a page is missing or old" });
+        }
+        Ok(map)
+    }
+
+    /// Takes in the newer intact copy of a slot's page that a complete checkpoint wrote.
+    fn load_slot(&mut self, slot: u32, pair: &[u8], sb: &Superblock) -> Result<u64, OpenError> {
+        let newest = pair
+            .chunks(PAGE)
+            .zip(0u8..)
+            .filter_map(|(page, copy)| Some((MapPage::decode(page, sb.store)?, copy)))
+            .filter(|((page, _), _)| page.slot == slot && page.checkpoint <= sb.checkpoint)
+            .max_by_key(|((page, _), _)| page.checkpoint);
+        let Some(((page, crc), copy)) = newest else {
+            // Never written, or lost: the digest tells.
+            self.pages.push(None);
+            self.free.insert(slot);
+            return Ok(0);
+        };
+        self.pages.push(Some(PageState { copy, crc }));
+        match page.owner {
+            None => {
+                self.free.insert(slot);
+            }
+            Some((chunk, index)) => {
+                let mapped = Mapped { slot, blocks: page.blocks };
+                if self.chunks.entry(chunk).or_default().insert(index, mapped).is_some() {
+                    let why = "two slots hold the same part of a chunk";
+                    return Err(OpenError::Damaged { what: "map", at: u64::from(slot), why });
+                }
+            }
+        }
+        Ok(digest_of(slot, crc))
+    }
+
+    /// The slot of one part of a chunk.
+    pub(crate) fn get(&self, chunk: ChunkId, index: u32) -> Option<&Mapped> {
+        self.chunks.get(&chunk)?.get(&index)
+    }
+
+    /// All slots of a chunk.
+    pub(crate) fn of_chunk(&self, chunk: ChunkId) -> impl Iterator<Item = (u32, &Mapped)> {
+        self.chunks.get(&chunk).into_iter().flatten().map(|(index, mapped)| (*index, mapped))
+    }
+
+    /// All slots of a chunk with numbers in `from..to`.
+    pub(crate) fn in_chunk(
+        &self,
+        chunk: ChunkId,
+        from: u32,
+        to: u32,
+    ) -> impl Iterator<Item = (u32, &Mapped)> {
+        self.chunks
+            .get(&chunk)
+            .into_iter()
+            .flat_map(move |slots| slots.range(from..to))
+            .map(|(index, mapped)| (*index, mapped))
+    }
+
+    /// Slots ever given out.
+    pub(crate) fn used(&self) -> u32 {
+        super::format::as_u32(self.pages.len())
+    }
+
+    /// Page of a slot, `None` if it was never written.
+    pub(crate) fn page(&self, slot: u32) -> Option<PageState> {
+        self.pages.get(as_usize(u64::from(slot))).copied().flatten()
+    }
+
+    /// Sum over all current pages.
+    pub(crate) fn digest(&self) -> u64 {
+        self.pages
+            .iter()
+            .zip(0u32..)
+            .filter_map(|(page, slot)| page.map(|p| digest_of(slot, p.crc)))
+            .fold(0, u64::wrapping_add)
+    }
+
+    /// Capacity, slots in use or promised, for status and admission.
+    pub(crate) fn space(&self) -> Space {
+        let taken = self.used() - super::format::as_u32(self.free.len());
+        let promised = super::format::as_u32(self.reserved.len());
+        Space { total_slots: self.capacity, used_slots: taken.saturating_add(promised) }
+    }
+
+    /// Of the slots that data in `range` of `chunk` needs, those that are neither there nor
+    /// reserved. `cleared`: what is there now is void.
+    pub(crate) fn missing(&self, chunk: ChunkId, range: BlockRange, cleared: bool) -> Vec<u32> {
+        slots_of(range)
+            .map(|(index, _)| index)
+            .filter(|index| cleared || self.get(chunk, *index).is_none())
+            .filter(|index| !self.reserved.contains(&(chunk, *index)))
+            .collect()
+    }
+
+    /// Reserves slots. Call after checking [`SlotMap::room`].
+    pub(crate) fn reserve(&mut self, chunk: ChunkId, slots: impl IntoIterator<Item = u32>) {
+        self.reserved.extend(slots.into_iter().map(|index| (chunk, index)));
+    }
+
+    /// Sets the reservations anew, after a checkpoint.
+    pub(crate) fn set_reserved(&mut self, reserved: BTreeSet<(ChunkId, u32)>) {
+        self.reserved = reserved;
+    }
+
+    /// Slots that can still be reserved.
+    pub(crate) fn room(&self) -> u32 {
+        let space = self.space();
+        space.total_slots.saturating_sub(space.used_slots)
+    }
+
+    /// Slots the data file must have for everything given out, promised, and `more`.
+    pub(crate) fn needed(&self, more: u32) -> u32 {
+        let free = super::format::as_u32(self.free.len());
+        let reserved = super::format::as_u32(self.reserved.len()).saturating_add(more);
+        self.used().saturating_add(reserved.saturating_sub(free))
+    }
+
+    pub(crate) fn grown(&self) -> u32 {
+        self.grown
+    }
+
+    pub(crate) fn set_grown(&mut self, slots: u32) {
+        self.grown = slots;
+    }
+
+    pub(crate) fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    /// Takes a free slot; its reservation stays until the checkpoint is complete.
+    pub(crate) fn take(&mut self) -> Option<u32> {
+        if let Some(slot) = self.free.pop_first() {
+            return Some(slot);
+        }
+        let slot = self.used();
+        if slot >= self.capacity {
+            return None;
+        }
+        self.pages.push(None);
+        Some(slot)
+    }
+
+    /// Installs the outcome for one slot after its checkpoint is complete.
+    pub(crate) fn install(&mut self, change: SlotChange, page: PageState) {
+        if let Some(to) = self.pages.get_mut(as_usize(u64::from(change.slot))) {
+            *to = Some(page);
+        }
+        let slots = self.chunks.entry(change.chunk).or_default();
+        if change.blocks.is_empty() {
+            // With a cleared chunk the place may have a new slot already.
+            if slots.get(&change.index).is_some_and(|m| m.slot == change.slot) {
+                slots.remove(&change.index);
+            }
+            self.free.insert(change.slot);
+        } else {
+            slots.insert(change.index, Mapped { slot: change.slot, blocks: change.blocks });
+        }
+        if self.chunks.get(&change.chunk).is_some_and(BTreeMap::is_empty) {
+            self.chunks.remove(&change.chunk);
+        }
+    }
+}
+
+/// What a checkpoint does to one slot: its new content, all holes meaning that it is freed.
+#[derive(Clone, Debug)]
+pub(crate) struct SlotChange {
+    pub(crate) chunk: ChunkId,
+    pub(crate) index: u32,
+    pub(crate) slot: u32,
+    pub(crate) blocks: SlotBlocks,
+}
+
+impl SlotChange {
+    /// The page to be written.
+    pub(crate) fn page(&self, checkpoint: u64, store: StoreId) -> AlignedBuf {
+        let owner = (!self.blocks.is_empty()).then_some((self.chunk, self.index));
+        let blocks = self.blocks.clone();
+        MapPage { slot: self.slot, checkpoint, owner, blocks }.encode(store)
+    }
+}
+
+/// One page's part of the digest: slot and CRC mixed, so that exchanged pages are noticed too.
+pub(crate) fn digest_of(slot: u32, crc: u32) -> u64 {
+    let both = (u64::from(slot) << 32) | u64::from(crc);
+    both.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_splits_at_slot_borders() {
+        let parts: Vec<_> = slots_of(BlockRange::new(250, 300)).collect();
+        let expected = [
+            (0, BlockRange::new(250, 6)),
+            (1, BlockRange::new(0, 256)),
+            (2, BlockRange::new(0, 38)),
+        ];
+        assert_eq!(parts, expected);
+    }
+}

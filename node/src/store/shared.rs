@@ -1,0 +1,414 @@
+//! What the store's threads and its callers share, behind one lock held only for memory work.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use ashlar_env::disk::{DiskError, DiskFile};
+use ashlar_node_core::record::{JournalSeq, Record};
+use ashlar_types::{BLOCK_SIZE, BlockData, BlockRange, ChunkId, ReplicaId, Sums};
+
+use super::format::{PAGE, SLOT_BYTES, as_u64};
+use super::journal::{Mark, entry_len};
+use super::map::{SlotMap, slots_of};
+use super::overlay::{Content, Layer, resolve};
+use super::reader::ReadJob;
+use super::{NoSpace, Numbered, ReadRequest, StoreFailure};
+
+/// The data file grows by this many slots at a time (256 MiB): a step costs about a millisecond.
+pub(crate) const GROW_SLOTS: u32 = 256;
+
+/// A record that may wait is written without company once so many bytes of them have gathered.
+const PATIENCE_BYTES: u64 = 256 << 10;
+
+/// Shared by all threads of a store.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    /// Something for the journal thread: records, a finished checkpoint, the end.
+    pub(crate) journal_wake: Condvar,
+    /// Something for the apply thread: a job, the last old read done, the end.
+    pub(crate) apply_wake: Condvar,
+    /// Something for the read thread.
+    pub(crate) read_wake: Condvar,
+    pub(crate) data: Arc<dyn DiskFile>,
+    pub(crate) map_file: Arc<dyn DiskFile>,
+    /// Worst-case journal bytes of queued records at which the newest layer is closed.
+    queue_limit: u64,
+}
+
+/// A layer with the number of its last record once it is closed.
+#[derive(Debug)]
+pub(crate) struct Period {
+    pub(crate) layer: Arc<Layer>,
+    pub(crate) closed_at: Option<JournalSeq>,
+}
+
+/// A checkpoint to be carried out: the oldest layer is to be applied.
+#[derive(Clone, Debug)]
+pub(crate) struct ApplyJob {
+    pub(crate) layer: Arc<Layer>,
+    /// Replay begins here once the job is done.
+    pub(crate) mark: Mark,
+}
+
+/// See [`Shared`].
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) queue: VecDeque<Numbered>,
+    /// Worst-case journal bytes of the queue; of those that must not wait.
+    queue_bytes: u64,
+    urgent_bytes: u64,
+    /// Queued bytes of the newest period.
+    newest_bytes: u64,
+    pub(crate) last: JournalSeq,
+    /// Oldest first; the last one takes writes.
+    pub(crate) periods: VecDeque<Period>,
+    pub(crate) map: SlotMap,
+    /// Replicas as of the last record handed over: another incarnation starts empty.
+    replicas: BTreeMap<ChunkId, ReplicaId>,
+    pub(crate) job: Option<ApplyJob>,
+    /// Mark of the job that was completed last, until the journal thread has seen it.
+    pub(crate) done: Option<Mark>,
+    pub(crate) applying: bool,
+    pub(crate) checkpoint_wanted: bool,
+    pub(crate) failed: Option<StoreFailure>,
+    /// The handle was dropped: write what was handed over, then end.
+    pub(crate) stopping: bool,
+    /// The journal thread has ended.
+    pub(crate) finished: bool,
+    pub(crate) reads: VecDeque<ReadJob>,
+    /// Reads of the data file under way, by parity of the apply they must precede.
+    pub(crate) reading: [usize; 2],
+    pub(crate) parity: usize,
+}
+
+/// Worst-case bytes of a record in the journal: alone in a group.
+fn journal_cost(record: &Record) -> u64 {
+    as_u64(PAGE + entry_len(record).next_multiple_of(PAGE))
+}
+
+impl Shared {
+    pub(crate) fn new(
+        data: Arc<dyn DiskFile>,
+        map_file: Arc<dyn DiskFile>,
+        map: SlotMap,
+        replicas: BTreeMap<ChunkId, ReplicaId>,
+        layer: Layer,
+        journal_bytes: u64,
+    ) -> Self {
+        let period = Period { layer: Arc::new(layer), closed_at: None };
+        let state = State {
+            queue: VecDeque::new(),
+            queue_bytes: 0,
+            urgent_bytes: 0,
+            newest_bytes: 0,
+            last: JournalSeq(0),
+            periods: VecDeque::from([period]),
+            map,
+            replicas,
+            job: None,
+            done: None,
+            applying: false,
+            checkpoint_wanted: false,
+            failed: None,
+            stopping: false,
+            finished: false,
+            reads: VecDeque::new(),
+            reading: [0; 2],
+            parity: 0,
+        };
+        Self {
+            state: Mutex::new(state),
+            journal_wake: Condvar::new(),
+            apply_wake: Condvar::new(),
+            read_wake: Condvar::new(),
+            data,
+            map_file,
+            queue_limit: journal_bytes / 4,
+        }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while the lock is held ends the process (`env::task`).
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands records over: readable at once, durable later. All or none.
+    pub(crate) fn append(&self, records: Vec<Numbered>) -> Result<(), NoSpace> {
+        let mut state = self.lock();
+        let state = &mut *state;
+        if state.failed.is_some() {
+            // Reported already; nothing that comes after counts.
+            return Ok(());
+        }
+        if let Err(full) = self.reserve(state, &records) {
+            // A checkpoint frees what was erased or zeroed since the last one, if anything was.
+            state.checkpoint_wanted |= state.periods.iter().any(|p| !p.layer.chunks.is_empty());
+            self.journal_wake.notify_one();
+            return Err(full);
+        }
+        let mut urgent = false;
+        for (seq, record) in records {
+            state.note(&record);
+            let cost = journal_cost(&record);
+            urgent |= !record.may_wait();
+            state.queue_bytes += cost;
+            state.newest_bytes += cost;
+            if !record.may_wait() {
+                state.urgent_bytes += cost;
+            }
+            state.last = seq;
+            state.queue.push_back((seq, record));
+            if state.newest_bytes > self.queue_limit {
+                state.close_period();
+            }
+        }
+        if urgent || state.queue_bytes > PATIENCE_BYTES {
+            self.journal_wake.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Reserves the slots that the records need and grows the data file for them.
+    fn reserve(&self, state: &mut State, records: &[Numbered]) -> Result<(), NoSpace> {
+        let mut new = BTreeSet::new();
+        for (_, record) in records {
+            let Some(content) = record.content() else { continue };
+            let chunk = record.chunk();
+            for range in data_ranges(content) {
+                let cleared = state.periods.iter().any(|p| p.layer.is_cleared(chunk));
+                let missing = state.map.missing(chunk, range, cleared);
+                new.extend(missing.into_iter().map(|index| (chunk, index)));
+            }
+        }
+        if new.is_empty() {
+            return Ok(());
+        }
+        let (needed, room) = (super::format::as_u32(new.len()), state.map.room());
+        let full = NoSpace { needed, room };
+        if needed > room {
+            return Err(full);
+        }
+        if state.map.needed(needed) > state.map.grown() {
+            self.grow(&mut state.map, needed).map_err(|e| {
+                tracing::warn!(error = %e, "the data file cannot grow");
+                full
+            })?;
+        }
+        for (chunk, index) in new {
+            state.map.reserve(chunk, [index]);
+        }
+        Ok(())
+    }
+
+    /// Grows data and map file in steps until `more` slots above what is needed fit.
+    pub(crate) fn grow(&self, map: &mut SlotMap, more: u32) -> Result<(), DiskError> {
+        let slots = map.needed(more).next_multiple_of(GROW_SLOTS).min(map.capacity());
+        self.data.preallocate(u64::from(slots) * SLOT_BYTES)?;
+        self.map_file.preallocate(u64::from(slots) * 2 * as_u64(PAGE))?;
+        map.set_grown(slots);
+        Ok(())
+    }
+
+    /// Resolves a read. Either its content, from memory alone, or a job for the read thread.
+    pub(crate) fn begin_read(state: &mut State, request: ReadRequest) -> Resolved {
+        let mut parts = Vec::new();
+        let layers = state.periods.iter().rev().map(|p| &*p.layer);
+        resolve(layers, request.chunk, request.range, &mut parts);
+        let mut pieces = Vec::with_capacity(parts.len());
+        for (range, content) in parts {
+            match content {
+                Some(content) => pieces.push((range, Piece::Memory(content))),
+                None => state.look_below(request.chunk, range, &mut pieces),
+            }
+        }
+        if pieces.iter().any(|(_, piece)| matches!(piece, Piece::Disk { .. })) {
+            let parity = state.parity;
+            if let Some(count) = state.reading.get_mut(parity) {
+                *count += 1;
+            }
+            return Resolved::Disk(ReadJob { request, pieces, parity });
+        }
+        Resolved::Memory(super::reader::assemble(request.range, &pieces))
+    }
+}
+
+/// Outcome of [`Shared::begin_read`].
+#[derive(Debug)]
+pub(crate) enum Resolved {
+    Memory(BlockData),
+    Disk(ReadJob),
+}
+
+/// A part of a read.
+#[derive(Debug)]
+pub(crate) enum Piece {
+    /// In memory.
+    Memory(Content),
+    /// At `offset` of the data file, one checksum per block.
+    Disk { offset: u64, sums: Vec<u32> },
+}
+
+impl State {
+    /// Worst-case journal bytes of everything that waits to be journalled.
+    pub(crate) fn queue_bytes(&self) -> u64 {
+        self.queue_bytes
+    }
+
+    /// True when the journal thread has to write, not only may.
+    pub(crate) fn must_write(&self) -> bool {
+        self.urgent_bytes > 0
+            || (!self.queue.is_empty() && (self.stopping || self.queue_bytes > PATIENCE_BYTES))
+            || (!self.queue.is_empty() && self.periods.len() > 1)
+    }
+
+    /// True when the journal thread has a reason to look.
+    pub(crate) fn journal_has_work(&self) -> bool {
+        let may_checkpoint = self.checkpoint_wanted && !self.applying && self.job.is_none();
+        self.must_write()
+            || may_checkpoint
+            || self.done.is_some()
+            || self.stopping
+            || self.failed.is_some()
+    }
+
+    /// Shows a record to readers. Also used by replay.
+    pub(crate) fn note(&mut self, record: &Record) {
+        let Some(newest) = self.periods.back_mut() else { return };
+        note_record(Arc::make_mut(&mut newest.layer), &mut self.replicas, record);
+    }
+
+    /// Ends the newest period with the last record handed over and begins another.
+    pub(crate) fn close_period(&mut self) {
+        if let Some(newest) = self.periods.back_mut() {
+            newest.closed_at = Some(self.last);
+        }
+        self.periods.push_back(Period { layer: Arc::default(), closed_at: None });
+        self.newest_bytes = 0;
+    }
+
+    /// Takes records for one group: up to `limit` bytes, not past the end of a period.
+    pub(crate) fn take(&mut self, limit: u64, out: &mut Vec<Record>) -> Option<JournalSeq> {
+        // Of the periods that are not yet being applied, the oldest.
+        let first = usize::from(self.applying || self.job.is_some());
+        let boundary = self.periods.get(first).and_then(|p| p.closed_at);
+        // The newest period begins after the end of the one before.
+        let newest_after = self.periods.iter().rev().nth(1).and_then(|p| p.closed_at);
+        let mut taken = 0;
+        let mut last = None;
+        while let Some((seq, record)) = self.queue.front() {
+            if boundary.is_some_and(|end| *seq > end) {
+                break;
+            }
+            let cost = journal_cost(record);
+            let size = as_u64(entry_len(record));
+            if last.is_some() && taken + size > limit {
+                break;
+            }
+            taken += size;
+            self.queue_bytes -= cost;
+            if !record.may_wait() {
+                self.urgent_bytes -= cost;
+            }
+            if Some(*seq) > newest_after {
+                self.newest_bytes = self.newest_bytes.saturating_sub(cost);
+            }
+            last = Some(*seq);
+            out.extend(self.queue.pop_front().map(|(_, record)| record));
+        }
+        last
+    }
+
+    /// Adds the parts of `range` that are in the data file, and the holes between them.
+    fn look_below(&self, chunk: ChunkId, range: BlockRange, out: &mut Vec<(BlockRange, Piece)>) {
+        for (index, part) in slots_of(range) {
+            let start = index * super::format::SLOT_BLOCKS;
+            let Some(mapped) = self.map.get(chunk, index) else {
+                let hole = BlockRange::new(start + part.first, part.count);
+                out.push((hole, Piece::Memory(Content::Hole)));
+                continue;
+            };
+            let blocks: Vec<_> = part.blocks().map(|b| (b, mapped.blocks.get(b))).collect();
+            for run in blocks.chunk_by(|(_, a), (_, b)| a.is_some() == b.is_some()) {
+                let Some((first, sum)) = run.first() else { continue };
+                let count = super::format::as_u32(run.len());
+                let piece = if sum.is_some() {
+                    let block = u64::from(mapped.slot) * u64::from(super::format::SLOT_BLOCKS)
+                        + u64::from(*first);
+                    let sums = run.iter().filter_map(|(_, sum)| *sum).collect();
+                    Piece::Disk { offset: block * as_u64(BLOCK_SIZE), sums }
+                } else {
+                    Piece::Memory(Content::Hole)
+                };
+                out.push((BlockRange::new(start + first, count), piece));
+            }
+        }
+    }
+
+    /// Slots that the layers still in memory will need.
+    pub(crate) fn reservations(&self) -> BTreeSet<(ChunkId, u32)> {
+        let mut out = BTreeSet::new();
+        let mut cleared = BTreeSet::new();
+        for period in &self.periods {
+            for (chunk, layer) in &period.layer.chunks {
+                if layer.cleared {
+                    cleared.insert(*chunk);
+                }
+                for (first, extent) in &layer.extents {
+                    if matches!(extent.content, Content::Hole) {
+                        continue;
+                    }
+                    let range = BlockRange::new(*first, extent.end - first);
+                    let needed = slots_of(range).map(|(index, _)| index).filter(|index| {
+                        cleared.contains(chunk) || self.map.get(*chunk, *index).is_none()
+                    });
+                    out.extend(needed.map(|index| (*chunk, index)));
+                }
+            }
+        }
+        out
+    }
+}
+
+/// Follows one record in a layer: content, erasure, a new incarnation.
+pub(crate) fn note_record(
+    layer: &mut Layer,
+    replicas: &mut BTreeMap<ChunkId, ReplicaId>,
+    record: &Record,
+) {
+    match record {
+        Record::Write { chunk, data, .. } | Record::Fill { chunk, data } => {
+            layer.write(*chunk, data);
+        }
+        Record::Adopt { replica, config } => {
+            if replicas.insert(config.chunk, *replica) != Some(*replica) {
+                layer.clear(config.chunk);
+            }
+        }
+        Record::Erase { chunk } => {
+            replicas.remove(chunk);
+            layer.clear(*chunk);
+        }
+        Record::FollowTerm { .. }
+        | Record::TakeOver { .. }
+        | Record::OpenTerm { .. }
+        | Record::OpenFill { .. }
+        | Record::Committed { .. }
+        | Record::ProposePromotion { .. } => {}
+    }
+}
+
+/// The parts of a content that have data.
+fn data_ranges(content: &BlockData) -> Vec<BlockRange> {
+    match &content.sums {
+        Sums::Holes => Vec::new(),
+        Sums::Full(_) => vec![content.range],
+        Sums::Mixed(sums) => content
+            .range
+            .blocks()
+            .zip(sums)
+            .filter(|(_, sum)| sum.is_some())
+            .map(|(block, _)| BlockRange::new(block, 1))
+            .collect(),
+    }
+}

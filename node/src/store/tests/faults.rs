@@ -1,0 +1,239 @@
+//! Faults that must be said, not hidden: damage, foreign stores, full and failing disks.
+
+use ashlar_env::disk::mem::FaultOn;
+use ashlar_env::disk::{Disk, OpenHow};
+
+use super::*;
+
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+
+fn refused(disk: &MemDisk) -> OpenError {
+    Rig::try_open(disk, &SMALL).map(|_| ()).unwrap_err()
+}
+
+/// A store with `n` groups of one block each in its journal.
+fn groups(n: u32) -> MemDisk {
+    let disk = MemDisk::new();
+    let mut rig = Rig::open(&disk);
+    for i in 0..n {
+        rig.append([fill(0, i, 1, 9)]).unwrap();
+        rig.settle().unwrap();
+    }
+    disk
+}
+
+#[test]
+fn damage_before_the_durable_end_is_an_error_not_a_shorter_history() {
+    // Each group is a page of head and a page of payload.
+    for at in [0, 20, 100, 4096 + 7, 2 * 4096 + 50, 3 * 4096] {
+        let disk = groups(3);
+        disk.flip("journal", at).unwrap();
+        let e = refused(&disk);
+        assert!(matches!(e, OpenError::Damaged { what: "journal", .. }), "{at}: {e:?}");
+    }
+    // The last group: nothing tells it from a torn one.
+    let disk = groups(3);
+    disk.flip("journal", 4 * 4096 + 3).unwrap();
+    assert_eq!(Rig::open(&disk).blocks().unwrap().len(), 2);
+}
+
+#[test]
+fn a_damaged_checkpoint_in_the_journal_is_an_error() {
+    let disk = groups(3);
+    let mut rig = Rig::open(&disk);
+    rig.checkpoint().unwrap();
+    let tail = rig.parts.applier.superblock.tail;
+    assert!(tail > 0);
+    disk.flip("journal", tail + 30).unwrap();
+    assert!(matches!(refused(&disk), OpenError::Damaged { what: "journal", .. }));
+}
+
+#[test]
+fn damage_at_rest_is_found_by_the_read_and_names_the_block() {
+    let disk = MemDisk::new();
+    let mut rig = Rig::open(&disk);
+    rig.append([fill(0, 0, 3, 9), fill(1, 0, 1, 8)]).unwrap();
+    rig.checkpoint().unwrap();
+    disk.flip("data", 4096 + 17).unwrap();
+    let range = BlockRange::new(1, 2);
+    assert_eq!(rig.read(0, 0, 3), Err(ReadError::Damaged { chunk: chunk(0), range }));
+    assert_eq!(rig.read(0, 0, 1).unwrap().data_blocks(), 1);
+    assert_eq!(rig.read(1, 0, 1).unwrap().data_blocks(), 1);
+    // Written anew it is whole again.
+    rig.append([fill(0, 1, 1, 7)]).unwrap();
+    rig.checkpoint().unwrap();
+    assert_eq!(rig.read(0, 0, 3).unwrap().data_blocks(), 3);
+}
+
+#[test]
+fn a_failing_read_is_reported_for_its_range() {
+    let disk = MemDisk::new();
+    let mut rig = Rig::open(&disk);
+    rig.append([fill(0, 0, 1, 9)]).unwrap();
+    rig.checkpoint().unwrap();
+    disk.fail(FaultOn::Read, "data", 0, EIO);
+    assert!(matches!(rig.read(0, 0, 1), Err(ReadError::Disk { .. })));
+    rig.read(0, 0, 1).unwrap();
+}
+
+#[test]
+fn a_map_page_that_rots_away_is_an_error_not_older_content() {
+    let disk = MemDisk::new();
+    let mut rig = Rig::open(&disk);
+    for mark in 1..4 {
+        rig.append([fill(0, 0, 1, mark)]).unwrap();
+        rig.checkpoint().unwrap();
+    }
+    // Three checkpoints wrote copies 0, 1, 0.
+    disk.flip("map", 100).unwrap();
+    assert!(matches!(refused(&disk), OpenError::Damaged { what: "map", .. }));
+}
+
+#[test]
+fn one_damaged_superblock_is_survived_and_the_start_number_does_not_go_back() {
+    for copy in 0..2 {
+        let disk = groups(1);
+        let start = Rig::open(&disk).parts.superblock.start;
+        disk.flip("super", copy * 4096 + 60).unwrap();
+        let rig = Rig::open(&disk);
+        assert!(rig.parts.superblock.start > start);
+    }
+    let disk = groups(1);
+    disk.flip("super", 60).unwrap();
+    disk.flip("super", 4096 + 60).unwrap();
+    assert!(matches!(refused(&disk), OpenError::Damaged { what: "superblock", .. }));
+}
+
+#[test]
+fn a_store_without_its_superblock_is_not_made_anew_over_its_data() {
+    let disk = MemDisk::new();
+    let mut rig = Rig::open(&disk);
+    rig.append([fill(0, 0, 1, 9)]).unwrap();
+    rig.checkpoint().unwrap();
+    disk.remove("super").unwrap();
+    assert!(matches!(refused(&disk), OpenError::Damaged { what: "superblock", .. }));
+}
+
+#[test]
+fn a_store_of_another_node_or_of_a_newer_release_is_refused_by_name() {
+    let disk = groups(1);
+    let reporter = Reporter(Arc::new(|_| {}));
+    for foreign in
+        [Owner { node: NodeId(2), ..owner() }, Owner { zone: "b".parse().unwrap(), ..owner() }]
+    {
+        let mut dice = SeededDice::new(1);
+        let opened = open::open(&disk, &SMALL, foreign, &mut dice, &reporter).map(|_| ());
+        assert!(matches!(opened, Err(OpenError::Foreign { .. })), "{opened:?}");
+    }
+    let file = disk.open("super", OpenHow::EXISTING).unwrap();
+    let mut page = vec![0; 4096];
+    file.read_at(&mut page, 0).unwrap();
+    page[12] = 9;
+    page[8..12].fill(0);
+    let crc = crc32c::crc32c(&page);
+    page[8..12].copy_from_slice(&crc.to_le_bytes());
+    file.write_at(&page, 0).unwrap();
+    assert_eq!(refused(&disk), OpenError::NewerVersion { version: 9, supported: 1 });
+}
+
+#[test]
+fn sizes_that_make_no_store_are_refused() {
+    for options in [
+        StoreOptions { journal_bytes: 1000, ..SMALL },
+        StoreOptions { journal_bytes: (256 << 10) + 4096, ..SMALL },
+        StoreOptions { capacity_bytes: 1000, ..SMALL },
+    ] {
+        let opened = Rig::try_open(&MemDisk::new(), &options).map(|_| ());
+        assert!(matches!(opened, Err(OpenError::BadSize { .. })), "{opened:?}");
+    }
+}
+
+#[test]
+fn a_failed_write_or_sync_ends_the_store_and_what_was_durable_stays() {
+    for on in [FaultOn::Write, FaultOn::Sync] {
+        for (file, at_apply) in [("journal", false), ("data", true), ("map", true), ("super", true)]
+        {
+            let disk = groups(1);
+            let mut rig = Rig::open(&disk);
+            disk.fail(on, file, 0, EIO);
+            rig.append([fill(0, 5, 1, 3)]).unwrap();
+            let failed = if at_apply { rig.checkpoint() } else { rig.settle() };
+            assert!(matches!(failed, Err(StoreFailure::Disk(_))), "{on:?} {file}: {failed:?}");
+            assert_eq!(rig.durable(), u64::from(at_apply));
+            disk.crash(&mut SeededDice::new(3));
+            let found = Rig::open(&disk).blocks().unwrap();
+            assert!(found.contains_key(&(0, 0)), "{on:?} {file}");
+            assert!(!at_apply || found.contains_key(&(0, 5)), "{on:?} {file}");
+        }
+    }
+}
+
+#[test]
+fn a_full_store_refuses_data_whole_and_still_takes_zeroes_and_erasure() {
+    let options = StoreOptions { capacity_bytes: 2 << 20, ..SMALL };
+    let disk = MemDisk::new();
+    let mut rig = Rig::try_open(&disk, &options).unwrap();
+    assert_eq!(rig.parts.shared.lock().map.space(), Space { total_slots: 2, used_slots: 0 });
+    rig.append([adopt(0, 1, 1), fill(0, 0, 1, 1), fill(0, 256, 1, 2)]).unwrap();
+    let full = rig.append([fill(0, 1, 1, 3), fill(0, 512, 1, 3)]);
+    assert_eq!(full, Err(NoSpace { needed: 1, room: 0 }));
+    rig.checkpoint().unwrap();
+    assert_eq!(rig.append([fill(0, 512, 1, 3)]), Err(NoSpace { needed: 1, room: 0 }));
+    // Blocks of slots that are there can be written; nothing of the refused batch is to be seen.
+    rig.append([fill(0, 2, 1, 4)]).unwrap();
+    assert_eq!(rig.read(0, 1, 1).unwrap().data_blocks(), 0);
+    // A whole slot zeroed is free after the next checkpoint.
+    rig.append([zero(0, 0, 256)]).unwrap();
+    rig.checkpoint().unwrap();
+    rig.append([fill(0, 512, 1, 3)]).unwrap();
+    rig.append([Record::Erase { chunk: chunk(0) }]).unwrap();
+    assert!(rig.append([fill(1, 0, 300, 5)]).is_err());
+    rig.settle().unwrap();
+    rig.append([fill(1, 0, 4, 5)]).unwrap();
+    rig.settle().unwrap();
+    rig.append([fill(1, 256, 4, 5)]).unwrap();
+    rig.checkpoint().unwrap();
+    let before = rig.blocks().unwrap();
+    assert_eq!(before.len(), 8);
+    assert_eq!(Rig::try_open(&disk, &options).unwrap().blocks().unwrap(), before);
+}
+
+#[test]
+fn a_full_file_system_is_said_at_once_and_not_at_the_checkpoint() {
+    let disk = MemDisk::new();
+    let mut rig = Rig::open(&disk);
+    disk.set_capacity(Some(1 << 20));
+    assert!(matches!(rig.append([fill(0, 0, 1, 1)]), Err(NoSpace { needed: 1, .. })));
+    disk.set_capacity(None);
+    disk.fail(FaultOn::Write, "data", 0, ENOSPC);
+    assert!(rig.append([fill(0, 0, 1, 1)]).is_err());
+    rig.append([fill(0, 0, 1, 1)]).unwrap();
+    rig.checkpoint().unwrap();
+}
+
+#[test]
+fn a_state_that_does_not_fit_the_journal_is_an_error_with_a_name() {
+    let disk = MemDisk::new();
+    let mut rig = Rig::open(&disk);
+    let failed = (0..2000).find_map(|n| {
+        rig.append([adopt(n, 1, 1)]).unwrap();
+        rig.settle().err()
+    });
+    assert!(matches!(failed, Some(StoreFailure::JournalTooSmall { .. })), "{failed:?}");
+}
+
+#[test]
+fn what_may_wait_is_written_with_the_next_group_or_when_much_has_gathered() {
+    let disk = MemDisk::new();
+    let mut rig = Rig::open(&disk);
+    rig.append([adopt(0, 1, 1)]).unwrap();
+    rig.settle().unwrap();
+    let lsn = ashlar_types::Lsn::ZERO.next();
+    rig.append([Record::Committed { chunk: chunk(0), lsn }]).unwrap();
+    assert_eq!(rig.step(), Ok(Step::Idle));
+    assert_eq!(rig.durable(), 1);
+    rig.append([fill(0, 0, 1, 1)]).unwrap();
+    assert_eq!(rig.step(), Ok(Step::Wrote));
+    assert_eq!(rig.durable(), 3);
+}

@@ -1,0 +1,220 @@
+//! The handle and the three threads behind it.
+
+use std::path::Path;
+use std::sync::{Arc, MutexGuard};
+use std::thread::JoinHandle;
+
+use ashlar_env::dice::Dice;
+use ashlar_env::disk::{Disk, RealDisk};
+use ashlar_env::task::spawn_thread;
+
+use super::apply::Applier;
+use super::commit::{Committer, Step};
+use super::open::{self, Parts};
+use super::reader::Reader;
+use super::shared::{Resolved, Shared, State};
+use super::{
+    Events, NoSpace, Numbered, OpenError, Opened, Owner, ReadDone, ReadRequest, Reporter, Space,
+    StoreEvent, StoreFailure, StoreOptions,
+};
+
+/// A running store. Dropping it writes what was handed over, then stops the threads.
+#[derive(Debug)]
+pub struct Store {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    /// Holds the folder's lock.
+    _disk: Arc<dyn Disk>,
+}
+
+impl Store {
+    /// Opens or makes the store in a folder of the file system.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open_folder(
+        folder: &Path,
+        options: StoreOptions,
+        owner: Owner,
+        dice: &mut dyn Dice,
+        events: Events,
+    ) -> Result<Opened, OpenError> {
+        let disk = Arc::new(RealDisk::open(folder)?);
+        Self::open(disk, options, owner, dice, events)
+    }
+
+    /// Opens or makes the store on `disk`. `dice` draw the id of a new one.
+    ///
+    /// # Errors
+    /// See [`OpenError`].
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        options: StoreOptions,
+        owner: Owner,
+        dice: &mut dyn Dice,
+        events: Events,
+    ) -> Result<Opened, OpenError> {
+        let reporter = Reporter(events);
+        let parts = open::open(&*disk, &options, owner, dice, &reporter)?;
+        let Parts { shared, committer, applier, reader, state, superblock, new } = parts;
+        let mut store = Self { shared: shared.clone(), threads: Vec::new(), _disk: disk };
+        let r = reporter.clone();
+        store.start("store-journal", move || journal_thread(committer, &r))?;
+        let r = reporter.clone();
+        store.start("store-apply", move || apply_thread(applier, &r))?;
+        store.start("store-read", move || read_thread(reader, &reporter))?;
+        let (id, start) = (superblock.store, superblock.start);
+        Ok(Opened { store, state, id, start, new })
+    }
+
+    fn start(&mut self, name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), OpenError> {
+        let thread = spawn_thread(name, body).map_err(|e| OpenError::Thread(e.to_string()))?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    /// Hands records over, numbered without gaps from 1. They are readable on return and durable
+    /// when [`StoreEvent::Durable`] names them or a later one. Never waits for the disk.
+    ///
+    /// # Errors
+    /// [`NoSpace`]: nothing was taken.
+    pub fn append(&self, records: Vec<Numbered>) -> Result<(), NoSpace> {
+        if records.is_empty() { Ok(()) } else { self.shared.append(records) }
+    }
+
+    /// Starts reads, which see every record appended before. What memory alone can answer is
+    /// returned at once; the rest comes as [`StoreEvent::Read`].
+    #[must_use]
+    pub fn read(&self, requests: Vec<ReadRequest>) -> Vec<ReadDone> {
+        let mut done = Vec::new();
+        let mut waiting = false;
+        let mut state = self.shared.lock();
+        for request in requests {
+            match Shared::begin_read(&mut state, request) {
+                Resolved::Memory(data) => {
+                    done.push(ReadDone { ticket: request.ticket, result: Ok(data) });
+                }
+                Resolved::Disk(job) => {
+                    waiting = true;
+                    state.reads.push_back(job);
+                }
+            }
+        }
+        drop(state);
+        if waiting {
+            self.shared.read_wake.notify_one();
+        }
+        done
+    }
+
+    /// Room for data.
+    #[must_use]
+    pub fn space(&self) -> Space {
+        self.shared.lock().map.space()
+    }
+
+    /// Journal bytes that wait to be written: the measure of back pressure. A caller that goes on
+    /// above a few MiB only grows memory and delays.
+    #[must_use]
+    pub fn queued_bytes(&self) -> u64 {
+        self.shared.lock().queue_bytes()
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.shared.lock().stopping = true;
+        self.shared.journal_wake.notify_all();
+        for thread in self.threads.drain(..) {
+            // A panic there has ended the process.
+            let _ended = thread.join();
+        }
+    }
+}
+
+/// Notes the failure and reports it, once.
+fn fail(shared: &Shared, reporter: &Reporter, failure: StoreFailure) {
+    let mut state = shared.lock();
+    if state.failed.is_some() {
+        return;
+    }
+    tracing::error!(error = %failure, "the store ends");
+    state.failed = Some(failure.clone());
+    drop(state);
+    shared.journal_wake.notify_all();
+    shared.apply_wake.notify_all();
+    reporter.report(StoreEvent::Failed(failure));
+}
+
+fn wait<'s>(condition: &std::sync::Condvar, state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
+    condition.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn journal_thread(mut committer: Committer, reporter: &Reporter) {
+    let shared = committer.shared().clone();
+    while shared.lock().failed.is_none() {
+        match committer.step() {
+            Ok(Step::Wrote) => {}
+            Ok(Step::Idle) => {
+                let mut state = shared.lock();
+                if state.stopping && state.queue.is_empty() {
+                    break;
+                }
+                while !state.journal_has_work() {
+                    state = wait(&shared.journal_wake, state);
+                }
+            }
+            Ok(Step::NeedsApply) => {
+                let mut state = shared.lock();
+                while state.done.is_none() && state.failed.is_none() {
+                    state = wait(&shared.journal_wake, state);
+                }
+            }
+            Err(failure) => fail(&shared, reporter, failure),
+        }
+    }
+    // The other two end after the journal, so that it never waits for them in vain.
+    shared.lock().finished = true;
+    shared.apply_wake.notify_all();
+    shared.read_wake.notify_all();
+}
+
+fn apply_thread(mut applier: Applier, reporter: &Reporter) {
+    let shared = applier.shared.clone();
+    loop {
+        let mut state = shared.lock();
+        while state.job.is_none() && !state.finished && state.failed.is_none() {
+            state = wait(&shared.apply_wake, state);
+        }
+        if state.failed.is_some() || state.job.is_none() {
+            return;
+        }
+        drop(state);
+        let Some(job) = applier.take_job() else { continue };
+        let mut state = shared.lock();
+        while !Applier::earlier_reads_done(&state) {
+            state = wait(&shared.apply_wake, state);
+        }
+        drop(state);
+        if let Err(failure) = applier.run(&job) {
+            fail(&shared, reporter, failure);
+        }
+    }
+}
+
+fn read_thread(mut reader: Reader, reporter: &Reporter) {
+    let shared = reader.shared.clone();
+    loop {
+        let mut state = shared.lock();
+        while state.reads.is_empty() && !state.finished {
+            state = wait(&shared.read_wake, state);
+        }
+        if state.reads.is_empty() {
+            return;
+        }
+        drop(state);
+        let jobs = reader.take();
+        let done = reader.run(jobs);
+        reporter.report(StoreEvent::Read(done));
+    }
+}
