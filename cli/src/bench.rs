@@ -4,7 +4,6 @@
 //! `ashlar dev` the CPU time of all its processes counts too, which is the honest cost of an
 //! operation on one host. What the volume held is overwritten.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use ashlar_bench::{CpuTime, Device, Latency, Pattern, Report, Workload};
@@ -111,9 +110,7 @@ async fn measure(arguments: &Arguments, zone: &Zone) -> Result<Report, Failure> 
 
 /// This process and those of the `dev` cluster, if there is one.
 fn taking_part() -> Vec<u32> {
-    let folder = std::env::var_os(dev::FOLDER_VARIABLE)
-        .map_or_else(|| PathBuf::from(dev::FOLDER), PathBuf::from);
-    let mut processes = dev::processes(&folder);
+    let mut processes = dev::processes(&dev::folder());
     processes.push(std::process::id());
     processes
 }

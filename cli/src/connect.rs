@@ -5,7 +5,6 @@
 //! call. gRPC codes become exit codes in one place.
 
 use std::future::Future;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use ashlar_client::control::ControlError;
@@ -43,8 +42,7 @@ impl Zone {
         if let Some(text) = &global.endpoint {
             return Self::from_addresses(text, within);
         }
-        let folder = std::env::var_os(dev::FOLDER_VARIABLE)
-            .map_or_else(|| PathBuf::from(dev::FOLDER), PathBuf::from);
+        let folder = dev::folder();
         match dev::endpoints(&folder) {
             Some(endpoints) => Ok(Self { endpoints, within }),
             None => Err(Failure::new(Kind::Usage, "find a control plane")

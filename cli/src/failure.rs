@@ -104,8 +104,7 @@ impl Failure {
         self
     }
 
-    /// The kind.
-    #[cfg(test)]
+    /// The kind, for callers that go on after some failures.
     pub(crate) fn kind(&self) -> Kind {
         self.kind
     }

@@ -8,12 +8,14 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod attach;
 mod bench;
 mod connect;
 mod controlplane;
 mod dev;
 mod failure;
 mod logging;
+mod mount;
 mod node;
 mod process;
 mod render;
@@ -59,6 +61,14 @@ enum Noun {
     /// Create, list, show and delete volumes.
     #[command(subcommand)]
     Volume(volume::Command),
+    /// Attach a volume to this host: NBD socket and FUSE file.
+    Attach(attach::Attach),
+    /// Give an attached volume back.
+    Detach(attach::Detach),
+    /// Mount a volume's file system, attaching the volume if need be.
+    Mount(mount::Mount),
+    /// Unmount a volume's file system; the volume stays attached.
+    Umount(mount::Unmount),
     /// Run or look at storage nodes.
     #[command(subcommand)]
     Node(node::Command),
@@ -90,6 +100,10 @@ fn run(noun: Noun, global: &Global, output: &Output) -> Result<(), Failure> {
         Noun::Dev(arguments) => dev::run(&arguments),
         Noun::Status => status::run(global, output),
         Noun::Volume(command) => volume::run(command, global, output),
+        Noun::Attach(arguments) => attach::attach(&arguments, global, output),
+        Noun::Detach(arguments) => attach::detach(&arguments, global, output),
+        Noun::Mount(arguments) => mount::mount(&arguments, global, output),
+        Noun::Umount(arguments) => mount::unmount(&arguments, output),
         Noun::Node(command) => node::run(command, global, output),
         Noun::Controlplane(command) => controlplane::run(command),
         Noun::Sim(command) => sim::run(&command, output),

@@ -16,6 +16,10 @@ const JOURNAL_BYTES: u64 = 32 << 20;
 /// What a node offers. Thin, so the host needs only what is written.
 const CAPACITY_BYTES: u64 = 16 << 30;
 
+/// How long a replica that is away is waited for before another node is filled (design.md section 7
+/// names this value for `dev`): long enough for a restart by hand, short enough to watch.
+const READOPT_WINDOW_SECONDS: u64 = 30;
+
 /// Name of a member's process.
 pub(crate) fn member_name(member: &MemberEntry) -> String {
     format!("member-{}", member.id)
@@ -47,6 +51,7 @@ struct NodeConfig<'a> {
     control: Vec<String>,
     journal_bytes: u64,
     capacity_bytes: u64,
+    readopt_window_seconds: u64,
 }
 
 /// Writes all configuration files.
@@ -97,5 +102,6 @@ fn node_config<'a>(layout: &Layout, cluster: &'a Cluster, node: &NodeEntry) -> N
         control: cluster.endpoints(),
         journal_bytes: JOURNAL_BYTES,
         capacity_bytes: CAPACITY_BYTES,
+        readopt_window_seconds: READOPT_WINDOW_SECONDS,
     }
 }

@@ -4,7 +4,8 @@
 //! <dir>/lock            held while a `dev` runs here: one at a time
 //!       cluster.toml    addresses and sizes, chosen once (this file's `Cluster`)
 //!       config/*.toml   what each process was started with; written anew at each start
-//!       data/<process>/ the data of each member, node and attach daemon
+//!       data/<process>/ the data of each member and node
+//!       attach/<volume>/ what each attach daemon keeps
 //!       log/<process>.log
 //!       run/<process>.pid, run/demo.sock
 //!       hold/<process>  stopped by `dev stop`: not started again until `dev start`
@@ -207,6 +208,21 @@ impl Layout {
     /// While this file is there, the process is not started again.
     pub(crate) fn hold(&self, process: &str) -> PathBuf {
         self.root.join("hold").join(process)
+    }
+
+    /// The socket that exports a volume as NBD.
+    pub(crate) fn socket(&self, volume: &str) -> PathBuf {
+        self.root.join("run").join(format!("{volume}.sock"))
+    }
+
+    /// Where a volume is mounted.
+    pub(crate) fn mount_point(&self, volume: &str) -> PathBuf {
+        self.root.join("mnt").join(volume)
+    }
+
+    /// Where attachments are kept.
+    pub(crate) fn attachments(&self) -> PathBuf {
+        self.root.join("attach")
     }
 
     /// Numbers of all running processes.

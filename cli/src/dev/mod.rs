@@ -14,10 +14,11 @@ use tokio::signal::unix::{self, SignalKind, signal};
 
 use crate::connect::{self, Zone};
 use crate::failure::{Failure, Kind};
-use crate::{logging, process};
+use crate::{Global, logging, process};
 
 mod config;
 mod control;
+mod demo;
 mod layout;
 mod readiness;
 mod supervisor;
@@ -27,10 +28,19 @@ use layout::{Cluster, Layout};
 use supervisor::Supervisor;
 
 /// Where `dev` keeps its cluster unless told otherwise.
-pub(crate) const FOLDER: &str = ".dev";
+const FOLDER: &str = ".dev";
 
 /// Environment variable that names the folder.
-pub(crate) const FOLDER_VARIABLE: &str = "ASHLAR_DEV_DIR";
+const FOLDER_VARIABLE: &str = "ASHLAR_DEV_DIR";
+
+/// Said once everything is up. The last line is what scripts wait for.
+const WHAT_TO_TRY: &str = "\
+what to try, in another terminal:
+  ashlar status                      the zone on one screen
+  ashlar dev kill node-1             the volume goes on; `ashlar dev start node-1` brings it back
+  ashlar volume create scratch --size 1GiB
+  ashlar bench scratch --overwrite   4 KiB random writes, 32 at a time
+Ctrl-C stops everything; the next run finds the same data";
 
 /// How the cluster is run.
 #[derive(Debug, clap::Args)]
@@ -45,6 +55,9 @@ pub(crate) struct Arguments {
     /// Members of the zone's control plane: 1, 3 or 5.
     #[arg(long, default_value_t = 3)]
     members: u8,
+    /// Attach the demo volume, but do not mount it.
+    #[arg(long)]
+    no_mount: bool,
     /// Folder of the cluster, the same for the next run.
     #[arg(long, global = true, env = FOLDER_VARIABLE, default_value = FOLDER)]
     dir: PathBuf,
@@ -99,7 +112,13 @@ fn run_cluster(arguments: &Arguments) -> Result<(), Failure> {
     config::write_all(&layout, &cluster)
         .map_err(|error| Failure::caused_by("write the cluster's configuration", &error))?;
     let mut supervisor = Supervisor::new(layout.clone());
-    let outcome = connect::runtime()?.block_on(serve(&layout, &cluster, &mut supervisor, began));
+    let outcome = connect::runtime()?.block_on(serve(
+        &layout,
+        &cluster,
+        &mut supervisor,
+        !arguments.no_mount,
+        began,
+    ));
     supervisor.stop_all();
     outcome
 }
@@ -110,6 +129,7 @@ async fn serve(
     layout: &Layout,
     cluster: &Cluster,
     supervisor: &mut Supervisor,
+    mount: bool,
     began: Instant,
 ) -> Result<(), Failure> {
     let mut stop = StopSignals::new()?;
@@ -131,11 +151,25 @@ async fn serve(
         layout.root().display()
     ));
     say(&format!("control plane: {}", cluster.endpoints().join(",")));
-    say("try: ashlar status; ashlar dev kill node-1; ashlar dev start node-1");
-    say("Ctrl-C stops everything; the next run finds the same data");
+    let volume = demo::ensure_volume(&zone);
+    match during(supervisor, &mut stop, true, volume).await? {
+        Some(outcome) => outcome?,
+        None => return Ok(()),
+    }
+    demo::clean_up(layout);
+    supervisor
+        .start(demo::PROCESS, demo::attach_arguments(layout, cluster))
+        .map_err(|error| Failure::caused_by("start the demo volume's attach daemon", &error))?;
+    let shown = demo::show(layout, cluster, mount);
+    match during(supervisor, &mut stop, true, shown).await? {
+        Some(outcome) => say(&outcome?),
+        None => return demo::unmount(layout, cluster).await,
+    }
+    say(&format!("everything is up after {:.1} s", began.elapsed().as_secs_f64()));
+    say(WHAT_TO_TRY);
     during(supervisor, &mut stop, false, std::future::pending::<()>()).await?;
     say("stopping");
-    Ok(())
+    demo::unmount(layout, cluster).await
 }
 
 fn start_processes(
@@ -202,6 +236,18 @@ impl StopSignals {
 /// Where a cluster in `folder` serves its control plane, if there is a cluster.
 pub(crate) fn endpoints(folder: &Path) -> Option<Vec<String>> {
     Layout::new(folder).read_cluster().ok().flatten().map(|cluster| cluster.endpoints())
+}
+
+/// Where attachments of the `dev` cluster are, if commands are about that one.
+pub(crate) fn attach_folder(global: &Global) -> Option<PathBuf> {
+    let folder = folder();
+    let is_meant = global.endpoint.is_none() && endpoints(&folder).is_some();
+    is_meant.then(|| Layout::new(&folder).attachments())
+}
+
+/// The folder of the cluster that commands are about.
+pub(crate) fn folder() -> PathBuf {
+    std::env::var_os(FOLDER_VARIABLE).map_or_else(|| PathBuf::from(FOLDER), PathBuf::from)
 }
 
 /// Numbers of the processes of the cluster in `folder` that run now.

@@ -1,0 +1,384 @@
+//! `ashlar attach` and `ashlar detach`: a volume on this host, and off it again.
+//!
+//! An attachment is a daemon with a folder. This file finds the folder, starts the daemon in the
+//! background (or becomes it, with `--foreground`), and asks it to end. What the daemon does is in
+//! `client/src/daemon.rs`. Folders lie below one place per host, so that `mount` and `detach` find
+//! an attachment by the volume's id or name.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use ashlar_client::WaitPolicy;
+use ashlar_client::daemon::{self, DaemonConfig, DaemonError, DaemonStatus, StateError};
+use ashlar_proto::v1;
+use ashlar_proto::v1::volume_service_client::VolumeServiceClient;
+use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::connect::{self, Zone, client_token};
+use crate::failure::{Failure, Kind};
+use crate::render::{Output, Show, columns};
+use crate::{Global, dev, logging, process, size};
+
+/// Where attachments are kept unless the cluster is one of `ashlar dev`.
+const HOST_FOLDER: &str = "/var/lib/ashlar/attach";
+
+/// How long a daemon in the background may take to serve: the attach call itself waits for nodes.
+const SERVES_WITHIN: Duration = Duration::from_secs(45);
+
+/// How often it is asked meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Where attachments of this host are.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Place {
+    /// Folder of this host's attachments (default: in the `dev` cluster, or /var/lib/ashlar/attach).
+    #[arg(long, env = "ASHLAR_ATTACH_DIR", value_name = "FOLDER")]
+    state: Option<PathBuf>,
+}
+
+/// What to attach, and how.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Attach {
+    /// Id or name of the volume.
+    pub(crate) volume: String,
+    #[command(flatten)]
+    pub(crate) place: Place,
+    /// Path of the NBD socket (default: in the attachment's folder).
+    #[arg(long, value_name = "SOCKET")]
+    nbd: Option<PathBuf>,
+    /// Do not present the volume as a file by FUSE.
+    #[arg(long)]
+    no_fuse: bool,
+    /// Refuse writes.
+    #[arg(long)]
+    pub(crate) read_only: bool,
+    /// Take the volume from whoever has it; the other client is fenced.
+    #[arg(long)]
+    force: bool,
+    /// Answer requests that cannot be carried out with an error after so many seconds (default:
+    /// they wait).
+    #[arg(long, value_name = "SECONDS")]
+    error_after: Option<u64>,
+    /// Be the daemon, until Ctrl-C or `ashlar detach`.
+    #[arg(long)]
+    foreground: bool,
+}
+
+impl Attach {
+    /// An attachment with nothing special about it.
+    pub(crate) fn plain(volume: &str, place: &Place, read_only: bool) -> Self {
+        Self {
+            volume: volume.to_owned(),
+            place: place.clone(),
+            nbd: None,
+            no_fuse: false,
+            read_only,
+            force: false,
+            error_after: None,
+            foreground: false,
+        }
+    }
+}
+
+/// What to give back.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Detach {
+    /// Id or name of the volume.
+    volume: String,
+    #[command(flatten)]
+    place: Place,
+    /// End the attachment wherever it is: its client is fenced.
+    #[arg(long)]
+    force: bool,
+}
+
+impl Place {
+    /// The folder that holds one folder per attachment.
+    pub(crate) fn root(&self, global: &Global) -> PathBuf {
+        self.state
+            .clone()
+            .or_else(|| dev::attach_folder(global))
+            .unwrap_or_else(|| PathBuf::from(HOST_FOLDER))
+    }
+
+    /// The folder of the volume's attachment, whether there is one yet or not.
+    fn folder(&self, global: &Global, volume: &str) -> Result<PathBuf, Failure> {
+        let root = self.root(global);
+        if let Some(folder) = daemon::find(&root, volume) {
+            return Ok(folder);
+        }
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if volume.is_empty() || volume.starts_with('.') || !volume.chars().all(plain) {
+            return Err(Failure::new(Kind::Usage, format!("attach volume {volume}"))
+                .because("that is neither a volume's id nor a name that one can have"));
+        }
+        Ok(root.join(volume))
+    }
+}
+
+/// Attaches a volume.
+///
+/// # Errors
+/// What the control plane or the host refused.
+pub(crate) fn attach(arguments: &Attach, global: &Global, output: &Output) -> Result<(), Failure> {
+    if arguments.foreground {
+        process::die_with_parent();
+        logging::start("info");
+        return be_daemon(arguments, global);
+    }
+    process::end_on_broken_pipe();
+    let folder = arguments.place.folder(global, &arguments.volume)?;
+    if let Ok(status) = daemon::status(&folder) {
+        return Err(Failure::new(Kind::Conflict, format!("attach volume {}", arguments.volume))
+            .because(format!("it is attached on this host already, by process {}", status.pid))
+            .try_next(format!("ashlar detach {}", arguments.volume)));
+    }
+    let status = in_background(arguments, global, &folder)?;
+    output.show(&AttachmentView(status))
+}
+
+/// The daemon of the volume on this host, started if there is none.
+///
+/// # Errors
+/// What the control plane or the host refused.
+pub(crate) fn ensure(arguments: &Attach, global: &Global) -> Result<DaemonStatus, Failure> {
+    let folder = arguments.place.folder(global, &arguments.volume)?;
+    match daemon::status(&folder) {
+        Ok(status) => Ok(status),
+        Err(_nobody) => in_background(arguments, global, &folder),
+    }
+}
+
+fn config_of(arguments: &Attach, global: &Global) -> Result<DaemonConfig, Failure> {
+    let folder = arguments.place.folder(global, &arguments.volume)?;
+    let with_fuse = !arguments.no_fuse && Path::new("/dev/fuse").exists();
+    Ok(DaemonConfig {
+        endpoints: Zone::find(global)?.endpoints().to_vec(),
+        volume: arguments.volume.clone(),
+        nbd_socket: arguments.nbd.clone(),
+        fuse_dir: with_fuse.then(|| folder.join("fuse")),
+        state_dir: folder,
+        read_only: arguments.read_only,
+        force: arguments.force,
+        policy: match arguments.error_after {
+            Some(seconds) => WaitPolicy::EioAfter(Duration::from_secs(seconds)),
+            None => WaitPolicy::Wait,
+        },
+        client_name: client_name(),
+    })
+}
+
+/// How this host appears in a volume's status.
+fn client_name() -> String {
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{}, process {}", host.trim(), std::process::id())
+}
+
+fn be_daemon(arguments: &Attach, global: &Global) -> Result<(), Failure> {
+    let what = || format!("attach volume {}", arguments.volume);
+    let config = config_of(arguments, global)?;
+    connect::runtime()?.block_on(async {
+        let stop = CancellationToken::new();
+        let told = async {
+            let failed = |error| Failure::new(Kind::Error, "listen for signals").because(error);
+            let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+            let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            stop.cancel();
+            std::future::pending::<Result<(), Failure>>().await
+        };
+        let ready = |status: &DaemonStatus| {
+            tracing::info!(volume = %status.volume, nbd = %status.nbd_socket.display(), "serving");
+        };
+        tokio::select! {
+            outcome = daemon::run(config, stop.clone(), ready) => {
+                outcome.map_err(|error| from_daemon(&what(), &error))
+            }
+            outcome = told => outcome,
+        }
+    })
+}
+
+/// Starts this binary as the daemon and returns once it serves.
+fn in_background(
+    arguments: &Attach,
+    global: &Global,
+    folder: &Path,
+) -> Result<DaemonStatus, Failure> {
+    let what = || format!("attach volume {}", arguments.volume);
+    let failed = |error: std::io::Error| Failure::new(Kind::Error, what()).because(error);
+    fs::create_dir_all(folder).map_err(failed)?;
+    let log_path = folder.join("daemon.log");
+    let log = OpenOptions::new().create(true).append(true).open(&log_path).map_err(failed)?;
+    let said_before = log.metadata().map_or(0, |metadata| metadata.len());
+    let mut command = Command::new(std::env::current_exe().map_err(failed)?);
+    command.args(["attach", &arguments.volume, "--foreground"]);
+    command.args(["--endpoint", &Zone::find(global)?.endpoints().join(",")]);
+    command.arg("--state").arg(arguments.place.root(global));
+    if let Some(socket) = &arguments.nbd {
+        command.arg("--nbd").arg(socket);
+    }
+    if let Some(seconds) = arguments.error_after {
+        command.args(["--error-after", &seconds.to_string()]);
+    }
+    let flags = [
+        (arguments.no_fuse, "--no-fuse"),
+        (arguments.read_only, "--read-only"),
+        (arguments.force, "--force"),
+    ];
+    command.args(flags.iter().filter(|(set, _)| *set).map(|(_, flag)| flag));
+    let mut child = command
+        .env_remove(process::PARENT_VARIABLE)
+        .env("NO_COLOR", "1")
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().map_err(failed)?)
+        .stderr(log)
+        .process_group(0)
+        .spawn()
+        .map_err(failed)?;
+    wait_served(&mut child, folder)
+        .ok_or_else(|| ended(&what(), &mut child, &log_path, said_before))
+}
+
+/// The daemon's status once it answers; none when it ended instead, or takes too long.
+fn wait_served(child: &mut Child, folder: &Path) -> Option<DaemonStatus> {
+    let deadline = Instant::now() + SERVES_WITHIN;
+    while Instant::now() < deadline {
+        if let Ok(status) = daemon::status(folder)
+            && status.pid == child.id()
+        {
+            return Some(status);
+        }
+        if !matches!(child.try_wait(), Ok(None)) {
+            return None;
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+    None
+}
+
+/// Why a daemon in the background did not come up, in its own words.
+fn ended(what: &str, child: &mut Child, log: &Path, from: u64) -> Failure {
+    let next = format!("look at {}", log.display());
+    let Ok(Some(status)) = child.try_wait() else {
+        return Failure::new(Kind::Timeout, what.to_owned())
+            .because(format!("process {} still tries to attach it", child.id()))
+            .try_next(next);
+    };
+    let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+    let said = fs::read(log).unwrap_or_default();
+    let said = said.get(usize::try_from(from).unwrap_or(0)..).unwrap_or_default();
+    let said = String::from_utf8_lossy(said);
+    let words = said.split("error: ").nth(1).unwrap_or_default();
+    let mut failure = Failure::new(Kind::from_exit_code(code), what.to_owned());
+    for line in words.lines().filter(|line| !line.trim_start().starts_with("try: ")) {
+        failure = failure.because(line.trim().trim_start_matches("why: "));
+    }
+    failure.try_next(next)
+}
+
+/// Gives a volume back.
+///
+/// # Errors
+/// Its file is in use, or the control plane refuses.
+pub(crate) fn detach(arguments: &Detach, global: &Global, output: &Output) -> Result<(), Failure> {
+    process::end_on_broken_pipe();
+    let what = format!("detach volume {}", arguments.volume);
+    let view = Detached { volume: arguments.volume.clone() };
+    if let Some(folder) = daemon::find(&arguments.place.root(global), &arguments.volume) {
+        match daemon::stop(&folder, true) {
+            Ok(()) => return output.show(&view),
+            Err(DaemonError::Ask { .. }) => {
+                detach_kept(&what, &folder, global)?;
+                return output.show(&view);
+            }
+            Err(error) => return Err(from_daemon(&what, &error)),
+        }
+    }
+    if !arguments.force {
+        return Err(Failure::new(Kind::NotFound, what)
+            .because("it is not attached on this host")
+            .try_next("ashlar volume show, and --force to end the attachment wherever it is"));
+    }
+    let zone = Zone::find(global)?;
+    let request = v1::DetachVolumeRequest {
+        volume: arguments.volume.clone(),
+        generation: 0,
+        force: true,
+        client_token: client_token(),
+        dry_run: false,
+    };
+    zone.ask(&what, |channel| {
+        let request = request.clone();
+        async move { VolumeServiceClient::new(channel).detach_volume(request).await }
+    })?;
+    output.show(&view)
+}
+
+/// The daemon is dead: what it left on this host is taken apart, then the attachment is ended.
+fn detach_kept(what: &str, folder: &Path, global: &Global) -> Result<(), Failure> {
+    let file = folder.join("fuse").join(ashlar_client::export::fuse::FILE_NAME);
+    ashlar_client::mount::release(&file)
+        .map_err(|error| Failure::new(Kind::Conflict, what.to_owned()).because(error))?;
+    let zone = Zone::find(global)?;
+    let within = Duration::from_secs(global.timeout);
+    connect::runtime()?
+        .block_on(daemon::detach_kept(folder, zone.endpoints(), within))
+        .map_err(|error| from_daemon(what, &error))
+}
+
+/// What a daemon's error means to the user of a command.
+pub(crate) fn from_daemon(what: &str, error: &DaemonError) -> Failure {
+    let failed = |kind| Failure::new(kind, what.to_owned()).because(error);
+    match error {
+        DaemonError::Control(error) => connect::from_control(what, error),
+        DaemonError::State(StateError::Locked(_))
+        | DaemonError::OtherVolume { .. }
+        | DaemonError::Refused(_) => failed(Kind::Conflict),
+        DaemonError::Ask { .. } => failed(Kind::Unavailable),
+        DaemonError::State(_) | DaemonError::Export { .. } => failed(Kind::Error),
+    }
+}
+
+/// An attachment as it is printed.
+#[derive(Debug, Serialize)]
+#[serde(transparent)]
+struct AttachmentView(DaemonStatus);
+
+impl Show for AttachmentView {
+    fn table(&self) -> String {
+        let status = &self.0;
+        let row = |name: &str, value: String| [name.to_owned(), value];
+        let file = status.fuse_file.as_ref();
+        columns(
+            ["FIELD", "VALUE"],
+            [
+                row("volume", format!("{} {}", status.name, status.volume)),
+                row("size", size::show(status.size_bytes)),
+                row("generation", status.generation.to_string()),
+                row("process", status.pid.to_string()),
+                row("nbd", format!("nbd+unix:///?socket={}", status.nbd_socket.display())),
+                row("file", file.map_or("-".to_owned(), |file| file.display().to_string())),
+            ],
+        )
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Detached {
+    volume: String,
+}
+
+impl Show for Detached {
+    fn table(&self) -> String {
+        format!("detached {}", self.volume)
+    }
+}
