@@ -172,7 +172,11 @@ pub async fn run(
     let mut daemon = Daemon::export(config, state, volume, map)?;
     let keeping = daemon.keep_map(known);
     let outcome = daemon.serve(shutdown, ready).await;
-    drop(keeping);
+    // It shares the folder's lock, which must be free when this returns.
+    daemon.stop_keeping.cancel();
+    if keeping.await.is_err() {
+        tracing::debug!("the map was no longer kept");
+    }
     outcome
 }
 
@@ -237,6 +241,7 @@ struct Daemon {
     fuse: Option<FuseFile>,
     nbd_socket: PathBuf,
     stop_exports: CancellationToken,
+    stop_keeping: CancellationToken,
     asked: mpsc::Receiver<Asked>,
     nbd: Task<io::Result<()>>,
     _control: Task<()>,
@@ -281,6 +286,7 @@ impl Daemon {
             fuse,
             nbd_socket,
             stop_exports,
+            stop_keeping: CancellationToken::new(),
             asked,
             nbd,
             _control: control.abort_on_drop(),
@@ -290,6 +296,7 @@ impl Daemon {
     /// Writes the map to its cache as it changes.
     fn keep_map(&self, mut known: watch::Receiver<Arc<Whereabouts>>) -> Task<()> {
         let (state, generation) = (self.state.clone(), self.map.generation);
+        let stop = self.stop_keeping.clone();
         let keep = async move {
             loop {
                 let newest = known.borrow_and_update().clone();
@@ -300,13 +307,17 @@ impl Daemon {
                 if let Ok(Err(error)) = saved.await {
                     tracing::warn!(%error, "the map is not kept");
                 }
-                tokio::time::sleep(MAP_EVERY).await;
-                if known.changed().await.is_err() {
-                    return;
+                let next = async {
+                    tokio::time::sleep(MAP_EVERY).await;
+                    known.changed().await
+                };
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    changed = next => if changed.is_err() { return },
                 }
             }
         };
-        spawn_named("client-keep-map", keep).abort_on_drop()
+        spawn_named("client-keep-map", keep)
     }
 
     async fn serve(
