@@ -215,6 +215,9 @@ fn in_background(
 ) -> Result<DaemonStatus, Failure> {
     let what = || format!("attach volume {}", arguments.volume);
     let failed = |error: std::io::Error| Failure::new(Kind::Error, what()).because(error);
+    if daemon::find(&arguments.place.root(global), &arguments.volume).is_none() {
+        check_volume(arguments, global)?;
+    }
     fs::create_dir_all(folder).map_err(failed)?;
     let log_path = folder.join("daemon.log");
     let log = OpenOptions::new().create(true).append(true).open(&log_path).map_err(failed)?;
@@ -248,6 +251,17 @@ fn in_background(
         .ok_or_else(|| ended(&what(), &mut child, &log_path, said_before))
 }
 
+/// Asks for the volume before a daemon is started for it: a wrong name or an endpoint where nobody
+/// is should be said at once. A kept attachment needs no control plane, so it is not asked for.
+fn check_volume(arguments: &Attach, global: &Global) -> Result<(), Failure> {
+    let what = format!("attach volume {}", arguments.volume);
+    let found = Zone::find(global)?.ask(&what, |channel| {
+        let request = v1::GetVolumeRequest { volume: arguments.volume.clone() };
+        async move { VolumeServiceClient::new(channel).get_volume(request).await }
+    });
+    found.map(drop)
+}
+
 /// The daemon's status once it answers; none when it ended instead, or takes too long.
 fn wait_served(child: &mut Child, folder: &Path) -> Option<DaemonStatus> {
     let deadline = Instant::now() + SERVES_WITHIN;
@@ -279,7 +293,8 @@ fn ended(what: &str, child: &mut Child, log: &Path, from: u64) -> Failure {
     let said = String::from_utf8_lossy(said);
     let words = said.split("error: ").nth(1).unwrap_or_default();
     let mut failure = Failure::new(Kind::from_exit_code(code), what.to_owned());
-    for line in words.lines().filter(|line| !line.trim_start().starts_with("try: ")) {
+    // Its first line says again what was to be done.
+    for line in words.lines().skip(1).filter(|line| !line.trim_start().starts_with("try: ")) {
         failure = failure.because(line.trim().trim_start_matches("why: "));
     }
     failure.try_next(next)
