@@ -154,6 +154,12 @@ pub(crate) fn ensure(arguments: &Attach, global: &Global) -> Result<DaemonStatus
     }
 }
 
+/// The attachments of this host whose daemons answer.
+pub(crate) fn here(global: &Global) -> Vec<DaemonStatus> {
+    let root = Place { state: None }.root(global);
+    daemon::list(&root).iter().filter_map(|(folder, ..)| daemon::status(folder).ok()).collect()
+}
+
 fn config_of(arguments: &Attach, global: &Global) -> Result<DaemonConfig, Failure> {
     let folder = arguments.place.folder(global, &arguments.volume)?;
     let with_fuse = !arguments.no_fuse && Path::new("/dev/fuse").exists();
@@ -293,6 +299,10 @@ fn ended(what: &str, child: &mut Child, log: &Path, from: u64) -> Failure {
     let said = String::from_utf8_lossy(said);
     let words = said.split("error: ").nth(1).unwrap_or_default();
     let mut failure = Failure::new(Kind::from_exit_code(code), what.to_owned());
+    let first = words.lines().next().unwrap_or_default();
+    if let Some((_, reason)) = first.strip_suffix(']').and_then(|line| line.rsplit_once('[')) {
+        failure = failure.with_reason(reason);
+    }
     // Its first line says again what was to be done.
     for line in words.lines().skip(1).filter(|line| !line.trim_start().starts_with("try: ")) {
         failure = failure.because(line.trim().trim_start_matches("why: "));

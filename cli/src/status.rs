@@ -3,6 +3,7 @@
 //! Members, nodes, volumes and what is stuck, with why and what happens next. Everything comes from
 //! one call to the leader; nothing is computed here but words.
 
+use ashlar_client::daemon::DaemonStatus;
 use ashlar_proto::v1;
 use ashlar_proto::v1::cluster_service_client::ClusterServiceClient;
 use serde::Serialize;
@@ -12,7 +13,7 @@ use crate::failure::Failure;
 use crate::node::NodeView;
 use crate::render::{Output, Show, columns};
 use crate::volume::{ChunksView, VolumeView};
-use crate::{Global, process};
+use crate::{Global, attach, process};
 
 /// Prints the zone's state.
 ///
@@ -24,7 +25,9 @@ pub(crate) fn run(global: &Global, output: &Output) -> Result<(), Failure> {
     let answer = zone.ask("show the zone's status", |channel| async move {
         ClusterServiceClient::new(channel).get_status(v1::GetStatusRequest {}).await
     })?;
-    output.show(&StatusView::from(&answer))
+    let mut view = StatusView::from(&answer);
+    view.attached_here = attach::here(global);
+    output.show(&view)
 }
 
 /// A zone as it is printed.
@@ -41,6 +44,8 @@ struct StatusView {
     volumes: Vec<VolumeView>,
     stuck: Vec<StuckView>,
     erasing_replicas: u32,
+    /// What this host has attached, as its daemons say.
+    attached_here: Vec<DaemonStatus>,
 }
 
 #[derive(Debug, Serialize)]
@@ -85,6 +90,7 @@ impl From<&v1::GetStatusResponse> for StatusView {
             volumes: answer.volumes.iter().map(VolumeView::from).collect(),
             stuck: answer.stuck.iter().map(StuckView::from).collect(),
             erasing_replicas: answer.erasing_replicas,
+            attached_here: Vec::new(),
         }
     }
 }
@@ -139,6 +145,9 @@ impl Show for StatusView {
         if !self.volumes.is_empty() {
             parts.push(columns(VolumeView::HEADER, self.volumes.iter().map(VolumeView::row)));
         }
+        for attached in &self.attached_here {
+            parts.push(here_sentence(attached));
+        }
         for stuck in &self.stuck {
             parts.push(format!(
                 "stuck: {} for {} s: {}; waits for {}; next: {}",
@@ -157,6 +166,28 @@ impl Show for StatusView {
         }
         parts.join("\n")
     }
+}
+
+/// One attachment of this host, in words.
+fn here_sentence(attached: &DaemonStatus) -> String {
+    let name = if attached.name.is_empty() { &attached.volume } else { &attached.name };
+    let mut text =
+        format!("attached here: {name}, nbd+unix:///?socket={}", attached.nbd_socket.display());
+    for place in &attached.mounts {
+        text.push_str(&format!(", mounted on {}", place.display()));
+    }
+    if attached.requests > 0 {
+        text.push_str(&format!(", {} requests in progress", attached.requests));
+    }
+    if !attached.nodes_down.is_empty() {
+        let nodes: Vec<String> =
+            attached.nodes_down.iter().map(|node| format!("node-{node}")).collect();
+        text.push_str(&format!(", no connection to {}", nodes.join(", ")));
+    }
+    if let Some(fenced) = &attached.fenced {
+        text.push_str(&format!(", fenced: {fenced}"));
+    }
+    text
 }
 
 #[cfg(test)]
