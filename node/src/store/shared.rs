@@ -134,21 +134,21 @@ impl Shared {
     }
 
     /// Hands records over: readable at once, durable later. All or none.
-    pub(crate) fn append(&self, records: Vec<Numbered>) -> Result<(), NoSpace> {
+    pub(crate) fn append(&self, records: &mut Vec<Numbered>) -> Result<(), NoSpace> {
         let mut state = self.lock();
         let state = &mut *state;
         if state.failed.is_some() {
             // Reported already; nothing that comes after counts.
             return Ok(());
         }
-        if let Err(full) = self.reserve(state, &records) {
+        if let Err(full) = self.reserve(state, records) {
             // A checkpoint frees what was erased or zeroed since the last one, if anything was.
             state.checkpoint_wanted |= state.periods.iter().any(|p| !p.layer.chunks.is_empty());
             self.journal_wake.notify_one();
             return Err(full);
         }
         let mut urgent = false;
-        for (seq, record) in records {
+        for (seq, record) in records.drain(..) {
             state.note(&record);
             let cost = journal_cost(&record);
             urgent |= !record.may_wait();

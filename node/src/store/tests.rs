@@ -138,10 +138,10 @@ impl Rig {
     }
 
     fn append(&mut self, records: impl IntoIterator<Item = Record>) -> Result<(), NoSpace> {
-        let numbered: Vec<_> =
+        let mut numbered: Vec<_> =
             (self.next..).zip(records).map(|(seq, record)| (JournalSeq(seq), record)).collect();
         let count = numbered.len() as u64;
-        self.parts.shared.append(numbered)?;
+        self.parts.shared.append(&mut numbered)?;
         self.next += count;
         Ok(())
     }

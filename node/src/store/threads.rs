@@ -77,8 +77,8 @@ impl Store {
     /// when [`StoreEvent::Durable`] names them or a later one. Never waits for the disk.
     ///
     /// # Errors
-    /// [`NoSpace`]: nothing was taken.
-    pub fn append(&self, records: Vec<Numbered>) -> Result<(), NoSpace> {
+    /// [`NoSpace`]: nothing was taken, `records` is as before. Otherwise it is empty.
+    pub fn append(&self, records: &mut Vec<Numbered>) -> Result<(), NoSpace> {
         if records.is_empty() { Ok(()) } else { self.shared.append(records) }
     }
 

@@ -35,7 +35,7 @@ impl Live {
     fn append(&mut self, record: Record) {
         self.seq += 1;
         self.model.apply(&record);
-        self.opened.store.append(vec![(JournalSeq(self.seq), record)]).unwrap();
+        self.opened.store.append(&mut vec![(JournalSeq(self.seq), record)]).unwrap();
     }
 
     fn take_event(&mut self) {
@@ -157,7 +157,7 @@ fn a_failure_is_reported_once_and_ends_everything() {
     let opened = Store::open(Arc::new(disk.clone()), SMALL, owner(), &mut dice, sink).unwrap();
     disk.fail(ashlar_env::disk::mem::FaultOn::Sync, "journal", 0, 5);
     for seq in 1..100 {
-        opened.store.append(vec![(JournalSeq(seq), fill(0, 0, 1, 1))]).unwrap();
+        opened.store.append(&mut vec![(JournalSeq(seq), fill(0, 0, 1, 1))]).unwrap();
     }
     let first = events.recv_timeout(PATIENCE).unwrap();
     assert!(matches!(first, StoreEvent::Failed(StoreFailure::Disk(_))), "{first:?}");
