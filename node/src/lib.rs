@@ -1,3 +1,17 @@
-//! A storage node: store, networks and the task that drives its core.
+//! A storage node: its store, its networks, and the task that drives its core.
+//!
+//! What is decided is decided in `ashlar-node-core`; this crate does it. One task owns the machine
+//! ([`run_until`]); readers, diallers and the stream to the control plane hand it batches.
 
+pub mod config;
 pub mod store;
+
+mod control;
+mod known_peers;
+mod mailbox;
+mod net;
+mod server;
+mod task;
+
+pub use config::{Config, ConfigError};
+pub use server::{RunError, run_blocking, run_until};

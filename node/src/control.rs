@@ -1,0 +1,258 @@
+//! The stream to the zone's control plane: dialled, kept, dialled again, for ever.
+//!
+//! Carries what the core emits and what the control plane sends; decides neither. While there is no
+//! stream, what the core has to say is dropped: at the next opening it tells everything again. The
+//! rules of the stream are in `proto/ashlar/v1/node.proto`.
+//!
+//! A node whose registration is refused for good (its number belongs to another store) ends, unless
+//! it already serves: then it goes on serving and asks again now and then.
+
+use crate::config::endpoint;
+use crate::known_peers;
+use crate::task::ControlEvent;
+use ashlar_env::dice::{Dice, SeededDice};
+use ashlar_proto::GRPC_MESSAGE_BYTES_MAX;
+use ashlar_proto::reason::{ApiError, Reason};
+use ashlar_proto::v1;
+use ashlar_proto::v1::node_service_client::NodeServiceClient;
+use ashlar_types::backoff::{Backoff, BackoffPolicy};
+use ashlar_types::message::cluster::{ControlDown, PeerAddress, Registration};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use thiserror::Error;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Status, Streaming};
+
+/// Waits between attempts: an election takes about a second.
+const REDIAL: BackoffPolicy =
+    BackoffPolicy { first: Duration::from_millis(50), max: Duration::from_secs(1) };
+/// How long a connection may take to be made.
+const CONNECT_WITHIN: Duration = Duration::from_secs(1);
+/// How long a member may take to accept or refuse a registration, which it commits first.
+const REGISTER_WITHIN: Duration = Duration::from_secs(5);
+/// A member that does not answer a ping for so long is given up.
+const PING_EVERY: Duration = Duration::from_secs(1);
+/// How long an answer to a ping may take.
+const PING_WITHIN: Duration = Duration::from_secs(2);
+/// Messages that may wait for the stream; then it is opened anew.
+const UP_MAX: usize = 256;
+/// A stream that lived as long was a good one: the next attempt follows without a wait.
+const GOOD_STREAM: Duration = Duration::from_secs(1);
+/// Pointers to a leader that are followed at once; then there is a wait, as in an election members
+/// may point at each other.
+const POINTERS_MAX: u32 = 3;
+/// Before a node that serves asks again after it was refused for good.
+const REFUSED_PAUSE: Duration = Duration::from_secs(30);
+
+/// What the stream needs to know.
+#[derive(Debug)]
+pub(crate) struct Control {
+    /// Members, as `http://ip:port`.
+    pub(crate) endpoints: Vec<String>,
+    /// How the node introduces itself.
+    pub(crate) registration: Registration,
+    /// The address that the connection starts from.
+    pub(crate) source: IpAddr,
+    /// Where the list of peers is kept.
+    pub(crate) folder: PathBuf,
+    /// The list as it was found there.
+    pub(crate) known: Vec<PeerAddress>,
+    /// The node holds replicas.
+    pub(crate) serves: bool,
+    /// To the machine's task.
+    pub(crate) events: mpsc::Sender<ControlEvent>,
+}
+
+/// Why a stream could not be had, or has ended.
+#[derive(Debug, Error)]
+enum StreamEnd {
+    /// Refused with a reason.
+    #[error("{0}")]
+    Refused(ApiError),
+    /// The call failed otherwise.
+    #[error("{} ({})", .0.message(), .0.code())]
+    Status(Status),
+    /// No connection.
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    /// No answer in time.
+    #[error("no answer within {} s", REGISTER_WITHIN.as_secs())]
+    Late,
+    /// The member ended it.
+    #[error("ended by the control plane")]
+    Ended,
+    /// The machine's task has ended.
+    #[error("the node is stopping")]
+    Stopping,
+}
+
+impl From<Status> for StreamEnd {
+    fn from(status: Status) -> Self {
+        ApiError::from_status(&status).map_or(Self::Status(status), Self::Refused)
+    }
+}
+
+impl StreamEnd {
+    /// The leader that a member points at.
+    fn leader(&self) -> Option<String> {
+        let Self::Refused(refusal) = self else { return None };
+        let address = refusal.metadata.get("leader_address")?;
+        (refusal.reason == Reason::NotLeader).then(|| endpoint(address).ok()).flatten()
+    }
+
+    /// Whether asking again will not help.
+    fn for_good(&self) -> Option<&ApiError> {
+        match self {
+            Self::Refused(refusal) => matches!(
+                refusal.reason,
+                Reason::InvalidRegistration | Reason::UnsupportedVersion | Reason::NodeIdTaken
+            )
+            .then_some(refusal),
+            Self::Status(_) | Self::Connect(_) | Self::Late | Self::Ended | Self::Stopping => None,
+        }
+    }
+}
+
+/// Keeps the stream as long as the node runs. Returns only if the node is refused for good and
+/// serves nobody.
+pub(crate) async fn keep(mut control: Control) -> ApiError {
+    let mut backoff = Backoff::new(REDIAL);
+    let mut dice = SeededDice::system();
+    // Not all nodes of a zone begin with the same member.
+    let mut at = usize::try_from(dice.next_u64() >> 33).unwrap_or(0);
+    let mut pointed: Option<String> = None;
+    let mut pointers = 0;
+    let mut last_error = String::new();
+    loop {
+        let listed = control.endpoints.get(at % control.endpoints.len().max(1)).cloned();
+        let Some(member) = pointed.take().or(listed) else {
+            return std::future::pending().await;
+        };
+        let began = Instant::now();
+        let end = control.stream(&member, &mut last_error).await;
+        if let Some(refusal) = end.for_good() {
+            tracing::error!(%member, error = %refusal, "the control plane refuses this node");
+            if !control.serves {
+                return refusal.clone();
+            }
+            tokio::time::sleep(REFUSED_PAUSE).await;
+            continue;
+        }
+        if matches!(end, StreamEnd::Stopping) {
+            return std::future::pending().await;
+        }
+        let text = end.to_string();
+        if text != last_error {
+            tracing::info!(%member, reason = %text, "no stream to the control plane");
+            last_error = text;
+        }
+        if began.elapsed() >= GOOD_STREAM {
+            backoff.reset();
+            pointers = 0;
+        }
+        pointed = end.leader().filter(|leader| *leader != member && pointers < POINTERS_MAX);
+        if pointed.is_some() {
+            pointers += 1;
+            continue;
+        }
+        pointers = 0;
+        at = at.wrapping_add(1);
+        tokio::time::sleep(backoff.next_wait(dice.next_u64())).await;
+    }
+}
+
+impl Control {
+    /// One stream from its opening to its end.
+    async fn stream(&mut self, member: &str, last_error: &mut String) -> StreamEnd {
+        let (up, mut down) = match timeout(REGISTER_WITHIN, self.open(member)).await {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(end)) => return end,
+            Err(_elapsed) => return StreamEnd::Late,
+        };
+        let mut told = false;
+        let mut up = Some(up);
+        loop {
+            let message = match down.message().await {
+                Ok(Some(message)) => message,
+                Ok(None) => return StreamEnd::Ended,
+                Err(status) => return status.into(),
+            };
+            // The leader speaks first; one that does not lead ends the stream without a message.
+            if let Some(up) = up.take()
+                && self.events.send(ControlEvent::Open(up)).await.is_err()
+            {
+                return StreamEnd::Stopping;
+            }
+            if !told {
+                told = true;
+                self.serves = true;
+                last_error.clear();
+                tracing::info!(%member, "registered with the control plane");
+            }
+            match ControlDown::try_from(&message) {
+                Ok(message) => {
+                    if let ControlDown::Peers(peers) = &message {
+                        self.keep_peers(peers).await;
+                    }
+                    if self.events.send(ControlEvent::Down(message)).await.is_err() {
+                        return StreamEnd::Stopping;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%member, %error, "a message of the control plane is malformed");
+                }
+            }
+        }
+    }
+
+    async fn open(
+        &self,
+        member: &str,
+    ) -> Result<(mpsc::Sender<v1::NodeUp>, Streaming<v1::NodeDown>), StreamEnd> {
+        let mut client = NodeServiceClient::new(self.channel(member).await?)
+            .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
+        let (up, messages) = mpsc::channel(UP_MAX);
+        if up.try_send(v1::NodeUp::from(&self.registration)).is_err() {
+            return Err(StreamEnd::Stopping);
+        }
+        let down = client.session(ReceiverStream::new(messages)).await?.into_inner();
+        Ok((up, down))
+    }
+
+    async fn channel(&self, member: &str) -> Result<Channel, StreamEnd> {
+        let refused = |error: tonic::transport::Error| {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            StreamEnd::Connect(cause.unwrap_or_else(|| error.to_string()))
+        };
+        Endpoint::from_shared(member.to_owned())
+            .map_err(refused)?
+            .connect_timeout(CONNECT_WITHIN)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_WITHIN)
+            .keep_alive_while_idle(true)
+            .local_address(Some(self.source))
+            .connect()
+            .await
+            .map_err(refused)
+    }
+
+    /// Keeps the list for a start without a control plane.
+    async fn keep_peers(&mut self, peers: &[PeerAddress]) {
+        if self.known == peers {
+            return;
+        }
+        peers.clone_into(&mut self.known);
+        let (folder, list) = (self.folder.clone(), peers.to_vec());
+        // A few times in the life of a zone: a thread of its own for the sync costs nothing.
+        let saved = tokio::task::spawn_blocking(move || known_peers::save(&folder, &list)).await;
+        if let Ok(Err(error)) = saved {
+            tracing::warn!(%error, "the list of peers could not be saved");
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! The first frames of a connection: who is there, and may it come in.
+//!
+//! Bounded in time and bytes, so that a visitor who says nothing, or too much, costs little.
+
+use super::connection::{ReadEnd, read_some};
+use super::name;
+use ashlar_node_core::Identity;
+use ashlar_proto::frame::{Frame, FrameQueue, next_frame, push_frame};
+use ashlar_types::message::data::{
+    DATA_PROTOCOL_VERSION, Hello, HelloRefusal, HelloReply, HelloRole, Network,
+};
+use ashlar_types::{NodeId, StartNumber, StoreId};
+use bytes::BytesMut;
+use std::io::{self, IoSlice};
+use std::time::Duration;
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// How long either side may take for its hello. A loaded host takes milliseconds.
+const HELLO_WITHIN: Duration = Duration::from_secs(2);
+/// Largest hello: a token fits many times.
+const HELLO_BYTES_MAX: usize = 16 << 10;
+
+/// Why a connection is closed before it was open.
+#[derive(Debug, Error)]
+pub(crate) enum HelloError {
+    /// Nothing, or not enough, came in time.
+    #[error("no hello within {} s", HELLO_WITHIN.as_secs())]
+    Late,
+    /// The connection ended, or carries no frames.
+    #[error("{0}")]
+    Read(#[from] ReadEnd),
+    /// The socket failed while writing.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// Another frame came first, or a hello without end.
+    #[error("the first frame is no hello")]
+    NotAHello,
+    /// This side refused.
+    #[error("refused: {0}")]
+    Refused(HelloRefusal),
+    /// The other side refused.
+    #[error("refused by the other side: {0}")]
+    RefusedByThem(HelloRefusal),
+    /// Somebody else listens at the address.
+    #[error("node {0} answers at this address")]
+    OtherNode(NodeId),
+    /// A hello that no right node sends.
+    #[error("{0}")]
+    Absurd(&'static str),
+}
+
+impl HelloError {
+    /// Whether it is worth a line in the log: the other side is not what it should be.
+    pub(crate) const fn is_misbehaviour(&self) -> bool {
+        match self {
+            Self::Read(end) => end.is_misbehaviour(),
+            Self::Io(_) => false,
+            Self::Late
+            | Self::NotAHello
+            | Self::Refused(_)
+            | Self::RefusedByThem(_)
+            | Self::OtherNode(_)
+            | Self::Absurd(_) => true,
+        }
+    }
+}
+
+/// Receives a visitor: gives its role, and leaves in `input` what came behind its hello.
+///
+/// # Errors
+/// It is no visitor, or one that must not come in; it has been told.
+pub(crate) async fn receive(
+    stream: &TcpStream,
+    me: Identity,
+    network: Network,
+    full: bool,
+    input: &mut BytesMut,
+) -> Result<HelloRole, HelloError> {
+    let Frame::Hello(hello) = first_frame(stream, input).await? else {
+        return Err(HelloError::NotAHello);
+    };
+    let reply = match judge(&hello, me, network, full) {
+        Ok(()) => HelloReply::Welcome {
+            version: DATA_PROTOCOL_VERSION,
+            node: me.node,
+            store: me.store,
+            start: me.start,
+        },
+        Err(refusal) => HelloReply::Refused(refusal),
+    };
+    send(stream, &Frame::HelloReply(reply.clone())).await?;
+    if let HelloReply::Refused(refusal) = reply {
+        return Err(HelloError::Refused(refusal));
+    }
+    match &hello.role {
+        HelloRole::Node { node, .. } if *node == me.node => {
+            Err(HelloError::Absurd("a hello in this node's own name"))
+        }
+        HelloRole::Node { network: said, .. } if *said != network => {
+            Err(HelloError::Absurd("a hello for the other network"))
+        }
+        HelloRole::Node { .. } | HelloRole::Client { .. } => Ok(hello.role),
+    }
+}
+
+fn judge(hello: &Hello, me: Identity, network: Network, full: bool) -> Result<(), HelloRefusal> {
+    if hello.version != DATA_PROTOCOL_VERSION {
+        let (ours, theirs) = (DATA_PROTOCOL_VERSION, hello.version);
+        return Err(HelloRefusal::Version { ours, theirs });
+    }
+    if hello.zone != me.zone {
+        return Err(HelloRefusal::Zone);
+    }
+    if network == Network::Replication && matches!(hello.role, HelloRole::Client { .. }) {
+        return Err(HelloRefusal::Network);
+    }
+    if full { Err(HelloRefusal::Full) } else { Ok(()) }
+}
+
+/// Introduces this node to a peer; gives the store and start number of its process.
+///
+/// # Errors
+/// The peer does not answer, refuses, or is another node.
+pub(crate) async fn introduce(
+    stream: &TcpStream,
+    me: Identity,
+    peer: NodeId,
+    network: Network,
+) -> Result<(StoreId, StartNumber), HelloError> {
+    let role = HelloRole::Node { node: me.node, store: me.store, start: me.start, network };
+    let hello = Hello { version: DATA_PROTOCOL_VERSION, zone: me.zone, role };
+    send(stream, &Frame::Hello(hello)).await?;
+    let mut input = BytesMut::with_capacity(256);
+    match first_frame(stream, &mut input).await? {
+        Frame::HelloReply(HelloReply::Welcome { node, store, start, .. }) if node == peer => {
+            tracing::debug!(node = node.0, network = name(network), start = start.0, "linked");
+            Ok((store, start))
+        }
+        Frame::HelloReply(HelloReply::Welcome { node, .. }) => Err(HelloError::OtherNode(node)),
+        Frame::HelloReply(HelloReply::Refused(refusal)) => Err(HelloError::RefusedByThem(refusal)),
+        Frame::Hello(_) | Frame::Message(_) => Err(HelloError::NotAHello),
+    }
+}
+
+async fn first_frame(stream: &TcpStream, input: &mut BytesMut) -> Result<Frame, HelloError> {
+    let read = async {
+        loop {
+            if let Some(frame) = next_frame(input).map_err(ReadEnd::from)? {
+                return Ok(frame);
+            }
+            if input.len() >= HELLO_BYTES_MAX {
+                return Err(HelloError::NotAHello);
+            }
+            read_some(stream, input).await?;
+        }
+    };
+    timeout(HELLO_WITHIN, read).await.unwrap_or(Err(HelloError::Late))
+}
+
+async fn send(stream: &TcpStream, frame: &Frame) -> Result<(), HelloError> {
+    let mut queue = FrameQueue::default();
+    push_frame(frame, &mut queue);
+    let write = async {
+        while !queue.is_empty() {
+            stream.writable().await?;
+            let mut slices = [IoSlice::new(&[]); 2];
+            let used = queue.io_slices(&mut slices);
+            match stream.try_write_vectored(slices.get(..used).unwrap_or_default()) {
+                Ok(count) => queue.advance(count),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    };
+    timeout(HELLO_WITHIN, write).await.unwrap_or(Err(HelloError::Late))
+}

@@ -1,0 +1,122 @@
+//! The two data networks of a node: listeners, dialled links, connections.
+//!
+//! Knows frames and hellos, nothing of chunks. Everything that happens here reaches the machine's
+//! task as a [`NetEvent`] on one bounded channel; everything that leaves goes through the
+//! [`connection::Outbound`] that the machine's task owns. No lock is shared, and no task, timer or
+//! channel is made for a request.
+//!
+//! The primary and the replication network have listeners, links and queues of their own: what
+//! fills one leaves the other alone (design.md section 2).
+//!
+//! Path of a write: client 2 of 9 (primary in), 4 and 6 (mirror out and in).
+
+pub(crate) mod connection;
+pub(crate) mod dial;
+pub(crate) mod hello;
+pub(crate) mod listen;
+pub(crate) mod table;
+
+use ashlar_node_core::Identity;
+use ashlar_types::message::data::{DataMessage, Network};
+use ashlar_types::{NodeId, StartNumber, StoreId};
+use socket2::{SockRef, TcpKeepalive};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+
+use connection::Credit;
+
+/// Events that may wait for the machine's task. Each holds at most what one read gave, so this
+/// bounds what was read and not handled yet; a reader that finds the channel full stops reading,
+/// and TCP slows the sender down.
+pub(crate) const EVENTS_MAX: usize = 64;
+
+/// How long a peer may leave data unacknowledged before its connection is given up. Longer than
+/// any pause of a loaded host, short against the patience of clients: after a network comes back,
+/// retransmission could sleep longer than a new connection takes.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(5);
+
+/// Number of a connection in this process, whoever opened it; never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct ConnectionNumber(pub(crate) u64);
+
+/// What happens on the networks.
+#[derive(Debug)]
+pub(crate) enum NetEvent {
+    /// A client's connection is open, hellos exchanged.
+    ClientOpen { connection: ConnectionNumber, stream: Arc<TcpStream>, credit: Arc<Credit> },
+    /// Another node has dialled; frames from it follow. Nothing is ever sent on it.
+    PeerOpen {
+        connection: ConnectionNumber,
+        stream: Arc<TcpStream>,
+        node: NodeId,
+        network: Network,
+        process: (StoreId, StartNumber),
+    },
+    /// Frames of an accepted connection, in order.
+    Frames { connection: ConnectionNumber, messages: Vec<DataMessage> },
+    /// A connection that took no more bytes takes some again.
+    Writable { connection: ConnectionNumber },
+    /// A connection has ended, whoever opened it.
+    Closed { connection: ConnectionNumber },
+    /// A link that this node dialled is up, hellos exchanged.
+    Linked {
+        dialler: DiallerNumber,
+        connection: ConnectionNumber,
+        stream: Arc<TcpStream>,
+        process: (StoreId, StartNumber),
+    },
+    /// A link could not be made; `refused`: nobody listens.
+    DialFailed { dialler: DiallerNumber, refused: bool },
+}
+
+/// Number of a dialler in this process; never reused, so that news of an ended one are known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct DiallerNumber(pub(crate) u64);
+
+/// What every task of the networks needs.
+#[derive(Clone, Debug)]
+pub(crate) struct Net {
+    /// Who this node is.
+    pub(crate) me: Identity,
+    /// To the machine's task.
+    pub(crate) events: mpsc::Sender<NetEvent>,
+    numbers: Arc<AtomicU64>,
+}
+
+impl Net {
+    pub(crate) fn new(me: Identity, events: mpsc::Sender<NetEvent>) -> Self {
+        Self { me, events, numbers: Arc::new(AtomicU64::new(1)) }
+    }
+
+    pub(crate) fn number(&self) -> ConnectionNumber {
+        ConnectionNumber(self.numbers.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+/// What the data path wants of a socket: no delay, and an end when the other side is gone.
+fn tune(stream: &TcpStream) {
+    let keepalive = TcpKeepalive::new()
+        .with_time(Duration::from_secs(10))
+        .with_interval(Duration::from_secs(3))
+        .with_retries(3);
+    let socket = SockRef::from(stream);
+    let outcome = stream
+        .set_nodelay(true)
+        .and_then(|()| socket.set_tcp_keepalive(&keepalive))
+        .and_then(|()| socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX)));
+    if let Err(error) = outcome {
+        // The connection works without; only slower, or noticed dead later.
+        tracing::debug!(%error, "a socket option was refused");
+    }
+}
+
+/// The name of a network in logs.
+pub(crate) const fn name(network: Network) -> &'static str {
+    match network {
+        Network::Primary => "primary",
+        Network::Replication => "replication",
+    }
+}

@@ -1,0 +1,74 @@
+//! A node and its zone's control plane: it finds the leader, and takes no for an answer.
+
+mod zone;
+
+use ashlar_node::RunError;
+use ashlar_proto::reason::{ApiError, Reason};
+use ashlar_types::NodeId;
+use zone::control::ControlPlane;
+use zone::{Node, free_address, lone_config, until};
+
+#[test]
+fn a_node_follows_a_member_that_points_at_the_leader() {
+    let leader = ControlPlane::start();
+    let follower = ControlPlane::follower_of(&leader);
+    let folder = tempfile::tempdir().unwrap();
+    // The leader is not in its list: it can only get there by the pointer.
+    let mut node = Node::start(lone_config(21, folder.path(), &[follower.address()]));
+    until("the first heartbeat", || leader.heartbeat(NodeId(1)));
+    assert_eq!(leader.registration(NodeId(1)).unwrap().start.0, 1);
+    let heartbeat = leader.heartbeat(NodeId(1)).unwrap();
+    assert!(heartbeat.capacity_bytes >= 255 << 20, "{heartbeat:?}");
+    node.stop().unwrap();
+}
+
+#[test]
+fn a_node_finds_the_member_that_answers_and_a_control_plane_that_comes_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let gone = free_address("127.0.0.1").to_string();
+    let first = ControlPlane::start();
+    let second = ControlPlane::start();
+    let members = [gone, first.address(), second.address()];
+    let mut node = Node::start(lone_config(22, folder.path(), &members));
+    until("a registration", || {
+        first.registration(NodeId(1)).or_else(|| second.registration(NodeId(1)))
+    });
+    let (used, other) =
+        if first.registration(NodeId(1)).is_some() { (first, second) } else { (second, first) };
+    drop(used);
+    until("a registration with the other", || other.registration(NodeId(1)));
+    node.stop().unwrap();
+}
+
+#[test]
+fn a_node_whose_number_is_taken_ends_and_says_so() {
+    let control = ControlPlane::start();
+    control.refuse(ApiError::new(Reason::NodeIdTaken, "node-1 is bound to another store"));
+    let folder = tempfile::tempdir().unwrap();
+    let mut node = Node::start(lone_config(23, folder.path(), &[control.address()]));
+    match node.join() {
+        Err(RunError::Refused(refusal)) => assert_eq!(refusal.reason, Reason::NodeIdTaken),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn an_address_in_use_and_a_foreign_store_are_refused_by_name() {
+    let control = ControlPlane::start();
+    let folder = tempfile::tempdir().unwrap();
+    let settings = lone_config(24, folder.path(), &[control.address()]);
+    let holder = std::net::TcpListener::bind(settings.replication_address).unwrap();
+    match Node::start(settings.clone()).join() {
+        Err(RunError::Listen { address, network: "replication", .. }) => {
+            assert_eq!(address, settings.replication_address);
+        }
+        other => panic!("{other:?}"),
+    }
+    drop(holder);
+    let mut other = settings.clone();
+    other.node = NodeId(2);
+    match Node::start(other).join() {
+        Err(RunError::Store { cause: ashlar_node::store::OpenError::Foreign { .. }, .. }) => {}
+        other => panic!("{other:?}"),
+    }
+}
