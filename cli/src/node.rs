@@ -2,7 +2,7 @@
 //!
 //! The node itself is the crate in `node/`; this file reads its configuration and starts it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ashlar_proto::v1;
 use ashlar_proto::v1::cluster_service_client::ClusterServiceClient;
@@ -36,8 +36,7 @@ pub(crate) fn run(command: Command, global: &Global, output: &Output) -> Result<
         Command::Run { config } => {
             process::die_with_parent();
             crate::logging::start("info");
-            Err(Failure::new(Kind::Unavailable, format!("run the node of {}", config.display()))
-                .because("the node's shell is not part of this build yet (issue 2)"))
+            run_node(&config)
         }
         Command::List => {
             process::end_on_broken_pipe();
@@ -48,6 +47,14 @@ pub(crate) fn run(command: Command, global: &Global, output: &Output) -> Result<
             output.show(&NodeList { nodes: answer.nodes.iter().map(NodeView::from).collect() })
         }
     }
+}
+
+fn run_node(path: &Path) -> Result<(), Failure> {
+    let what = || format!("run the node of {}", path.display());
+    let config = ashlar_node::Config::load(path)
+        .map_err(|error| Failure::new(Kind::Usage, what()).because(error))?;
+    ashlar_node::run_blocking(&config)
+        .map_err(|error| Failure::new(Kind::Error, what()).because(error))
 }
 
 /// A node as it is printed.
