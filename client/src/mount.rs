@@ -186,7 +186,8 @@ pub fn mount(
     Ok(Mounted { dir, device, file, file_system })
 }
 
-/// What of ours is mounted at `dir`, if anything.
+/// What of ours is mounted at `dir`, if anything: also when the daemon under it is dead and its
+/// FUSE file is gone.
 #[must_use]
 pub fn find(dir: &Path) -> Option<Mounted> {
     let (device, kind) = filesystem::mounted_at(dir)?;
@@ -196,10 +197,11 @@ pub fn find(dir: &Path) -> Option<Mounted> {
         _ => return None,
     };
     let file = loopdev::backing_file(&device)?;
-    let (source, kind) = filesystem::mounted_at(file.parent()?)?;
-    let ours = file.file_name()? == fuse::FILE_NAME
-        && kind.starts_with("fuse")
-        && source.to_string_lossy().starts_with(fuse::SOURCE_PREFIX);
+    let over_fuse = file.parent().and_then(filesystem::mounted_at).is_some_and(|(source, kind)| {
+        kind.starts_with("fuse") && source.to_string_lossy().starts_with(fuse::SOURCE_PREFIX)
+    });
+    // The kernel names a file whose mount is gone by its path within that mount: nothing is there.
+    let ours = file.file_name()? == fuse::FILE_NAME && (over_fuse || !file.exists());
     ours.then(|| Mounted { dir: dir.to_owned(), device, file, file_system })
 }
 
@@ -225,7 +227,7 @@ pub fn mounts_of(file: &Path) -> Vec<PathBuf> {
 pub fn umount(dir: &Path) -> Result<PathBuf, MountError> {
     let mounted = find(dir).ok_or_else(|| MountError::NotMounted(dir.to_owned()))?;
     filesystem::unmount(&mounted.dir)?;
-    release(&mounted.file)?;
+    loopdev::detach(&mounted.device)?;
     Ok(mounted.file)
 }
 

@@ -112,6 +112,22 @@ fn xfs_is_made_filled_unmounted_and_found_again() {
 }
 
 #[test]
+fn what_a_dead_daemon_leaves_can_be_unmounted() {
+    if !(have(&NEEDS) && have(&["mkfs.ext4"])) {
+        return;
+    }
+    let stage = Stage::new(16 << 20);
+    let (file, dir) = (stage.file(), stage.path("mnt"));
+    let mounted = mount::mount(&file, &dir, Some(FileSystem::Ext4), false).unwrap();
+    std::fs::write(dir.join("f"), b"x").unwrap();
+    nix::mount::umount2(&stage.path("fuse"), nix::mount::MntFlags::MNT_DETACH).unwrap();
+    assert!(!file.exists());
+    assert_eq!(mount::find(&dir).unwrap().device, mounted.device);
+    mount::umount(&dir).unwrap();
+    assert_eq!(mount::find(&dir), None);
+}
+
+#[test]
 fn what_is_missing_is_named() {
     let dir = tempfile::tempdir().unwrap();
     if have(&["root"]) {
