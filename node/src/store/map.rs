@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ashlar_env::disk::{AlignedBuf, DiskFile};
+use ashlar_env::disk::{AlignedBuf, DiskError, DiskFile};
 use ashlar_types::{BlockRange, ChunkId, StoreId};
 
 use super::format::{MapPage, PAGE, SLOT_BLOCKS, SlotBlocks, Superblock, as_u64, as_usize};
@@ -42,6 +42,8 @@ pub(crate) struct SlotMap {
     reserved: BTreeSet<(ChunkId, u32)>,
     /// Slots whose space the data file has.
     grown: u32,
+    /// Places of pages that a checkpoint wrote which was never completed.
+    unfinished: Vec<u64>,
 }
 
 /// The slots that a range of blocks touches, each with the part of the range in it, counted from
@@ -87,14 +89,27 @@ impl SlotMap {
         Ok(map)
     }
 
+    /// Wipes the pages of a checkpoint that was never completed: the next one takes its number, and
+    /// must not make them count.
+    pub(crate) fn wipe_unfinished(&mut self, file: &dyn DiskFile) -> Result<(), DiskError> {
+        let zeros = AlignedBuf::zeroed(PAGE);
+        let places = std::mem::take(&mut self.unfinished);
+        places.iter().try_for_each(|at| file.write_at(&zeros, *at))?;
+        if places.is_empty() { Ok(()) } else { file.sync_data() }
+    }
+
     /// Takes in the newer intact copy of a slot's page that a complete checkpoint wrote.
     fn load_slot(&mut self, slot: u32, pair: &[u8], sb: &Superblock) -> Result<u64, OpenError> {
-        let newest = pair
+        let intact = pair
             .chunks(PAGE)
             .zip(0u8..)
             .filter_map(|(page, copy)| Some((MapPage::decode(page, sb.store)?, copy)))
-            .filter(|((page, _), _)| page.slot == slot && page.checkpoint <= sb.checkpoint)
-            .max_by_key(|((page, _), _)| page.checkpoint);
+            .filter(|((page, _), _)| page.slot == slot);
+        let (complete, unfinished): (Vec<_>, Vec<_>) =
+            intact.partition(|((page, _), _)| page.checkpoint <= sb.checkpoint);
+        let place = |copy: u8| (u64::from(slot) * 2 + u64::from(copy)) * as_u64(PAGE);
+        self.unfinished.extend(unfinished.iter().map(|(_, copy)| place(*copy)));
+        let newest = complete.into_iter().max_by_key(|((page, _), _)| page.checkpoint);
         let Some(((page, crc), copy)) = newest else {
             // Never written, or lost: the digest tells.
             self.pages.push(None);

@@ -78,6 +78,7 @@ pub(crate) fn open(
     let end = replay(content, superblock.store, mark, &mut |item| replayed.take(item))?;
     // What replay accepted must not vanish later: it may sit in a volatile cache so far.
     journal_file.sync_data()?;
+    map.wipe_unfinished(&*map_file)?;
     wipe(&*journal_file, superblock.journal_bytes, &end.left_over)?;
     raise_start(&*super_file, &mut superblock, end.start)?;
 

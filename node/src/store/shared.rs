@@ -139,6 +139,7 @@ impl Shared {
         let state = &mut *state;
         if state.failed.is_some() {
             // Reported already; nothing that comes after counts.
+            records.clear();
             return Ok(());
         }
         if let Err(full) = self.reserve(state, records) {

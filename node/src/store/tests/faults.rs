@@ -237,3 +237,22 @@ fn what_may_wait_is_written_with_the_next_group_or_when_much_has_gathered() {
     assert_eq!(rig.step(), Ok(Step::Wrote));
     assert_eq!(rig.durable(), 3);
 }
+
+#[test]
+fn pages_of_a_checkpoint_that_was_never_completed_do_not_count_later() {
+    let disk = MemDisk::new();
+    let mut rig = Rig::open(&disk);
+    rig.append([fill(0, 0, 1, 1)]).unwrap();
+    rig.checkpoint().unwrap();
+    rig.append([Record::Erase { chunk: chunk(0) }]).unwrap();
+    rig.checkpoint().unwrap();
+    // The freed slot is taken, its page written, and the superblock not.
+    rig.append([fill(1, 0, 1, 2)]).unwrap();
+    disk.fail(FaultOn::Write, "super", 0, EIO);
+    assert!(rig.checkpoint().is_err());
+    // The next checkpoint has the same number and no use for that slot.
+    let mut rig = Rig::open(&disk);
+    rig.append([Record::Erase { chunk: chunk(1) }]).unwrap();
+    rig.checkpoint().unwrap();
+    assert!(Rig::open(&disk).blocks().unwrap().is_empty());
+}
