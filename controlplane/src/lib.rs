@@ -1,1 +1,30 @@
-//! A zone's control plane: Raft group, gRPC services and the task that drives its core.
+//! A zone's control plane: Raft group, gRPC services and the thread that drives its core.
+//!
+//! [`member`] decides, without clock or thread; the rest carries bytes to and from it:
+//!
+//! | file | does |
+//! |---|---|
+//! | [`config`] | reads and checks the configuration |
+//! | [`mod@server`] | starts everything, listens, stops in order |
+//! | `machine.rs` | one thread that owns the member and its disks |
+//! | `calls.rs` | answers clients, forwards to the leader, honours deadlines |
+//! | `nodes.rs` | streams of storage nodes |
+//! | `peers.rs` | Raft's messages between members |
+//! | `probe.rs` | tries to connect to nodes that fell silent |
+//! | `routes.rs` | several services behind one listener |
+//! | `errors.rs` | refusals of the core as errors of the API |
+
+mod calls;
+pub mod config;
+mod errors;
+mod machine;
+pub mod member;
+mod nodes;
+mod peers;
+mod probe;
+mod routes;
+pub mod server;
+
+pub use ashlar_proto as proto;
+pub use config::{Config, ConfigError, Timing};
+pub use server::{RunError, run};

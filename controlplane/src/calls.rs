@@ -1,0 +1,230 @@
+//! Calls of clients: asked of the own member, or of the leader on the caller's behalf.
+//!
+//! Any member answers any call. Who does not lead forwards once, under the caller's deadline; while
+//! nobody leads, the call waits for a leader as long as its deadline allows, unless repeating it
+//! could do harm (a change without client token whose outcome is unknown).
+
+use crate::errors::api_error;
+use crate::machine::Handle;
+use crate::member::{Reply, Request as Ask};
+use ashlar_proto::reason::{ApiError, Reason};
+use ashlar_proto::v1;
+use ashlar_proto::v1::cluster_service_client::ClusterServiceClient;
+use ashlar_proto::v1::volume_service_client::VolumeServiceClient;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::transport::Channel;
+use tonic::{Code, Request, Response, Status};
+
+/// Deadline of a caller that names none.
+const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
+/// Longest deadline: what waits longer only holds a slot.
+const DEADLINE_MAX: Duration = Duration::from_secs(60);
+/// How long to wait for word of a leader before asking again.
+const LEADER_POLL: Duration = Duration::from_millis(100);
+/// Calls of all clients under way at a time; more are answered THROTTLED.
+const CALLS_MAX: usize = 1_024;
+/// Says that another member asks on behalf of a client: it is not forwarded again.
+const FORWARDED: &str = "ashlar-forwarded";
+
+/// Serves clients.
+#[derive(Clone, Debug)]
+pub(crate) struct Calls {
+    member: Handle,
+    /// Ways to the other members, connected when first used.
+    others: Arc<BTreeMap<u64, Channel>>,
+    slots: Arc<tokio::sync::Semaphore>,
+}
+
+impl Calls {
+    pub(crate) fn new(member: Handle, others: BTreeMap<u64, Channel>) -> Self {
+        let slots = Arc::new(tokio::sync::Semaphore::new(CALLS_MAX));
+        Self { member, others: Arc::new(others), slots }
+    }
+
+    /// Gets an answer before the deadline, from wherever it can be had.
+    async fn answer(&self, metadata: &MetadataMap, ask: Ask) -> Result<Reply, Status> {
+        let Ok(_slot) = self.slots.try_acquire() else {
+            return Err(api_error::throttled("too many calls are under way").into());
+        };
+        let until = Instant::now() + deadline(metadata);
+        let forwarded = metadata.contains_key(FORWARDED);
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let error = match self.member.call(ask.clone(), left).await {
+                Ok(reply) => return Ok(reply),
+                Err(error) => error,
+            };
+            let again = match error.reason {
+                Reason::NotLeader if !forwarded => match self.forward(&error, &ask, until).await {
+                    Some(Ok(reply)) => return Ok(reply),
+                    Some(Err(status)) => may_ask_again(&status, &ask),
+                    None => Ok(()),
+                },
+                Reason::NoQuorum if !forwarded => may_ask_again(&error.to_status(), &ask),
+                _ => Err(error.to_status()),
+            };
+            again?;
+            if Instant::now() + LEADER_POLL >= until {
+                return Err(error.into());
+            }
+            let mut leadership = self.member.leadership();
+            // Either there is word of another leader, or it is time to ask again anyway.
+            tokio::time::timeout(LEADER_POLL, leadership.changed()).await.ok();
+        }
+    }
+
+    /// Asks the leader; `None` if there is no way to it.
+    async fn forward(
+        &self,
+        error: &ApiError,
+        ask: &Ask,
+        until: Instant,
+    ) -> Option<Result<Reply, Status>> {
+        let leader: u64 = error.metadata.get("leader")?.parse().ok()?;
+        let channel = self.others.get(&leader)?.clone();
+        let left = until.saturating_duration_since(Instant::now());
+        Some(send(channel, ask.clone(), left).await)
+    }
+}
+
+/// Whether a call that failed this way may be made again without harm.
+fn may_ask_again(status: &Status, ask: &Ask) -> Result<(), Status> {
+    let typed = ApiError::from_status(status);
+    let again = match &typed {
+        Some(error) => match error.reason {
+            Reason::NotLeader | Reason::ShuttingDown => true,
+            Reason::NoQuorum => ask.is_repeatable() || !error.metadata.contains_key("outcome"),
+            _ => false,
+        },
+        // The connection broke: whether the leader acted is unknown.
+        None => status.code() == Code::Unavailable && ask.is_repeatable(),
+    };
+    if again { Ok(()) } else { Err(status.clone()) }
+}
+
+/// The caller's deadline, from the header that every gRPC client sets.
+fn deadline(metadata: &MetadataMap) -> Duration {
+    let text = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok());
+    text.and_then(parse_timeout).unwrap_or(DEADLINE_DEFAULT).min(DEADLINE_MAX)
+}
+
+/// `TimeoutValue TimeoutUnit` of the gRPC specification: up to 8 digits and one of H M S m u n.
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 {
+        return None;
+    }
+    let value: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(value * 3_600),
+        "M" => Duration::from_secs(value * 60),
+        "S" => Duration::from_secs(value),
+        "m" => Duration::from_millis(value),
+        "u" => Duration::from_micros(value),
+        "n" => Duration::from_nanos(value),
+        _ => return None,
+    })
+}
+
+fn forwarding<T>(message: T, left: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(left);
+    request.metadata_mut().insert(FORWARDED, MetadataValue::from_static("1"));
+    request
+}
+
+/// A call that the schema has: how it is served, and how it is forwarded.
+macro_rules! calls {
+    ($($module:ident $service:ident, $client:ident: $($method:ident $call:ident $in:ident $out:ident),* ;)*) => {
+        async fn send(channel: Channel, ask: Ask, left: Duration) -> Result<Reply, Status> {
+            match ask {
+                $($(Ask::$call(message) => {
+                    let mut client = $client::new(channel)
+                        .max_decoding_message_size(ashlar_proto::GRPC_MESSAGE_BYTES_MAX);
+                    let reply = client.$method(forwarding(message, left)).await?;
+                    Ok(Reply::$call(reply.into_inner()))
+                })*)*
+            }
+        }
+
+        $(#[tonic::async_trait]
+        impl v1::$module::$service for Calls {
+            $(async fn $method(
+                &self,
+                request: Request<v1::$in>,
+            ) -> Result<Response<v1::$out>, Status> {
+                let (metadata, _, message) = request.into_parts();
+                match self.answer(&metadata, Ask::$call(message)).await? {
+                    Reply::$call(reply) => Ok(Response::new(reply)),
+                    other => Err(mixed_up(&other)),
+                }
+            })*
+        })*
+    };
+}
+
+calls! {
+    volume_service_server VolumeService, VolumeServiceClient:
+        create_volume CreateVolume CreateVolumeRequest CreateVolumeResponse,
+        delete_volume DeleteVolume DeleteVolumeRequest DeleteVolumeResponse,
+        list_volumes ListVolumes ListVolumesRequest ListVolumesResponse,
+        get_volume GetVolume GetVolumeRequest GetVolumeResponse,
+        attach_volume AttachVolume AttachVolumeRequest AttachVolumeResponse,
+        detach_volume DetachVolume DetachVolumeRequest DetachVolumeResponse,
+        get_volume_map GetVolumeMap GetVolumeMapRequest GetVolumeMapResponse;
+    cluster_service_server ClusterService, ClusterServiceClient:
+        get_status GetStatus GetStatusRequest GetStatusResponse,
+        list_nodes ListNodes ListNodesRequest ListNodesResponse;
+}
+
+/// The member answered another question: a mistake of ours, told as such.
+fn mixed_up(reply: &Reply) -> Status {
+    tracing::error!(?reply, "a call got the answer of another one");
+    ApiError::new(Reason::StorageFailed, "the member gave the answer of another call").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines_are_read_as_the_specification_writes_them() {
+        for (text, wanted) in [
+            ("5S", Some(Duration::from_secs(5))),
+            ("250m", Some(Duration::from_millis(250))),
+            ("99999999u", Some(Duration::from_micros(99_999_999))),
+            ("1H", Some(Duration::from_secs(3_600))),
+            ("123456789S", None),
+            ("S", None),
+            ("", None),
+            ("5x", None),
+            ("-5S", None),
+        ] {
+            assert_eq!(parse_timeout(text), wanted, "{text}");
+        }
+        let mut metadata = MetadataMap::new();
+        assert_eq!(deadline(&metadata), DEADLINE_DEFAULT);
+        metadata.insert("grpc-timeout", MetadataValue::from_static("2H"));
+        assert_eq!(deadline(&metadata), DEADLINE_MAX);
+    }
+
+    #[test]
+    fn a_change_of_unknown_outcome_is_repeated_only_with_a_token() {
+        let create = |token: &str| {
+            Ask::CreateVolume(v1::CreateVolumeRequest {
+                client_token: token.into(),
+                ..Default::default()
+            })
+        };
+        let unknown = api_error::no_quorum().with("outcome", "unknown").to_status();
+        assert!(may_ask_again(&unknown, &create("t")).is_ok());
+        assert!(may_ask_again(&unknown, &create("")).is_err());
+        assert!(may_ask_again(&api_error::no_quorum().to_status(), &create("")).is_ok());
+        let broken = Status::unavailable("connection reset");
+        assert!(may_ask_again(&broken, &create("t")).is_ok());
+        assert!(may_ask_again(&broken, &create("")).is_err());
+    }
+}

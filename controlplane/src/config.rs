@@ -1,0 +1,227 @@
+//! Configuration of a member, as its TOML file has it, and what is checked before anything starts.
+
+use crate::member::{MemberOptions, TICK_MILLIS};
+use ashlar_types::{IdError, ZoneId};
+use ashlar_zone_raft::RaftOptions;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::net::{AddrParseError, IpAddr, SocketAddr};
+use std::path::PathBuf;
+use thiserror::Error;
+
+/// A member's configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name of the zone: 1 to 8 characters of a-z and 0-9.
+    pub zone: String,
+    /// Number of this member, from 1.
+    pub member: u64,
+    /// Folder of this member alone.
+    pub data_dir: PathBuf,
+    /// `ip:port` that its services listen on.
+    pub listen: String,
+    /// Number and `ip:port` of every member, this one too. One, three or five.
+    pub peers: BTreeMap<String, String>,
+    /// The zone is new, so that an empty folder is no loss. Without it a member whose folder is
+    /// empty refuses to start: it may have voted before, and must not vote again.
+    #[serde(default)]
+    pub bootstrap: bool,
+    /// Listen on any address, not only on loopback and private ones, although nothing is
+    /// encrypted or authenticated yet.
+    #[serde(default)]
+    pub insecure: bool,
+    /// Times and sizes.
+    #[serde(default)]
+    pub timing: Timing,
+}
+
+/// Times and sizes, each with a default that fits.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timing {
+    /// How often a leader beats, in milliseconds.
+    pub raft_heartbeat_millis: u64,
+    /// Least time without a leader before an election, in milliseconds; the most is twice as long.
+    pub raft_election_millis: u64,
+    /// Log entries after which a snapshot is taken and the log is cut.
+    pub compact_after_entries: u32,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            raft_heartbeat_millis: 100,
+            // Twice as long would bring the pause after a lost leader near its 4 s (design 6);
+            // half as long elects whenever a loaded host stalls for a moment.
+            raft_election_millis: 600,
+            compact_after_entries: 8_192,
+        }
+    }
+}
+
+/// What is wrong with a configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ConfigError {
+    /// The zone's name.
+    #[error("zone: {0}")]
+    Zone(#[from] IdError),
+    /// A member's number.
+    #[error("peers: {0:?} is not a member's number: 1, 2, 3 ...")]
+    Number(String),
+    /// An address.
+    #[error("{field}: {text:?} is not an address of the form ip:port")]
+    Address {
+        /// The field.
+        field: String,
+        /// What it says.
+        text: String,
+        /// What is wrong with it.
+        #[source]
+        cause: AddrParseError,
+    },
+    /// How many there are.
+    #[error("peers: a control plane has 1, 3 or 5 members, not {0}")]
+    Count(usize),
+    /// This member is not among them.
+    #[error("peers: member {0} itself is missing")]
+    Missing(u64),
+    /// A public address.
+    #[error(
+        "listen: {0} is neither loopback nor private; nothing is encrypted yet, so say \
+         insecure = true if that is meant"
+    )]
+    Public(IpAddr),
+    /// Times that make no sense.
+    #[error("timing: the election time must be at least three heartbeats, and both at least 50 ms")]
+    Timing,
+}
+
+/// A configuration that was checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Checked {
+    pub(crate) listen: SocketAddr,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) member: MemberOptions,
+}
+
+impl Config {
+    /// Whether a member can start with it.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        self.checked().map(|_| ())
+    }
+
+    pub(crate) fn checked(&self) -> Result<Checked, ConfigError> {
+        let zone: ZoneId = self.zone.parse()?;
+        let listen = address("listen", &self.listen)?;
+        if !self.insecure && !is_inside(listen.ip()) {
+            return Err(ConfigError::Public(listen.ip()));
+        }
+        let mut addresses = BTreeMap::new();
+        for (number, text) in &self.peers {
+            let id: u64 = number.parse().map_err(|_| ConfigError::Number(number.clone()))?;
+            if id == 0 {
+                return Err(ConfigError::Number(number.clone()));
+            }
+            address(&format!("peers.{number}"), text)?;
+            addresses.insert(id, text.clone());
+        }
+        if !matches!(addresses.len(), 1 | 3 | 5) {
+            return Err(ConfigError::Count(addresses.len()));
+        }
+        if !addresses.contains_key(&self.member) {
+            return Err(ConfigError::Missing(self.member));
+        }
+        let timing = &self.timing;
+        let ticks = |millis: u64| usize::try_from(millis / TICK_MILLIS).unwrap_or(usize::MAX);
+        let heartbeat_ticks = ticks(timing.raft_heartbeat_millis);
+        let election_ticks = ticks(timing.raft_election_millis);
+        if heartbeat_ticks == 0 || election_ticks < heartbeat_ticks.saturating_mul(3) {
+            return Err(ConfigError::Timing);
+        }
+        Ok(Checked {
+            listen,
+            data_dir: self.data_dir.clone(),
+            member: MemberOptions {
+                zone,
+                raft: RaftOptions {
+                    id: self.member,
+                    voters: addresses.keys().copied().collect(),
+                    bootstrap: self.bootstrap,
+                    heartbeat_ticks,
+                    election_ticks,
+                    log: ashlar_log::LogOptions::default(),
+                },
+                addresses,
+                compact_after: usize::try_from(timing.compact_after_entries).unwrap_or(usize::MAX),
+                keep_entries: u64::from(timing.compact_after_entries / 8),
+            },
+        })
+    }
+}
+
+fn address(field: &str, text: &str) -> Result<SocketAddr, ConfigError> {
+    text.parse().map_err(|cause| ConfigError::Address {
+        field: field.to_owned(),
+        text: text.to_owned(),
+        cause,
+    })
+}
+
+/// Loopback, or a range that is not routed between organisations.
+fn is_inside(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_loopback() || v4.is_private() || v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_loopback() || v6.is_unique_local() || v6.is_unicast_link_local(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(peers: &[(&str, &str)], listen: &str) -> Config {
+        Config {
+            zone: "a".into(),
+            member: 1,
+            data_dir: PathBuf::from("x"),
+            listen: listen.into(),
+            peers: peers.iter().map(|(id, at)| ((*id).into(), (*at).into())).collect(),
+            bootstrap: false,
+            insecure: false,
+            timing: Timing::default(),
+        }
+    }
+
+    const THREE: [(&str, &str); 3] =
+        [("1", "127.0.0.1:1"), ("2", "127.0.0.1:2"), ("3", "127.0.0.1:3")];
+
+    #[test]
+    fn what_cannot_work_is_refused_by_name() {
+        assert_eq!(config(&THREE, "127.0.0.1:1").check(), Ok(()));
+        let refused = |config: Config| config.check().unwrap_err();
+        assert_eq!(refused(config(&THREE[..2], "127.0.0.1:1")), ConfigError::Count(2));
+        assert_eq!(refused(config(&THREE[1..2], "127.0.0.1:1")), ConfigError::Missing(1));
+        assert!(matches!(refused(config(&THREE, "here")), ConfigError::Address { .. }));
+        let zero = [("0", "127.0.0.1:1")];
+        assert!(matches!(refused(config(&zero, "127.0.0.1:1")), ConfigError::Number(_)));
+        let timing = Timing { raft_election_millis: 100, ..Timing::default() };
+        let hasty = Config { timing, ..config(&THREE, "127.0.0.1:1") };
+        assert_eq!(refused(hasty), ConfigError::Timing);
+        let zone = Config { zone: "Zone A".into(), ..config(&THREE, "127.0.0.1:1") };
+        assert!(matches!(refused(zone), ConfigError::Zone(_)));
+    }
+
+    #[test]
+    fn public_addresses_need_the_word_insecure() {
+        let public = config(&THREE, "0.0.0.0:1");
+        assert!(matches!(public.check(), Err(ConfigError::Public(_))));
+        assert_eq!(Config { insecure: true, ..public }.check(), Ok(()));
+        for inside in ["10.1.2.3:1", "192.168.0.9:1", "[::1]:1", "[fd00::1]:1"] {
+            assert_eq!(config(&THREE, inside).check(), Ok(()), "{inside}");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Refusals of the core as errors of the API: one place, so that no refusal leaves untyped.
+
+use ashlar_controlplane_core::apply::Refusal;
+use ashlar_controlplane_core::place::NoPlacement;
+use ashlar_proto::reason::{ApiError, Reason};
+use ashlar_types::VolumeId;
+use std::time::Duration;
+
+/// Builders of errors.
+pub(crate) mod api_error {
+    use super::{ApiError, Duration, Reason};
+
+    /// How long a caller should wait for an election.
+    const ELECTION_WAIT: Duration = Duration::from_millis(500);
+
+    /// Nobody leads.
+    pub(crate) fn no_quorum() -> ApiError {
+        let text = "no leader is known: the members of this zone are electing one, or fewer than \
+                    half of them can talk to each other; try again";
+        ApiError::new(Reason::NoQuorum, text).retry_after(ELECTION_WAIT)
+    }
+
+    /// The leader does not know the nodes' space yet.
+    pub(crate) fn just_elected() -> ApiError {
+        let text = "the leader has just been elected and has not heard from enough nodes yet; \
+                    try again";
+        ApiError::new(Reason::NoQuorum, text).retry_after(ELECTION_WAIT)
+    }
+
+    /// Too much waits.
+    pub(crate) fn throttled(what: &str) -> ApiError {
+        ApiError::new(Reason::Throttled, format!("{what}; try again later"))
+            .retry_after(ELECTION_WAIT)
+    }
+
+    /// The caller's time is up.
+    pub(crate) fn deadline() -> ApiError {
+        let text = "the change was not committed in time; it may still happen: repeat the call \
+                    with the same client token";
+        ApiError::new(Reason::DeadlineExceeded, text)
+    }
+
+    /// A volume that does not exist.
+    pub(crate) fn not_found(id_or_name: &str) -> ApiError {
+        let text = format!("no volume {id_or_name:?}; `ashlar volume list` shows them all");
+        ApiError::new(Reason::VolumeNotFound, text).with("volume", id_or_name)
+    }
+
+    /// A field that is wrong.
+    pub(crate) fn invalid(field: &str, problem: impl Into<String>) -> ApiError {
+        ApiError::field(Reason::InvalidParameter, field, problem)
+    }
+}
+
+/// A refusal by apply.
+pub(crate) fn refusal(refusal: &Refusal, volume: Option<VolumeId>) -> ApiError {
+    let text = refusal.to_string();
+    let error = match refusal {
+        Refusal::VolumeNotFound(id) => return api_error::not_found(&id.to_string()),
+        Refusal::NameTaken { by } => {
+            ApiError::new(Reason::VolumeExists, text).with("volume_id", by.to_string())
+        }
+        Refusal::Attached { client_name, generation } => {
+            ApiError::new(Reason::VolumeInUse, format!("{text}; force takes it away"))
+                .with("client_name", client_name.clone())
+                .with("generation", generation.to_string())
+        }
+        Refusal::NotAttached => ApiError::new(Reason::IncorrectState, text),
+        Refusal::OtherGeneration { current } => {
+            ApiError::new(Reason::Fenced, text).with("current", current.to_string())
+        }
+        Refusal::TokenMismatch => ApiError::new(Reason::IdempotentParameterMismatch, text),
+        Refusal::TooManyTokens => api_error::throttled(&text),
+        Refusal::TooManyVolumes => {
+            ApiError::new(Reason::VolumeLimitExceeded, text.clone()).quota("zone", text)
+        }
+        Refusal::Placement => ApiError::new(
+            Reason::InsufficientVolumeCapacity,
+            "the nodes chosen for the volume have changed meanwhile; try again",
+        )
+        .retry_after(Duration::from_secs(1)),
+        Refusal::NodeTaken { .. } | Refusal::StoreTaken { .. } => {
+            ApiError::new(Reason::NodeIdTaken, text)
+        }
+        Refusal::StartBack { .. } => ApiError::new(Reason::InvalidRegistration, text),
+    };
+    match volume {
+        Some(volume) => error.with("volume", volume.to_string()),
+        None => error,
+    }
+}
+
+/// No place for a new volume, with the reason for each candidate.
+pub(crate) fn no_placement(error: &NoPlacement, zone: &str) -> ApiError {
+    let reasons: Vec<String> = error
+        .candidates
+        .iter()
+        .map(|rejected| format!("{}: {}", rejected.node, rejected.why))
+        .collect();
+    let why = match reasons.is_empty() {
+        true => "no node is registered".to_owned(),
+        false => reasons.join("; "),
+    };
+    let mut api = ApiError::new(
+        Reason::InsufficientVolumeCapacity,
+        format!("zone {zone} cannot hold the volume: {error}; {why}"),
+    )
+    .quota(&format!("zone {zone}"), why)
+    .retry_after(Duration::from_secs(5));
+    for rejected in &error.candidates {
+        api = api.with(&rejected.node.to_string(), rejected.why.clone());
+    }
+    api
+}

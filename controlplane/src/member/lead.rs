@@ -1,0 +1,266 @@
+//! What a leader holds while it leads, and how it carries out its plans.
+//!
+//! All of it is volatile: a new leader starts empty and asks the world again.
+
+use super::sessions::Session;
+use super::{CallId, Member, Now, Output, SessionKey};
+use ashlar_controlplane_core::command::{Action, ChunkChange, Command};
+use ashlar_controlplane_core::describe;
+use ashlar_controlplane_core::observe::Observations;
+use ashlar_controlplane_core::plan::{Plan, plan};
+use ashlar_controlplane_core::state::{Key, ZoneState};
+use ashlar_controlplane_core::verdict;
+use ashlar_proto::reason::ApiError;
+use ashlar_types::message::cluster::ControlDown;
+use ashlar_types::message::data::Network;
+use ashlar_types::{ChunkId, Generation, NodeId, ReplicaId, Time, VolumeId};
+use ashlar_zone_raft::ProposeError;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// Most changes that wait to be committed; more are answered THROTTLED.
+const PENDING_MAX: usize = 1_024;
+/// How often stuck chunks are looked for, over the whole zone.
+const LOOK_FOR_STUCK_EVERY: Duration = Duration::from_secs(1);
+/// How often orders to erase are repeated to holders that have not confirmed.
+const REPEAT_ERASE_EVERY: Duration = Duration::from_secs(5);
+
+/// Who waits for an entry to be committed.
+#[derive(Debug)]
+pub(super) enum Pending {
+    /// A call.
+    Call { term: u64, call: CallId, kind: CallKind, deadline: Time },
+    /// A node's registration.
+    Node { term: u64, session: SessionKey },
+}
+
+impl Pending {
+    pub(super) const fn call(&self) -> Option<CallId> {
+        match self {
+            Self::Call { call, .. } => Some(*call),
+            Self::Node { .. } => None,
+        }
+    }
+}
+
+/// Which answer a call gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CallKind {
+    Create,
+    Delete,
+    Attach,
+    Detach,
+}
+
+/// An attachment that is committed and waits for its adoption by nodes.
+#[derive(Debug)]
+pub(super) struct Attaching {
+    pub(super) call: CallId,
+    pub(super) volume: VolumeId,
+    pub(super) generation: Generation,
+    pub(super) deadline: Time,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Lead {
+    pub(super) term: u64,
+    /// When it was elected.
+    pub(super) since: Time,
+    pub(super) seen: Observations,
+    pub(super) sessions: BTreeMap<SessionKey, Session>,
+    /// By log index.
+    pub(super) pending: BTreeMap<u64, Option<Pending>>,
+    pub(super) attachments: Vec<Attaching>,
+    /// Something happened that may change the plan.
+    pub(super) plan_due: bool,
+    /// Something happened that may end an attachment's wait.
+    pub(super) attachments_due: bool,
+    /// The list of nodes changed.
+    pub(super) peers_due: bool,
+    /// Proposed, not applied yet.
+    readying: BTreeSet<VolumeId>,
+    forgetting: BTreeSet<(ChunkId, ReplicaId)>,
+    stuck_looked: Time,
+    erase_repeated: Time,
+}
+
+impl Lead {
+    pub(super) const fn new(now: Time, term: u64) -> Self {
+        Self {
+            term,
+            since: now,
+            seen: Observations::new(now),
+            sessions: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            attachments: Vec::new(),
+            plan_due: true,
+            attachments_due: false,
+            peers_due: false,
+            readying: BTreeSet::new(),
+            forgetting: BTreeSet::new(),
+            stuck_looked: now,
+            erase_repeated: now,
+        }
+    }
+
+    /// The open stream of a node.
+    pub(super) fn session_of(&mut self, node: NodeId) -> Option<&mut Session> {
+        self.sessions.values_mut().find(|session| session.active && session.node() == node)
+    }
+
+    /// Notes for whom changed entries matter.
+    pub(super) fn note_changed(&mut self, state: &ZoneState, changed: &BTreeSet<Key>) {
+        self.plan_due = true;
+        self.attachments_due = true;
+        for key in changed {
+            match key {
+                Key::Chunk(chunk) => {
+                    let nodes: Vec<NodeId> = state
+                        .config(*chunk)
+                        .map(|config| config.replicas().map(|replica| replica.node).collect())
+                        .unwrap_or_default();
+                    for node in nodes {
+                        if let Some(session) = self.session_of(node) {
+                            session.configs_due.insert(*chunk);
+                        }
+                    }
+                }
+                Key::Erase(chunk, replica) if state.is_erasure(*chunk, *replica) => {
+                    if let Some(session) = self.session_of(replica.node) {
+                        session.erase_due.insert((*chunk, *replica));
+                    }
+                }
+                Key::Erase(chunk, replica) => {
+                    self.forgetting.remove(&(*chunk, *replica));
+                    self.seen.forget_report(*chunk, *replica);
+                }
+                Key::Volume(volume) => {
+                    self.readying.remove(volume);
+                }
+                Key::Node(_) => self.peers_due = true,
+                Key::Clock | Key::Token(_) => {}
+            }
+        }
+    }
+}
+
+impl Member {
+    /// Plans if something happened, and hands the plan to Raft; true if something was proposed.
+    pub(super) fn plan_and_propose(&mut self, now: Now, out: &mut Vec<Output>) -> bool {
+        if !self.is_serving() {
+            return false;
+        }
+        let Some(lead) = self.lead.as_mut().filter(|lead| lead.plan_due) else { return false };
+        lead.plan_due = false;
+        let plan = plan(now.time, &self.state, &lead.seen);
+        lead.seen.forget_proposals(&plan.judged);
+        for node in &plan.probes {
+            lead.seen.on_probe_asked(now.time, *node);
+            out.extend(probes(*node, &self.state));
+        }
+        for (proposal, reason) in &plan.refused {
+            let (chunk, epoch, reason) = (proposal.chunk, proposal.epoch, reason.clone());
+            tracing::info!(%chunk, %epoch, %reason, "a proposal is refused");
+            if let Some(session) = lead.session_of(proposal.proposer.node) {
+                let message = ControlDown::ProposalRefused { chunk, epoch, reason };
+                out.push(Output::Node { session: session.key, message });
+            }
+        }
+        self.look_around(now);
+        self.carry_out(now, plan)
+    }
+
+    fn carry_out(&mut self, now: Now, plan: Plan) -> bool {
+        let mut proposed = false;
+        if !plan.changes.is_empty() {
+            tracing::info!(changes = plan.changes.len(), "proposing changes of configurations");
+            let marks: Vec<_> = plan
+                .changes
+                .iter()
+                .map(|ChunkChange { chunk, epoch, .. }| (*chunk, *epoch))
+                .collect();
+            if self.propose(now, Action::Change { changes: plan.changes }).is_ok() {
+                proposed = true;
+                for (chunk, epoch) in marks {
+                    if let Some(lead) = &mut self.lead {
+                        lead.seen.on_proposed(now.time, chunk, epoch);
+                    }
+                }
+            }
+        }
+        let fresh = |set: &BTreeSet<VolumeId>, id: &VolumeId| !set.contains(id);
+        let Some(lead) = &mut self.lead else { return proposed };
+        let volumes: Vec<VolumeId> =
+            plan.ready.into_iter().filter(|id| fresh(&lead.readying, id)).collect();
+        let replicas: Vec<_> =
+            plan.erased.into_iter().filter(|erased| !lead.forgetting.contains(erased)).collect();
+        lead.readying.extend(&volumes);
+        lead.forgetting.extend(&replicas);
+        if !volumes.is_empty() {
+            proposed |= self.propose(now, Action::MarkReady { volumes }).is_ok();
+        }
+        if !replicas.is_empty() {
+            proposed |= self.propose(now, Action::Forget { replicas }).is_ok();
+        }
+        proposed
+    }
+
+    /// What needs a look at everything, now and then.
+    fn look_around(&mut self, now: Now) {
+        let Some(lead) = &mut self.lead else { return };
+        if now.time.since(lead.stuck_looked) >= LOOK_FOR_STUCK_EVERY {
+            lead.stuck_looked = now.time;
+            let verdicts = verdict::judge_all(now.time, &self.state, &lead.seen);
+            let stuck = describe::stuck_chunks(&self.state, &lead.seen, &verdicts);
+            lead.seen.note_stuck(now.time, &stuck);
+        }
+        if now.time.since(lead.erase_repeated) >= REPEAT_ERASE_EVERY {
+            lead.erase_repeated = now.time;
+            // A proposal that Raft dropped is made again.
+            lead.readying.clear();
+            lead.forgetting.clear();
+            for (chunk, replica) in self.state.erasures() {
+                if let Some(session) = lead.session_of(replica.node) {
+                    session.erase_due.insert((chunk, replica));
+                }
+            }
+        }
+    }
+
+    /// Hands a command to Raft; gives the index at which it will stand if it is committed.
+    pub(super) fn propose(&mut self, now: Now, action: Action) -> Result<u64, ApiError> {
+        let command = Command { at_millis: now.wall_millis, action };
+        let (index, _) = self.driver.propose(command.encode()).map_err(|error| match error {
+            ProposeError::NotLeader => self.not_leader(),
+            ProposeError::Busy => crate::errors::api_error::throttled("too many changes wait"),
+            ProposeError::TooLong(_) => {
+                crate::errors::api_error::invalid("size_bytes", error.to_string())
+            }
+        })?;
+        Ok(index)
+    }
+
+    /// Notes who waits for an entry.
+    ///
+    /// # Errors
+    /// If too many wait.
+    pub(super) fn check_pending(&self) -> Result<(), ApiError> {
+        let waiting =
+            self.lead.as_ref().map_or(0, |lead| lead.pending.len() + lead.attachments.len());
+        if waiting >= PENDING_MAX {
+            return Err(crate::errors::api_error::throttled("too many calls wait"));
+        }
+        Ok(())
+    }
+}
+
+fn probes(node: NodeId, state: &ZoneState) -> Vec<Output> {
+    let Some(record) = state.node(node) else { return Vec::new() };
+    [
+        (Network::Primary, &record.primary_address),
+        (Network::Replication, &record.replication_address),
+    ]
+    .map(|(network, address)| Output::Probe { node, network, address: address.clone() })
+    .into()
+}

@@ -1,0 +1,266 @@
+//! Streams of nodes: registration, what they say, what they are told.
+//!
+//! A stream is served by the leader only. It becomes active once the registration is committed;
+//! what the node says before waits, bounded. An active stream is told the nodes of the zone, all
+//! its configurations, its orders to erase; then whatever changes. A newer stream of a node ends
+//! the older one.
+
+use super::lead::Pending;
+use super::{Member, Now, Output, SessionKey};
+use crate::errors;
+use ashlar_controlplane_core::apply::{Answer, Refusal};
+use ashlar_controlplane_core::command::{Action, NodeRecord};
+use ashlar_proto::reason::{ApiError, Reason};
+use ashlar_types::message::cluster::{
+    CLUSTER_PROTOCOL_VERSION, ControlDown, ControlUp, PeerAddress, Registration,
+};
+use ashlar_types::{ChunkId, NodeId, ReplicaId, StartNumber, StoreId};
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+
+/// Most configurations in one message: some 100 KiB.
+const CONFIGS_PER_MESSAGE_MAX: usize = 256;
+/// Most erasures in one message.
+const ERASURES_PER_MESSAGE_MAX: usize = 1_024;
+/// Most messages that wait for a registration to be committed. A node sends few before.
+const WAITING_MAX: usize = 64;
+
+/// One stream.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) key: SessionKey,
+    registration: Registration,
+    /// The registration is committed.
+    pub(super) active: bool,
+    waiting: Vec<ControlUp>,
+    pub(super) configs_due: BTreeSet<ChunkId>,
+    pub(super) erase_due: BTreeSet<(ChunkId, ReplicaId)>,
+}
+
+impl Session {
+    pub(super) const fn node(&self) -> NodeId {
+        self.registration.node
+    }
+}
+
+impl Member {
+    pub(super) fn on_node_opened(
+        &mut self,
+        now: Now,
+        session: SessionKey,
+        registration: Registration,
+        out: &mut Vec<Output>,
+    ) {
+        match self.admit(now, session, &registration) {
+            Err(error) => {
+                tracing::info!(node = %registration.node, %error, "a node's stream is refused");
+                out.push(Output::CloseNode { session, error });
+            }
+            Ok(committed) => {
+                let Some(lead) = &mut self.lead else { return };
+                lead.sessions.insert(
+                    session,
+                    Session {
+                        key: session,
+                        registration,
+                        active: false,
+                        waiting: Vec::new(),
+                        configs_due: BTreeSet::new(),
+                        erase_due: BTreeSet::new(),
+                    },
+                );
+                if committed {
+                    self.activate(now, session, out);
+                }
+            }
+        }
+    }
+
+    /// Checks a registration and proposes it if it says something new; true if it does not.
+    fn admit(
+        &mut self,
+        now: Now,
+        session: SessionKey,
+        registration: &Registration,
+    ) -> Result<bool, ApiError> {
+        if !self.is_serving() {
+            return Err(self.not_leader());
+        }
+        if registration.version != CLUSTER_PROTOCOL_VERSION {
+            let text = format!(
+                "stream version {} is not spoken here; this member speaks \
+                 {CLUSTER_PROTOCOL_VERSION}",
+                registration.version
+            );
+            return Err(ApiError::new(Reason::UnsupportedVersion, text));
+        }
+        self.check_words(registration)?;
+        let record = NodeRecord::from(registration);
+        self.state
+            .check_registration(&record)
+            .map_err(|refusal| errors::refusal(&refusal, None))?;
+        if self.state.node(record.node) == Some(&record) {
+            return Ok(true);
+        }
+        self.check_pending()?;
+        let index = self.propose(now, Action::RegisterNode { node: record })?;
+        let term = self.driver.term();
+        if let Some(lead) = &mut self.lead {
+            lead.pending.insert(index, Some(Pending::Node { term, session }));
+        }
+        Ok(false)
+    }
+
+    fn check_words(&self, registration: &Registration) -> Result<(), ApiError> {
+        let invalid = |text: String| Err(ApiError::new(Reason::InvalidRegistration, text));
+        if registration.zone != self.options.zone {
+            let (theirs, ours) = (registration.zone, self.options.zone);
+            return invalid(format!("the node belongs to zone {theirs}, this is zone {ours}"));
+        }
+        if registration.store == StoreId(0) || registration.start == StartNumber(0) {
+            return invalid("a node has a store id and a start number, neither of them 0".into());
+        }
+        for address in [&registration.primary_address, &registration.replication_address] {
+            if !address.parse::<SocketAddr>().is_ok_and(|address| address.port() != 0) {
+                return invalid(format!("{address:?} is not an address of the form ip:port"));
+            }
+        }
+        if registration.primary_address == registration.replication_address {
+            return invalid("the two networks need two addresses".into());
+        }
+        Ok(())
+    }
+
+    /// A registration was committed, or refused on the way.
+    pub(super) fn on_registered(
+        &mut self,
+        now: Now,
+        session: SessionKey,
+        answer: Result<Answer, Refusal>,
+        out: &mut Vec<Output>,
+    ) {
+        match answer {
+            Ok(_) => self.activate(now, session, out),
+            Err(refusal) => {
+                let error = errors::refusal(&refusal, None);
+                self.drop_session(now, session);
+                out.push(Output::CloseNode { session, error });
+            }
+        }
+    }
+
+    fn activate(&mut self, now: Now, key: SessionKey, out: &mut Vec<Output>) {
+        let Some(lead) = &mut self.lead else { return };
+        let Some(node) = lead.sessions.get(&key).map(Session::node) else { return };
+        let older: Vec<SessionKey> = lead
+            .sessions
+            .values()
+            .filter(|session| session.key != key && session.node() == node)
+            .map(|session| session.key)
+            .collect();
+        for session in older {
+            lead.sessions.remove(&session);
+            let error = ApiError::new(
+                Reason::SessionReplaced,
+                "a newer stream of the same node has taken over",
+            );
+            out.push(Output::CloseNode { session, error });
+        }
+        tracing::info!(%node, "a node's stream is open");
+        lead.seen.on_connected(now.time, node);
+        lead.plan_due = true;
+        let peers = peers(&self.state);
+        out.push(Output::Node { session: key, message: ControlDown::Peers(peers) });
+        let Some(session) = lead.sessions.get_mut(&key) else { return };
+        session.active = true;
+        session.configs_due = self.state.configs_of_node(node).map(|config| config.chunk).collect();
+        session.erase_due =
+            self.state.erasures().filter(|(_, replica)| replica.node == node).collect();
+        for message in std::mem::take(&mut session.waiting) {
+            self.on_node_said(now, key, message, out);
+        }
+    }
+
+    pub(super) fn on_node_said(
+        &mut self,
+        now: Now,
+        key: SessionKey,
+        message: ControlUp,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(lead) = &mut self.lead else { return };
+        let Some(session) = lead.sessions.get_mut(&key) else { return };
+        if !session.active {
+            if session.waiting.len() < WAITING_MAX {
+                session.waiting.push(message);
+            } else {
+                lead.sessions.remove(&key);
+                let error = errors::api_error::throttled("the registration waits for too long");
+                out.push(Output::CloseNode { session: key, error });
+            }
+            return;
+        }
+        let node = session.node();
+        match message {
+            ControlUp::Heartbeat(beat) => lead.seen.on_heartbeat(now.time, node, beat),
+            ControlUp::Replicas(reports) => {
+                lead.seen.on_reports(&self.state, node, reports);
+                lead.attachments_due = true;
+                lead.plan_due = true;
+            }
+            ControlUp::Propose(proposals) => {
+                lead.seen.on_proposals(&self.state, node, proposals);
+                lead.plan_due = true;
+            }
+        }
+    }
+
+    pub(super) fn on_node_closed(&mut self, now: Now, session: SessionKey) {
+        self.drop_session(now, session);
+    }
+
+    fn drop_session(&mut self, now: Now, key: SessionKey) {
+        let Some(lead) = &mut self.lead else { return };
+        let Some(session) = lead.sessions.remove(&key) else { return };
+        if session.active {
+            tracing::info!(node = %session.node(), "a node's stream has ended");
+            lead.seen.on_disconnected(now.time, session.node());
+            lead.plan_due = true;
+        }
+    }
+
+    /// Tells nodes what has changed for them.
+    pub(super) fn flush_sessions(&mut self, out: &mut Vec<Output>) {
+        let Some(lead) = &mut self.lead else { return };
+        let peers = std::mem::take(&mut lead.peers_due).then(|| peers(&self.state));
+        for session in lead.sessions.values_mut().filter(|session| session.active) {
+            let mut tell = |message| out.push(Output::Node { session: session.key, message });
+            if let Some(peers) = &peers {
+                tell(ControlDown::Peers(peers.clone()));
+            }
+            let due: Vec<ChunkId> = std::mem::take(&mut session.configs_due).into_iter().collect();
+            for part in due.chunks(CONFIGS_PER_MESSAGE_MAX) {
+                let configs =
+                    part.iter().filter_map(|chunk| self.state.config(*chunk)).cloned().collect();
+                tell(ControlDown::Configs(configs));
+            }
+            let due: Vec<_> = std::mem::take(&mut session.erase_due).into_iter().collect();
+            for part in due.chunks(ERASURES_PER_MESSAGE_MAX) {
+                tell(ControlDown::Erase(part.to_vec()));
+            }
+        }
+    }
+}
+
+/// Addresses of all nodes.
+pub(super) fn peers(state: &ashlar_controlplane_core::state::ZoneState) -> Vec<PeerAddress> {
+    state
+        .nodes()
+        .map(|record| PeerAddress {
+            node: record.node,
+            store: record.store,
+            primary_address: record.primary_address.clone(),
+            replication_address: record.replication_address.clone(),
+        })
+        .collect()
+}

@@ -1,0 +1,1 @@
+//! A member driven by hand.

@@ -1,0 +1,172 @@
+//! The state as operators see it: volumes, maps, nodes, status.
+
+use super::{Member, Now, sessions};
+use ashlar_controlplane_core::describe::{self, Counts, Health};
+use ashlar_controlplane_core::observe::Observations;
+use ashlar_controlplane_core::state::{Volume, ZoneState};
+use ashlar_controlplane_core::verdict::{self, Verdict, Verdicts};
+use ashlar_proto::v1;
+
+/// Most stuck chunks that are listed.
+const STUCK_LISTED_MAX: usize = 100;
+
+/// The state and what the leader makes of it at one moment.
+pub(super) struct View<'a> {
+    now: Now,
+    state: &'a ZoneState,
+    seen: Option<&'a Observations>,
+    verdicts: Verdicts,
+}
+
+impl<'a> View<'a> {
+    pub(super) fn new(now: Now, member: &'a Member) -> Self {
+        let seen = member.lead.as_ref().map(|lead| &lead.seen);
+        let state = &member.state;
+        let verdicts =
+            seen.map(|seen| verdict::judge_all(now.time, state, seen)).unwrap_or_default();
+        Self { now, state, seen, verdicts }
+    }
+
+    fn counts(&self, volume: &Volume) -> Counts {
+        self.seen
+            .map(|seen| describe::volume_counts(volume.id, self.state, seen, &self.verdicts))
+            .unwrap_or_default()
+    }
+
+    pub(super) fn volume(&self, volume: &Volume) -> v1::Volume {
+        let state = match (&volume.attachment, volume.ready) {
+            (Some(_), _) => v1::VolumeState::InUse,
+            (None, true) => v1::VolumeState::Available,
+            (None, false) => v1::VolumeState::Creating,
+        };
+        v1::Volume {
+            id: volume.id.to_string(),
+            name: volume.name.clone(),
+            geometry: Some(volume.geometry.into()),
+            copies_wanted: volume.copies_wanted.into(),
+            copies_min: volume.copies_min.into(),
+            state: state.into(),
+            generation: volume.generation.0,
+            attachment: volume.attachment.as_ref().map(|attachment| v1::Attachment {
+                client_name: attachment.client_name.clone(),
+                generation: volume.generation.0,
+                since_unix_millis: attachment.since_millis,
+            }),
+            chunks: Some(wire_counts(self.counts(volume))),
+            created_unix_millis: volume.created_millis,
+        }
+    }
+
+    pub(super) fn map(&self, volume: &Volume) -> v1::VolumeMap {
+        v1::VolumeMap {
+            volume: Some(self.volume(volume)),
+            generation: volume.generation.0,
+            geometry: Some(volume.geometry.into()),
+            chunks: self.state.volume_configs(volume.id).map(Into::into).collect(),
+            nodes: sessions::peers(self.state).iter().map(Into::into).collect(),
+        }
+    }
+
+    pub(super) fn nodes(&self) -> Vec<v1::Node> {
+        self.state
+            .nodes()
+            .map(|record| {
+                let verdict = self.verdicts.get(&record.node);
+                let state = match verdict {
+                    Some(Verdict::Up { .. }) => v1::NodeState::Up,
+                    Some(Verdict::Dead { .. }) => v1::NodeState::Dead,
+                    Some(Verdict::Unknown { .. }) | None => v1::NodeState::Unknown,
+                };
+                let seen = self.seen.and_then(|seen| seen.node(record.node));
+                let beat = seen.and_then(|view| view.last_beat);
+                v1::Node {
+                    id: record.node.0,
+                    store: record.store.to_string(),
+                    state: state.into(),
+                    cause: verdict.map(|v| v.cause().to_owned()).unwrap_or_default(),
+                    primary_address: record.primary_address.clone(),
+                    replication_address: record.replication_address.clone(),
+                    capacity_bytes: seen.map_or(0, |view| view.capacity_bytes),
+                    used_bytes: seen.map_or(0, |view| view.used_bytes),
+                    heartbeat_millis_ago: beat.map_or(0, |at| self.millis_since(at)),
+                    start: record.start.0,
+                    replicas: u32::try_from(self.state.replicas_on(record.node))
+                        .unwrap_or(u32::MAX),
+                    primaries: self.state.primaries_on(record.node),
+                }
+            })
+            .collect()
+    }
+
+    fn millis_since(&self, at: ashlar_types::Time) -> u64 {
+        u64::try_from(self.now.time.since(at).as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn stuck(&self, seen: &Observations) -> Vec<v1::StuckChunk> {
+        self.state
+            .configs()
+            .filter_map(|config| match describe::health(config, seen, &self.verdicts) {
+                Health::Whole | Health::Degraded => None,
+                Health::Stuck(stuck) => Some(v1::StuckChunk {
+                    chunk: Some(config.chunk.into()),
+                    cause: stuck.cause,
+                    since_millis: seen
+                        .stuck_since(config.chunk)
+                        .map_or(0, |since| self.millis_since(since)),
+                    blocked_on: stuck.blocked_on.iter().map(|node| node.0).collect(),
+                    next_action: stuck.next_action,
+                }),
+            })
+            .take(STUCK_LISTED_MAX)
+            .collect()
+    }
+}
+
+fn wire_counts(counts: Counts) -> v1::ChunkCounts {
+    v1::ChunkCounts {
+        total: counts.total,
+        whole: counts.whole,
+        degraded: counts.degraded,
+        stuck: counts.stuck,
+    }
+}
+
+impl Member {
+    /// Everything on one screen.
+    pub(super) fn status(&self, now: Now) -> v1::GetStatusResponse {
+        let view = View::new(now, self);
+        let raft = self.driver.status();
+        let mut all = Counts::default();
+        let volumes: Vec<v1::Volume> = self
+            .state
+            .volumes()
+            .map(|volume| {
+                all.add_all(view.counts(volume));
+                view.volume(volume)
+            })
+            .collect();
+        let members = self
+            .options
+            .addresses
+            .iter()
+            .map(|(id, address)| {
+                let (matched_index, reachable) =
+                    raft.members.get(id).copied().unwrap_or((0, false));
+                let (id, address, leader) = (*id, address.clone(), raft.leader == Some(*id));
+                v1::Member { id, address, leader, reachable, matched_index }
+            })
+            .collect();
+        v1::GetStatusResponse {
+            zone: self.options.zone.to_string(),
+            leader: raft.leader.unwrap_or(0),
+            term: raft.term,
+            applied_index: self.applied.0,
+            members,
+            nodes: view.nodes(),
+            chunks: Some(wire_counts(all)),
+            volumes,
+            stuck: view.seen.map(|seen| view.stuck(seen)).unwrap_or_default(),
+            erasing_replicas: u32::try_from(self.state.erasures().count()).unwrap_or(u32::MAX),
+        }
+    }
+}
