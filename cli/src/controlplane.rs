@@ -26,9 +26,12 @@ pub(crate) enum Command {
 /// # Errors
 /// What the member refused.
 pub(crate) fn run(command: Command) -> Result<(), Failure> {
-    let Command::Run { config } = command;
+    let Command::Run { config: path } = command;
     process::die_with_parent();
     crate::logging::start("info");
-    Err(Failure::new(Kind::Unavailable, format!("run the member of {}", config.display()))
-        .because("the control plane is not part of this build yet (issue 2)"))
+    let what = || format!("run the member of {}", path.display());
+    let config = ashlar_controlplane::Config::load(&path)
+        .map_err(|error| Failure::new(Kind::Usage, what()).because(error))?;
+    ashlar_controlplane::run_blocking(config)
+        .map_err(|error| Failure::new(Kind::Error, what()).because(error))
 }

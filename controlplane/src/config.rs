@@ -6,7 +6,7 @@ use ashlar_zone_raft::RaftOptions;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::{AddrParseError, IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 /// A member's configuration.
@@ -63,6 +63,17 @@ impl Default for Timing {
 /// What is wrong with a configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{path}: {cause}")]
+    Unreadable {
+        /// The file.
+        path: String,
+        /// What the system says.
+        cause: String,
+    },
+    /// Not TOML, or not these fields.
+    #[error(transparent)]
+    Text(#[from] toml::de::Error),
     /// The zone's name.
     #[error("zone: {0}")]
     Zone(#[from] IdError),
@@ -106,6 +117,20 @@ pub(crate) struct Checked {
 }
 
 impl Config {
+    /// Reads and checks a configuration file.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable {
+            path: path.display().to_string(),
+            cause: error.to_string(),
+        })?;
+        let config: Self = toml::from_str(&text)?;
+        config.check()?;
+        Ok(config)
+    }
+
     /// Whether a member can start with it.
     ///
     /// # Errors
@@ -213,6 +238,18 @@ mod tests {
         assert_eq!(refused(hasty), ConfigError::Timing);
         let zone = Config { zone: "Zone A".into(), ..config(&THREE, "127.0.0.1:1") };
         assert!(matches!(refused(zone), ConfigError::Zone(_)));
+    }
+
+    #[test]
+    fn the_file_holds_these_fields_and_no_others() {
+        let text = "zone = \"a\"\nmember = 1\ndata_dir = \"x\"\nlisten = \"127.0.0.1:1\"\n\
+                    bootstrap = true\n[peers]\n1 = \"127.0.0.1:1\"\n";
+        let read: Config = toml::from_str(text).unwrap();
+        let expected = Config { bootstrap: true, ..config(&THREE[..1], "127.0.0.1:1") };
+        assert_eq!(read, expected);
+        assert!(toml::from_str::<Config>(&format!("color = 1\n{text}")).is_err());
+        let missing = Config::load(Path::new("no such file"));
+        assert!(matches!(missing, Err(ConfigError::Unreadable { .. })));
     }
 
     #[test]

@@ -27,4 +27,4 @@ pub mod server;
 
 pub use ashlar_proto as proto;
 pub use config::{Config, ConfigError, Timing};
-pub use server::{RunError, run};
+pub use server::{RunError, run, run_blocking};

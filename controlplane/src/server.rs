@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
@@ -83,6 +84,37 @@ pub enum RunError {
     /// The member's thread cannot be started or has vanished.
     #[error("the member's thread: {0}")]
     Thread(std::io::Error),
+}
+
+/// Runs a member until the process is told to end (SIGTERM, SIGINT).
+///
+/// # Errors
+/// See [`RunError`].
+pub fn run_blocking(config: Config) -> Result<(), RunError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(RunError::Thread)?;
+    runtime.block_on(async {
+        let shutdown = CancellationToken::new();
+        let told = shutdown.clone();
+        let signals = spawn_named("signals", async move {
+            let (Ok(mut terminate), Ok(mut interrupt)) =
+                (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+            else {
+                // Without handlers the signals end the process at once, which it survives as well.
+                return;
+            };
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            told.cancel();
+        });
+        let result = run(config, shutdown).await;
+        signals.abort();
+        result
+    })
 }
 
 /// Runs a member until `shutdown` is cancelled or it cannot go on.

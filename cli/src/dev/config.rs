@@ -37,6 +37,8 @@ struct MemberConfig<'a> {
     member: u8,
     data_dir: String,
     listen: String,
+    /// All members of a cluster live and die on this host: an empty folder is a new one.
+    bootstrap: bool,
     peers: std::collections::BTreeMap<String, String>,
 }
 
@@ -84,6 +86,7 @@ fn member_config<'a>(
         member: member.id,
         data_dir: layout.data(&member_name(member)).display().to_string(),
         listen: member.address.to_string(),
+        bootstrap: true,
         peers: cluster
             .members
             .iter()

@@ -168,7 +168,6 @@ impl Member {
             )?;
         let volume = self.draw_volume_id(now);
         if request.dry_run {
-            let nodes: BTreeSet<NodeId> = placement.iter().flatten().copied().collect();
             let planned = Volume {
                 id: volume,
                 name: request.name.clone(),
@@ -180,12 +179,7 @@ impl Member {
                 attachment: None,
                 created_millis: now.wall_millis,
             };
-            let reply = v1::CreateVolumeResponse {
-                volume: Some(self.view(now).volume(&planned)),
-                dry_run: true,
-                nodes: nodes.into_iter().map(|node| node.0).collect(),
-            };
-            return Ok(Step::Done(Reply::CreateVolume(reply)));
+            return Ok(Step::Done(self.planned(now, &planned, &placement)));
         }
         let name = request.name.clone();
         let action = Action::CreateVolume {
@@ -198,6 +192,16 @@ impl Member {
             placement,
         };
         Ok(Step::Commit(CallKind::Create, action))
+    }
+
+    /// The answer of a dry run.
+    fn planned(&self, now: Now, volume: &Volume, placement: &[Vec<NodeId>]) -> Reply {
+        let nodes: BTreeSet<u32> = placement.iter().flatten().map(|node| node.0).collect();
+        Reply::CreateVolume(v1::CreateVolumeResponse {
+            volume: Some(self.view(now).volume(volume)),
+            dry_run: true,
+            nodes: nodes.into_iter().collect(),
+        })
     }
 
     /// A UUID of version 7: ids sort by creation.
