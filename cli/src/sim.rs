@@ -93,6 +93,8 @@ fn name_seed_on_panic() {
 struct Sweep {
     next: AtomicU64,
     end: u64,
+    /// One seed alone: its digest is wanted.
+    single: bool,
     stop: AtomicBool,
     found: Mutex<Found>,
 }
@@ -113,6 +115,7 @@ impl Sweep {
         Self {
             next: AtomicU64::new(first),
             end: first.saturating_add(count),
+            single: count == 1,
             stop: AtomicBool::new(false),
             found: Mutex::default(),
         }
@@ -125,7 +128,8 @@ impl Sweep {
                 return;
             }
             SEED.set(Some(seed));
-            let outcome = ashlar_sim::run(Options::new(seed));
+            let options = if self.single { Options::new(seed) } else { Options::of_many(seed) };
+            let outcome = ashlar_sim::run(options);
             let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
             found.take(seed, outcome);
             if found.failed.is_some() {

@@ -1,275 +1,422 @@
-//! The zone's control plane in the simulation: the real state, judgement and planner.
+//! The zone's control plane in the simulation: three real members, their messages, the streams of
+//! the nodes, and the calls of the client.
 
+use crate::member::{MEMBERS, SimMember};
 use crate::net::{Host, Wire};
 use crate::node::SimNode;
 use crate::world::{Event, World};
 use ashlar_client_core as client;
-use ashlar_controlplane_core::apply::Answer;
-use ashlar_controlplane_core::command::{Action, Command, NodeRecord};
-use ashlar_controlplane_core::observe::{Observations, ProbeResult};
-use ashlar_controlplane_core::place::{self, Space};
-use ashlar_controlplane_core::plan::plan;
-use ashlar_controlplane_core::state::ZoneState;
-use ashlar_controlplane_core::verdict;
-use ashlar_node_core as node;
-use ashlar_types::message::cluster::{ControlDown, ControlUp};
-use ashlar_types::message::data::Network;
-use ashlar_types::{
-    ChunkConfig, ChunkId, Epoch, Generation, Geometry, NodeId, Time, VolumeId, ZoneId,
+use ashlar_controlplane::member::{
+    CallId, Input, Member, Output, Reply, Request, SessionKey, TICK_MILLIS,
 };
+use ashlar_controlplane_core::observe::ProbeResult;
+use ashlar_controlplane_core::state::ZoneState;
+use ashlar_env::dice::Dice;
+use ashlar_node_core as node;
+use ashlar_proto::reason::ApiError;
+use ashlar_proto::v1;
+use ashlar_types::message::cluster::{
+    CLUSTER_PROTOCOL_VERSION, ControlDown, ControlUp, Registration,
+};
+use ashlar_types::message::data::Network;
+use ashlar_types::{ChunkConfig, NodeId, Time, ZoneId};
+use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-const TICK: Duration = Duration::from_millis(50);
+/// How long the client waits for an answer of the control plane.
+const CALL_PATIENCE: Duration = Duration::from_secs(2);
+/// Longest pause before a node dials a member again.
+const REDIAL_MAX: Duration = Duration::from_millis(100);
 
 /// What happens at or to the control plane.
 #[derive(Debug)]
 pub(crate) enum ControlEvent {
-    Tick,
+    Start { member: u64 },
+    Tick { member: u64, life: u64 },
+    Raft { from: u64, to: u64, life: u64, bytes: Bytes },
     Open { node: NodeId, life: u64 },
-    Lost { node: NodeId, life: u64 },
-    Up { node: NodeId, life: u64, message: ControlUp },
-    Down { node: NodeId, life: u64, message: ControlDown },
-    Map,
+    Up { session: SessionKey, message: ControlUp },
+    Down { session: SessionKey, message: ControlDown },
+    Close { session: SessionKey, leader: Option<u64> },
+    Probed { member: u64, life: u64, node: NodeId, network: Network },
+    CallEnds { call: CallId },
+    Answered { call: CallId, result: Box<Result<Reply, ApiError>> },
+}
+
+/// A stream of a node to a member.
+#[derive(Clone, Copy, Debug)]
+struct Session {
+    node: NodeId,
+    node_life: u64,
+    member: u64,
+    member_life: u64,
 }
 
 /// The control plane.
 #[derive(Debug)]
 pub(crate) struct SimControl {
-    pub(crate) state: ZoneState,
-    seen: Observations,
-    /// Process of each node whose stream is open, and the newest epoch sent to it.
-    streams: BTreeMap<NodeId, (u64, BTreeMap<ChunkId, Epoch>)>,
+    seed: u64,
+    members: BTreeMap<u64, SimMember>,
+    sessions: BTreeMap<SessionKey, Session>,
+    /// The stream that each node uses now.
+    stream_of: BTreeMap<NodeId, SessionKey>,
+    /// The member that each node tries next.
+    try_next: BTreeMap<NodeId, u64>,
+    /// No message overtakes another on one way.
+    last_delivery: BTreeMap<(Host, Host), Time>,
+    next_number: u64,
+    /// The client's calls under way, and the member that it tries next.
+    calls: BTreeMap<CallId, Request>,
+    client_tries: u64,
+    /// Answers for whoever waits outside the events (the set-up of a run).
+    pub(crate) answers: Vec<Result<Reply, ApiError>>,
 }
 
 impl SimControl {
-    pub(crate) fn new(zone: ZoneId) -> Self {
+    pub(crate) fn new(zone: ZoneId, seed: u64) -> Self {
         Self {
-            state: ZoneState::new(zone),
-            seen: Observations::new(Time::ZERO),
-            streams: BTreeMap::new(),
+            seed,
+            members: (1..=MEMBERS).map(|id| (id, SimMember::new(zone, id))).collect(),
+            sessions: BTreeMap::new(),
+            stream_of: BTreeMap::new(),
+            try_next: BTreeMap::new(),
+            last_delivery: BTreeMap::new(),
+            next_number: 0,
+            calls: BTreeMap::new(),
+            client_tries: 1,
+            answers: Vec::new(),
         }
     }
 
-    fn commit(&mut self, now: Time, action: Action) -> Option<Answer> {
-        let command = Command { at_millis: now.as_nanos() / 1_000_000, action };
-        let applied = self.state.apply(&command);
-        let chunks = self.state.configs().map(|config| config.chunk).collect();
-        self.seen.on_applied(&self.state, &chunks);
-        applied.answer.ok()
+    fn number(&mut self) -> u64 {
+        self.next_number += 1;
+        self.next_number
     }
 
-    /// Configurations of all chunks of a volume.
-    pub(crate) fn configs(&self, volume: VolumeId) -> Vec<ChunkConfig> {
-        self.state.volume_configs(volume).cloned().collect()
+    fn is_up(&self, member: u64, life: u64) -> bool {
+        self.members.get(&member).is_some_and(|m| m.process().is_some() && m.life == life)
+    }
+
+    fn life(&self, member: u64) -> u64 {
+        self.members.get(&member).map_or(0, |member| member.life)
+    }
+
+    /// The member that has applied most: what it knows is committed.
+    fn newest(&self) -> Option<&Member> {
+        self.members.values().filter_map(SimMember::process).max_by_key(|m| m.applied_index())
+    }
+
+    /// The committed state, as far as any running member has applied it.
+    pub(crate) fn state(&self) -> Option<&ZoneState> {
+        self.newest().map(Member::state)
+    }
+
+    /// All committed configurations.
+    pub(crate) fn configs(&self) -> Vec<ChunkConfig> {
+        self.state().map(|state| state.configs().cloned().collect()).unwrap_or_default()
+    }
+
+    /// Members that run and lead.
+    pub(crate) fn leader(&self) -> Option<u64> {
+        let leads = |m: &&SimMember| m.process().is_some_and(Member::is_serving);
+        self.members.iter().find(|(_, member)| leads(member)).map(|(id, _)| *id)
+    }
+
+    /// The client's next call goes to the leader, if there is one.
+    pub(crate) fn ask_leader(&mut self) {
+        if let Some(leader) = self.leader() {
+            self.client_tries = leader + MEMBERS - 1;
+        }
+    }
+
+    /// How each member stands, in words.
+    pub(crate) fn describe(&self) -> String {
+        let lines = self.members.iter().map(|(id, member)| match member.process() {
+            Some(process) => format!("member {id}: {:?}", process.raft_status()),
+            None => format!("member {id}: down"),
+        });
+        lines.collect::<Vec<_>>().join("; ")
     }
 }
 
 impl World {
-    /// Makes a volume and attaches it, once enough nodes are known; gives its map.
-    pub(crate) fn create_volume(
-        &mut self,
-        geometry: Geometry,
-        copies: u8,
-    ) -> Option<(VolumeId, Generation, Vec<ChunkConfig>)> {
-        let (now, control) = (self.now, &mut self.control);
-        let verdicts = verdict::judge_all(now, &control.state, &control.seen);
-        let space = Space::of(&control.state, &control.seen, &verdicts);
-        let placement =
-            place::place_volume(geometry, usize::from(copies), space, &control.state).ok()?;
-        let volume = VolumeId { zone: control.state.zone(), uuid: 7 };
-        control.commit(
-            now,
-            Action::CreateVolume {
-                token: None,
-                volume,
-                name: "demo".into(),
-                geometry,
-                copies_wanted: copies,
-                copies_min: 2.min(copies),
-                placement,
-            },
-        )?;
-        let action =
-            Action::Attach { token: None, volume, client_name: "client".into(), force: false };
-        control.commit(now, action)?;
-        let configs = control.configs(volume);
-        let generation = configs.first()?.generation;
-        self.send_configs();
-        Some((volume, generation, configs))
-    }
-
+    /// Starts all members.
     pub(crate) fn begin_control(&mut self) {
-        self.schedule_in(TICK, Event::Control(ControlEvent::Tick));
+        for member in 1..=MEMBERS {
+            self.schedule_in(Duration::ZERO, Event::Control(ControlEvent::Start { member }));
+        }
     }
 
-    pub(crate) fn control_dial(&mut self, node: NodeId, life: u64) {
-        let wait = Duration::from_millis(1) + self.draw(Duration::from_millis(100));
-        self.schedule_in(wait, Event::Control(ControlEvent::Open { node, life }));
+    fn control_in(&mut self, wait: Duration, event: ControlEvent) {
+        self.schedule_in(wait, Event::Control(event));
     }
 
-    pub(crate) fn control_lost(&mut self, node: NodeId) {
-        let life = self.life(node);
-        let wait = self.draw(Duration::from_millis(100));
-        self.schedule_in(wait, Event::Control(ControlEvent::Lost { node, life }));
+    /// When a message from one host to another arrives, in order.
+    fn arrival(&mut self, from: Host, to: Host) -> Time {
+        let at = self.now + self.net.delay(&mut self.dice);
+        let last = self.control.last_delivery.entry((from, to)).or_default();
+        *last = at.max(*last);
+        *last
     }
 
-    fn control_cut(&self, node: NodeId) -> bool {
+    fn is_cut_between(&self, a: Host, b: Host) -> bool {
         let network = Network::Primary;
-        let up = Wire { from: Host::Node(node), to: Host::Member(1), network };
-        let down = Wire { from: Host::Member(1), to: Host::Node(node), network };
-        self.net.is_cut(up) || self.net.is_cut(down)
-    }
-
-    pub(crate) fn control_send_up(&mut self, node: NodeId, life: u64, message: ControlUp) {
-        if self.control_cut(node) {
-            return;
-        }
-        let wait = self.net.delay(&mut self.dice);
-        self.schedule_in(wait, Event::Control(ControlEvent::Up { node, life, message }));
-    }
-
-    fn control_send_down(&mut self, node: NodeId, message: ControlDown) {
-        let Some((life, _)) = self.control.streams.get(&node) else { return };
-        let life = *life;
-        if self.control_cut(node) {
-            return;
-        }
-        let wait = self.net.delay(&mut self.dice);
-        self.schedule_in(wait, Event::Control(ControlEvent::Down { node, life, message }));
-    }
-
-    pub(crate) fn refresh_map(&mut self) {
-        let wait = self.net.delay(&mut self.dice) * 2;
-        self.schedule_in(wait, Event::Control(ControlEvent::Map));
+        self.net.is_cut(Wire { from: a, to: b, network })
+            || self.net.is_cut(Wire { from: b, to: a, network })
     }
 
     pub(crate) fn control_event(&mut self, event: ControlEvent) {
-        let now = self.now;
         match event {
-            ControlEvent::Tick => {
-                self.control.seen.on_tick(now);
-                self.plan_and_commit();
-                self.send_erasures();
-                self.schedule_in(TICK, Event::Control(ControlEvent::Tick));
+            ControlEvent::Start { member } => self.start_member(member),
+            ControlEvent::Tick { member, life } => {
+                if self.control.is_up(member, life) {
+                    self.member_input(member, Input::Tick);
+                    let wait = Duration::from_millis(TICK_MILLIS);
+                    self.control_in(wait, ControlEvent::Tick { member, life });
+                }
+            }
+            ControlEvent::Raft { from, to, life, bytes } => {
+                if self.control.is_up(to, life) {
+                    self.member_input(to, Input::Raft { peer: from, bytes });
+                }
             }
             ControlEvent::Open { node, life } => self.open_stream(node, life),
-            ControlEvent::Lost { node, life } => {
-                if self.control.streams.get(&node).is_some_and(|(known, _)| *known == life) {
-                    self.control.streams.remove(&node);
-                    self.control.seen.on_disconnected(now, node);
-                    self.plan_and_commit();
+            ControlEvent::Up { session, message } => {
+                if let Some(known) = self.control.sessions.get(&session).copied()
+                    && self.control.is_up(known.member, known.member_life)
+                {
+                    self.member_input(known.member, Input::NodeSaid { session, message });
                 }
             }
-            ControlEvent::Up { node, life, message } => {
-                if self.control.streams.get(&node).is_some_and(|(known, _)| *known == life) {
-                    self.take_up(node, message);
+            ControlEvent::Down { session, message } => {
+                let known = self.control.sessions.get(&session).copied();
+                if let Some(known) = known.filter(|s| self.lives(s.node, s.node_life)) {
+                    self.input(known.node, node::Input::Control(message));
                 }
             }
-            ControlEvent::Down { node, life, message } => {
-                if self.lives(node, life) {
-                    self.input(node, node::Input::Control(message));
+            ControlEvent::Close { session, leader } => self.end_session(session, leader),
+            ControlEvent::Probed { member, life, node, network } => {
+                if self.control.is_up(member, life) {
+                    let result = self.probe(member, node, network);
+                    self.member_input(member, Input::Probed { node, network, result });
                 }
             }
-            ControlEvent::Map => {
-                let configs = self.control.state.configs().cloned().collect();
-                self.client_input(client::Input::Map { configs });
+            ControlEvent::CallEnds { call } => {
+                if self.control.calls.remove(&call).is_some() {
+                    self.control.client_tries += 1;
+                    self.client_input(client::Input::MapFailed);
+                }
+            }
+            ControlEvent::Answered { call, result } => self.answered(call, *result),
+        }
+    }
+
+    fn start_member(&mut self, id: u64) {
+        let seed = self.control.seed;
+        let Some(member) = self.control.members.get_mut(&id) else { return };
+        if member.process().is_some() {
+            return;
+        }
+        match member.start(seed) {
+            Ok(()) => {
+                let life = member.life;
+                let wait = Duration::from_millis(TICK_MILLIS);
+                self.control_in(wait, ControlEvent::Tick { member: id, life });
+            }
+            Err(error) => {
+                let detail = format!("member {id} cannot start: {error}");
+                self.judge.violated(self.now, "alarm", detail);
             }
         }
     }
 
-    fn take_up(&mut self, node: NodeId, message: ControlUp) {
-        let now = self.now;
-        let SimControl { state, seen, .. } = &mut self.control;
-        match message {
-            ControlUp::Heartbeat(beat) => seen.on_heartbeat(now, node, beat),
-            ControlUp::Replicas(reports) => seen.on_reports(state, node, reports),
-            ControlUp::Propose(proposals) => seen.on_proposals(state, node, proposals),
+    /// Ends a member's process at once; its streams break.
+    pub(crate) fn crash_member(&mut self, id: u64) {
+        let Some(member) = self.control.members.get_mut(&id) else { return };
+        member.crash(&mut self.dice);
+        let broken: Vec<SessionKey> = self
+            .control
+            .sessions
+            .iter()
+            .filter(|(_, session)| session.member == id)
+            .map(|(key, _)| *key)
+            .collect();
+        for session in broken {
+            let wait = self.draw(REDIAL_MAX);
+            self.control_in(wait, ControlEvent::Close { session, leader: None });
         }
-        self.plan_and_commit();
+    }
+
+    /// Feeds a member and carries out what it wants.
+    fn member_input(&mut self, id: u64, input: Input) {
+        let mut out = Vec::new();
+        let now = self.now;
+        let Some(member) = self.control.members.get_mut(&id) else { return };
+        if let Err(error) = member.handle(now, input, &mut out) {
+            let detail = format!("member {id} stops: {error}");
+            self.judge.violated(now, "alarm", detail);
+        }
+        let life = self.control.life(id);
+        for output in out {
+            self.member_output(id, life, output);
+        }
+    }
+
+    fn member_output(&mut self, id: u64, life: u64, output: Output) {
+        match output {
+            Output::Raft { to, bytes } => {
+                let lost = self.net.weather.loss_one_in;
+                let lost = lost > 0 && self.dice.chance(1, lost);
+                if !lost && !self.is_cut_between(Host::Member(id), Host::Member(to)) {
+                    let at = self.arrival(Host::Member(id), Host::Member(to));
+                    let life = self.control.life(to);
+                    let event = ControlEvent::Raft { from: id, to, life, bytes };
+                    self.schedule(at, Event::Control(event));
+                }
+            }
+            Output::Answer { call, result } => {
+                let wait = self.net.delay(&mut self.dice);
+                self.control_in(wait, ControlEvent::Answered { call, result });
+            }
+            Output::Node { session, message } => {
+                let Some(known) = self.control.sessions.get(&session).copied() else { return };
+                if self.is_cut_between(Host::Member(id), Host::Node(known.node)) {
+                    self.control_in(REDIAL_MAX, ControlEvent::Close { session, leader: None });
+                    return;
+                }
+                let at = self.arrival(Host::Member(id), Host::Node(known.node));
+                self.schedule(at, Event::Control(ControlEvent::Down { session, message }));
+            }
+            Output::CloseNode { session, error } => {
+                let leader = error.metadata.get("leader").and_then(|text| text.parse().ok());
+                let wait = self.net.delay(&mut self.dice);
+                self.control_in(wait, ControlEvent::Close { session, leader });
+            }
+            Output::Probe { node, network, .. } => {
+                let wait = self.net.delay(&mut self.dice);
+                self.control_in(wait, ControlEvent::Probed { member: id, life, node, network });
+            }
+            Output::Leader { .. } => {}
+        }
+    }
+
+    fn probe(&self, member: u64, node: NodeId, network: Network) -> ProbeResult {
+        let (from, to) = (Host::Member(member), Host::Node(node));
+        let cut = self.net.is_cut(Wire { from, to, network });
+        match self.nodes.get(&node).is_some_and(SimNode::is_up) {
+            _ if cut => ProbeResult::NoAnswer,
+            true => ProbeResult::Connected,
+            false => ProbeResult::Refused,
+        }
+    }
+
+    /// A node's process dials the control plane.
+    pub(crate) fn control_dial(&mut self, node: NodeId, life: u64) {
+        let wait = Duration::from_millis(1) + self.draw(REDIAL_MAX);
+        self.control_in(wait, ControlEvent::Open { node, life });
+    }
+
+    /// A node's process is gone: its stream breaks.
+    pub(crate) fn control_lost(&mut self, node: NodeId) {
+        if let Some(session) = self.control.stream_of.remove(&node) {
+            let wait = self.draw(REDIAL_MAX);
+            self.control_in(wait, ControlEvent::Close { session, leader: None });
+        }
     }
 
     fn open_stream(&mut self, id: NodeId, life: u64) {
-        if !self.lives(id, life) {
+        let streaming = self.control.stream_of.contains_key(&id);
+        if !self.lives(id, life) || streaming {
             return;
         }
-        if self.control_cut(id) {
+        let member = *self.control.try_next.entry(id).or_insert(1);
+        let member_life = self.control.life(member);
+        let cut = self.is_cut_between(Host::Node(id), Host::Member(member));
+        if cut || !self.control.is_up(member, member_life) {
+            self.control.try_next.insert(id, member % MEMBERS + 1);
             self.control_dial(id, life);
             return;
         }
         let Some(identity) = self.nodes.get(&id).map(|node| node.identity) else { return };
-        let record = NodeRecord {
+        let registration = Registration {
+            version: CLUSTER_PROTOCOL_VERSION,
+            zone: identity.zone,
             node: id,
             store: identity.store,
             start: identity.start,
             primary_address: format!("127.1.1.{}:1", id.0),
             replication_address: format!("127.2.1.{}:1", id.0),
         };
-        let now = self.now;
-        let _ = self.control.commit(now, Action::RegisterNode { node: record });
-        self.control.seen.on_connected(now, id);
-        self.control.streams.insert(id, (life, BTreeMap::new()));
-        let space = node::Input::Space { capacity_bytes: 1 << 40, used_bytes: 0 };
-        self.input(id, space);
+        let session = SessionKey(self.control.number());
+        let known = Session { node: id, node_life: life, member, member_life };
+        self.control.sessions.insert(session, known);
+        self.control.stream_of.insert(id, session);
+        self.member_input(member, Input::NodeOpened { session, registration });
+        self.input(id, node::Input::Space { capacity_bytes: 1 << 40, used_bytes: 0 });
         self.input(id, node::Input::ControlUp);
-        self.send_configs();
     }
 
-    /// Plans until nothing is left to do, as the leader does after every input.
-    fn plan_and_commit(&mut self) {
-        let now = self.now;
-        let planned = plan(now, &self.control.state, &self.control.seen);
-        self.control.seen.forget_proposals(&planned.judged);
-        for node in planned.probes {
-            self.control.seen.on_probe_asked(now, node);
-            let up = self.nodes.get(&node).is_some_and(SimNode::is_up);
-            let result = match (up, self.control_cut(node)) {
-                (_, true) => ProbeResult::NoAnswer,
-                (true, false) => ProbeResult::Connected,
-                (false, false) => ProbeResult::Refused,
-            };
-            for network in [Network::Primary, Network::Replication] {
-                self.control.seen.on_probe(now, node, network, result);
+    /// A stream has ended, whoever ended it: both sides learn of it, the node dials again.
+    fn end_session(&mut self, key: SessionKey, leader: Option<u64>) {
+        let Some(session) = self.control.sessions.remove(&key) else { return };
+        if self.control.is_up(session.member, session.member_life) {
+            self.member_input(session.member, Input::NodeClosed { session: key });
+        }
+        if self.control.stream_of.get(&session.node) == Some(&key) {
+            self.control.stream_of.remove(&session.node);
+        }
+        let next = leader.unwrap_or(session.member % MEMBERS + 1);
+        self.control.try_next.insert(session.node, next);
+        if self.lives(session.node, session.node_life) {
+            self.control_dial(session.node, session.node_life);
+        }
+    }
+
+    pub(crate) fn control_send_up(&mut self, node: NodeId, message: ControlUp) {
+        let Some(session) = self.control.stream_of.get(&node).copied() else { return };
+        let Some(known) = self.control.sessions.get(&session).copied() else { return };
+        if self.is_cut_between(Host::Node(node), Host::Member(known.member)) {
+            self.control_in(REDIAL_MAX, ControlEvent::Close { session, leader: None });
+            return;
+        }
+        let at = self.arrival(Host::Node(node), Host::Member(known.member));
+        self.schedule(at, Event::Control(ControlEvent::Up { session, message }));
+    }
+
+    /// Calls the member that is tried at present.
+    pub(crate) fn call(&mut self, request: Request) -> CallId {
+        let call = CallId(self.control.number());
+        let member = self.control.client_tries % MEMBERS + 1;
+        let deadline = self.now + CALL_PATIENCE;
+        self.member_input(member, Input::Call { call, request, deadline });
+        call
+    }
+
+    /// The client asks for the map.
+    pub(crate) fn refresh_map(&mut self) {
+        let Some(volume) = self.volume else { return };
+        let request = Request::GetVolumeMap(v1::GetVolumeMapRequest { volume: volume.to_string() });
+        let call = self.call(request.clone());
+        self.control.calls.insert(call, request);
+        self.control_in(CALL_PATIENCE, ControlEvent::CallEnds { call });
+    }
+
+    fn answered(&mut self, call: CallId, result: Result<Reply, ApiError>) {
+        if self.control.calls.remove(&call).is_none() {
+            self.control.answers.push(result);
+            return;
+        }
+        match result {
+            Ok(Reply::GetVolumeMap(v1::GetVolumeMapResponse { map: Some(map) })) => {
+                let configs =
+                    map.chunks.iter().filter_map(|c| ChunkConfig::try_from(c).ok()).collect();
+                self.client_input(client::Input::Map { configs });
             }
-        }
-        if !planned.changes.is_empty() {
-            let _ = self.control.commit(now, Action::Change { changes: planned.changes });
-            self.send_configs();
-        }
-        if !planned.erased.is_empty() {
-            let _ = self.control.commit(now, Action::Forget { replicas: planned.erased });
-        }
-        if !planned.ready.is_empty() {
-            let _ = self.control.commit(now, Action::MarkReady { volumes: planned.ready });
-        }
-    }
-
-    /// Orders what is to be erased, again and again until it is confirmed.
-    fn send_erasures(&mut self) {
-        let orders: Vec<_> = self.control.state.erasures().collect();
-        for (chunk, replica) in orders {
-            self.control_send_down(replica.node, ControlDown::Erase(vec![(chunk, replica)]));
-        }
-    }
-
-    /// Sends every node the configurations that it has not been sent.
-    fn send_configs(&mut self) {
-        let mut sends = Vec::new();
-        for (id, (_, sent)) in &mut self.control.streams {
-            let newer: Vec<ChunkConfig> = self
-                .control
-                .state
-                .configs_of_node(*id)
-                .filter(|config| sent.get(&config.chunk).is_none_or(|e| *e < config.epoch))
-                .cloned()
-                .collect();
-            sent.extend(newer.iter().map(|config| (config.chunk, config.epoch)));
-            if !newer.is_empty() {
-                sends.push((*id, newer));
+            Ok(_) | Err(_) => {
+                self.control.client_tries += 1;
+                self.client_input(client::Input::MapFailed);
             }
-        }
-        for (id, configs) in sends {
-            self.control_send_down(id, ControlDown::Configs(configs));
         }
     }
 }

@@ -2,6 +2,8 @@
 //! as many nodes are down or cut off together as leave `copies_min` of every chunk, and each fault
 //! heals.
 
+use crate::control::ControlEvent;
+use crate::member::MEMBERS;
 use crate::net::Host;
 use crate::world::{Event, World};
 use ashlar_env::dice::Dice;
@@ -16,6 +18,12 @@ pub(crate) enum Fault {
     Draw,
     /// The process of a node dies and comes back.
     Crash(NodeId),
+    /// The process of a member dies and comes back; usually the leader's.
+    CrashMember(u64),
+    /// A node and a member lose each other.
+    CutMember(NodeId, u64),
+    /// Two members lose each other, one way.
+    CutMembers(u64, u64),
     /// All processes die at once and come back.
     CrashAll,
     /// Two nodes lose each other on a network, one way or both.
@@ -46,7 +54,24 @@ impl World {
                 let wait = self.draw(AWAY_MAX);
                 self.schedule_in(wait, Event::Start { node });
             }
+            Fault::CrashMember(member) => {
+                self.crash_member(member);
+                let wait = self.draw(AWAY_MAX);
+                self.schedule_in(wait, Event::Control(ControlEvent::Start { member }));
+            }
+            Fault::CutMember(node, member) => {
+                let (a, b) = (Host::Node(node), Host::Member(member));
+                self.cut_for_a_while(a, b, Network::Primary);
+            }
+            Fault::CutMembers(a, b) => {
+                self.cut_for_a_while(Host::Member(a), Host::Member(b), Network::Primary);
+            }
             Fault::CrashAll => {
+                for member in 1..=MEMBERS {
+                    self.crash_member(member);
+                    let wait = self.draw(Duration::from_millis(800));
+                    self.schedule_in(wait, Event::Control(ControlEvent::Start { member }));
+                }
                 let all: Vec<NodeId> = self.nodes.keys().copied().collect();
                 for node in all {
                     self.crash_node(node);
@@ -71,14 +96,27 @@ impl World {
         }
     }
 
+    fn cut_for_a_while(&mut self, a: Host, b: Host, network: Network) {
+        self.net.set_cut(a, b, network, true);
+        let wait = self.draw(AWAY_MAX);
+        self.schedule_in(wait, Event::Fault(Fault::Heal));
+    }
+
     fn draw_fault(&mut self) {
         let (Some(a), Some(b)) = (self.any_node(), self.any_node()) else { return };
         let network = if self.dice.chance(2, 3) { Network::Primary } else { Network::Replication };
         let both = self.dice.chance(1, 2);
-        let fault = match self.dice.below(12) {
+        let member = match self.control.leader() {
+            Some(leader) if self.dice.chance(2, 3) => leader,
+            _ => 1 + self.dice.below(MEMBERS),
+        };
+        let fault = match self.dice.below(18) {
             0..6 => Fault::Crash(a),
             6 => Fault::CrashAll,
             7..10 if a != b => Fault::Cut(a, b, network, both),
+            10..13 => Fault::CrashMember(member),
+            13 | 14 => Fault::CutMember(a, member),
+            15 => Fault::CutMembers(member, member % MEMBERS + 1),
             _ => Fault::CutClient(a),
         };
         self.strike(fault);

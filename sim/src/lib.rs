@@ -10,6 +10,7 @@ mod client;
 mod control;
 mod faults;
 mod judge;
+mod member;
 mod net;
 mod node;
 mod run;

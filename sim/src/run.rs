@@ -8,12 +8,14 @@ use crate::net::{Net, Weather};
 use crate::node::SimNode;
 use crate::world::{Event, World};
 use ashlar_client_core::{VolumeSettings, WaitPolicy};
+use ashlar_controlplane::member::{Reply, Request};
 use ashlar_env::dice::{Dice, SeededDice};
 use ashlar_node_core::Timing;
+use ashlar_proto::v1;
 use ashlar_types::limit::CHUNK_BYTES_FLOOR;
 use ashlar_types::message::cluster::ReplicaState;
 use ashlar_types::message::data::DataMessage;
-use ashlar_types::{Geometry, NodeId, SessionId, Time, ZoneId};
+use ashlar_types::{ChunkConfig, Generation, Geometry, NodeId, SessionId, Time, ZoneId};
 use std::time::Duration;
 
 /// A rule taken out on purpose, to show that the judge would notice.
@@ -41,6 +43,8 @@ pub struct Options {
     pub calm: Duration,
     /// A rule taken out.
     pub sabotage: Sabotage,
+    /// Sum up every event, to compare runs; costs a third of the time.
+    pub digest: bool,
 }
 
 impl Options {
@@ -53,7 +57,14 @@ impl Options {
             storm: Duration::from_secs(10),
             calm: Duration::from_secs(60),
             sabotage: Sabotage::None,
+            digest: true,
         }
+    }
+
+    /// The same run for one seed of many: only judged.
+    #[must_use]
+    pub const fn of_many(seed: u64) -> Self {
+        Self { digest: false, ..Self::new(seed) }
     }
 }
 
@@ -68,7 +79,7 @@ pub struct Outcome {
     pub reads: u64,
     /// Events simulated.
     pub events: u64,
-    /// Digest of every event: equal runs have equal ones.
+    /// Digest of every event, if it was asked for: equal runs have equal ones.
     pub digest: u64,
 }
 
@@ -104,8 +115,8 @@ fn build(options: Options) -> World {
         loss_one_in: if dice.chance(1, 3) { 0 } else { 300 + dice.below(3_000) },
     };
     let zone: ZoneId = "a".parse().unwrap_or_default();
-    let control = SimControl::new(zone);
-    let mut world = World::new(options.seed, Net::new(weather), control, options.sabotage);
+    let control = SimControl::new(zone, options.seed);
+    let mut world = World::new(options, Net::new(weather), control);
     let timing =
         Timing { readopt_window: Duration::from_secs(3), copy_blocks: 4, ..Timing::default() };
     for number in 1..=options.nodes {
@@ -114,27 +125,74 @@ fn build(options: Options) -> World {
         world.schedule(Time::from_millis(1), Event::Start { node });
     }
     world.begin_control();
-    while world.step(Time::from_millis(1_200)) {}
-    let chunk_bytes = CHUNK_BYTES_FLOOR;
-    if let Ok(geometry) = Geometry::new(3 * chunk_bytes, chunk_bytes)
-        && let Some((volume, generation, configs)) = world.create_volume(geometry, 3)
-    {
-        let settings = VolumeSettings {
-            volume,
-            geometry,
-            generation,
-            first_session: SessionId(1),
-            policy: WaitPolicy::Wait,
-        };
-        world.client = Some(SimClient::new(settings, configs, options.seed));
-        world.schedule_in(Duration::from_millis(1), Event::Work);
-    } else {
-        world.judge.violated(world.now, "not alive", "the volume could not be made".into());
+    match world.set_up(options.seed) {
+        Ok(()) => world.schedule_in(Duration::from_millis(1), Event::Work),
+        Err(detail) => world.judge.violated(world.now, "not alive", detail),
     }
     world
 }
 
 impl World {
+    /// Makes a volume and attaches it, as a person would: again until it works.
+    fn set_up(&mut self, seed: u64) -> Result<(), String> {
+        let chunk_bytes = CHUNK_BYTES_FLOOR;
+        let create = v1::CreateVolumeRequest {
+            name: "demo".into(),
+            size_bytes: 3 * chunk_bytes,
+            copies: 3,
+            chunk_bytes,
+            client_token: "create".into(),
+            dry_run: false,
+        };
+        self.ask_until_done(&Request::CreateVolume(create))?;
+        let attach = v1::AttachVolumeRequest {
+            volume: "demo".into(),
+            client_name: "client".into(),
+            force: false,
+            client_token: "attach".into(),
+            dry_run: false,
+        };
+        let reply = self.ask_until_done(&Request::AttachVolume(attach))?;
+        let Reply::AttachVolume(v1::AttachVolumeResponse { map: Some(map), .. }) = reply else {
+            return Err("no map came with the attachment".into());
+        };
+        let configs: Vec<_> =
+            map.chunks.iter().filter_map(|config| ChunkConfig::try_from(config).ok()).collect();
+        let first = configs.first().ok_or("the volume has no chunks")?;
+        let geometry =
+            Geometry::new(3 * chunk_bytes, chunk_bytes).map_err(|error| error.to_string())?;
+        let settings = VolumeSettings {
+            volume: first.chunk.volume,
+            geometry,
+            generation: Generation(map.generation),
+            first_session: SessionId(1),
+            policy: WaitPolicy::Wait,
+        };
+        self.volume = Some(settings.volume);
+        self.client = Some(SimClient::new(settings, configs, seed));
+        Ok(())
+    }
+
+    /// Repeats a call until it succeeds, for at most 30 simulated seconds.
+    fn ask_until_done(&mut self, request: &Request) -> Result<Reply, String> {
+        let deadline = self.now + Duration::from_secs(30);
+        let mut last = String::from("no answer");
+        while self.now < deadline {
+            self.control.ask_leader();
+            self.call(request.clone());
+            let patience = self.now + Duration::from_millis(500);
+            while self.control.answers.is_empty() && self.step(patience) {}
+            match self.control.answers.pop() {
+                Some(Ok(reply)) => return Ok(reply),
+                Some(Err(error)) => last = error.to_string(),
+                None => {}
+            }
+            let pause = self.now + Duration::from_millis(100);
+            while self.step(pause) {}
+        }
+        Err(format!("{request:?}: {last}; {}", self.control.describe()))
+    }
+
     /// No more faults; everything that is down comes back.
     fn quiet_down(&mut self) {
         self.drop_faults();
@@ -145,6 +203,7 @@ impl World {
         for node in down {
             self.schedule_in(Duration::from_millis(10), Event::Start { node });
         }
+        self.begin_control();
         if let Some(client) = &mut self.client {
             client.resting = true;
         }
@@ -153,20 +212,21 @@ impl World {
     /// Whether every request is answered and every chunk has all its copies, serving.
     fn is_whole(&self) -> bool {
         let idle = self.client.as_ref().is_some_and(|client| client.unfinished() == 0);
-        idle && self.control.state.configs().all(|config| {
-            let primary = self.nodes.get(&config.primary.node).and_then(SimNode::core);
-            let serving = primary.is_some_and(|core| {
-                core.reports().any(|report| {
-                    report.chunk == config.chunk
-                        && report.state == ReplicaState::Serving
-                        && report.adopted == config.epoch
-                })
-            });
-            let settled = primary
-                .and_then(|core| core.durable(config.chunk))
-                .is_some_and(|durable| durable.committed == durable.last);
-            config.in_sync.len() >= usize::from(config.copies_wanted) && serving && settled
-        })
+        idle && self.control.leader().is_some()
+            && self.control.configs().iter().all(|config| {
+                let primary = self.nodes.get(&config.primary.node).and_then(SimNode::core);
+                let serving = primary.is_some_and(|core| {
+                    core.reports().any(|report| {
+                        report.chunk == config.chunk
+                            && report.state == ReplicaState::Serving
+                            && report.adopted == config.epoch
+                    })
+                });
+                let settled = primary
+                    .and_then(|core| core.durable(config.chunk))
+                    .is_some_and(|durable| durable.committed == durable.last);
+                config.in_sync.len() >= usize::from(config.copies_wanted) && serving && settled
+            })
     }
 
     fn judge_end(&mut self) {
@@ -175,18 +235,19 @@ impl World {
         }
         if !self.is_whole() {
             let client = self.client.as_ref().map(SimClient::describe).unwrap_or_default();
-            let configs: Vec<_> = self.control.state.configs().cloned().collect();
+            let configs = self.control.configs();
             let reports: Vec<_> = self
                 .nodes
                 .values()
                 .filter_map(SimNode::core)
                 .flat_map(|core| core.reports().collect::<Vec<_>>())
                 .collect();
-            let detail = format!("client {client}; {configs:#?}; {reports:#?}");
+            let control = self.control.describe();
+            let detail = format!("client {client}; {control}; {configs:#?}; {reports:#?}");
             self.judge.violated(self.now, "not alive", detail);
             return;
         }
-        let configs: Vec<_> = self.control.state.configs().cloned().collect();
+        let configs = self.control.configs();
         for config in configs {
             let sums: Vec<_> = config
                 .in_sync

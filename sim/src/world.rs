@@ -9,14 +9,13 @@ use crate::faults::Fault;
 use crate::judge::Judge;
 use crate::net::{Fate, Host, Net, Wire};
 use crate::node::SimNode;
-use crate::run::Sabotage;
+use crate::run::{Options, Sabotage};
 use ashlar_client_core as client;
 use ashlar_env::dice::{Dice, SeededDice};
 use ashlar_node_core as node;
 use ashlar_node_core::{ConnectionId, JournalSeq, Link, ReadTicket};
-use ashlar_types::message::cluster::ControlUp;
 use ashlar_types::message::data::{DataMessage, Network};
-use ashlar_types::{BlockRange, ChunkId, NodeId, SessionId, Time};
+use ashlar_types::{BlockRange, ChunkId, NodeId, SessionId, Time, VolumeId};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -57,6 +56,8 @@ pub(crate) struct World {
     pub(crate) nodes: BTreeMap<NodeId, SimNode>,
     pub(crate) control: SimControl,
     pub(crate) client: Option<SimClient>,
+    /// The volume that the client uses.
+    pub(crate) volume: Option<VolumeId>,
     /// The client's connections: wire to node and back, by node.
     sessions: BTreeMap<NodeId, (SessionId, u64, u64)>,
     /// What a client's connection asked of a node: the chunk of each request.
@@ -65,27 +66,30 @@ pub(crate) struct World {
     pub(crate) sabotage: Sabotage,
     /// A digest of every event: equal runs have equal ones.
     pub(crate) digest: u64,
+    digesting: bool,
     client_ticking: bool,
 }
 
 const CLIENT: Host = Host::Client;
 
 impl World {
-    pub(crate) fn new(seed: u64, net: Net, control: SimControl, sabotage: Sabotage) -> Self {
+    pub(crate) fn new(options: Options, net: Net, control: SimControl) -> Self {
         Self {
             now: Time::ZERO,
             queue: BTreeMap::new(),
             scheduled: 0,
             events: 0,
-            dice: SeededDice::stream(seed, "world"),
+            dice: SeededDice::stream(options.seed, "world"),
             net,
             nodes: BTreeMap::new(),
             control,
             client: None,
+            volume: None,
             sessions: BTreeMap::new(),
             asked: BTreeMap::new(),
             judge: Judge::default(),
-            sabotage,
+            sabotage: options.sabotage,
+            digesting: options.digest,
             digest: 0xcbf2_9ce4_8422_2325,
             client_ticking: false,
         }
@@ -116,7 +120,9 @@ impl World {
         let ((at, _), event) = entry.remove_entry();
         self.now = at;
         self.events += 1;
-        self.note(&event);
+        if self.digesting {
+            self.note(&event);
+        }
         self.carry_out(event);
         true
     }
@@ -354,7 +360,7 @@ impl World {
                     let node = id;
                     self.schedule_in(wait, Event::BlocksRead { node, life, ticket, chunk, range });
                 }
-                node::Effect::Control(message) => self.control_up(id, life, message),
+                node::Effect::Control(message) => self.control_send_up(id, message),
                 node::Effect::Alarm(alarm) => {
                     let detail = format!("{id}: {alarm:?}");
                     self.judge.violated(self.now, "alarm", detail);
@@ -484,10 +490,6 @@ impl World {
         self.client_effects(out);
         let wait = self.draw(Duration::from_millis(3));
         self.schedule_in(wait, Event::Work);
-    }
-
-    fn control_up(&mut self, node: NodeId, life: u64, message: ControlUp) {
-        self.control_send_up(node, life, message);
     }
 }
 

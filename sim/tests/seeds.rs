@@ -10,7 +10,7 @@ fn seed_count(usual: u64) -> u64 {
 #[test]
 fn no_seed_breaks_a_rule() {
     for seed in 0..seed_count(200) {
-        let outcome = run(Options::new(seed));
+        let outcome = run(Options::of_many(seed));
         let shown: Vec<String> = outcome.violations.iter().map(ToString::to_string).collect();
         assert!(shown.is_empty(), "replay: ashlar sim run --seed {seed}\n{shown:#?}");
         assert!(outcome.writes > 100, "seed {seed} wrote only {} blocks", outcome.writes);
@@ -26,7 +26,7 @@ fn the_same_seed_gives_the_same_bytes() {
 
 fn caught_by(sabotage: Sabotage) -> Option<u64> {
     (0..200).find(|seed| {
-        let outcome = run(Options { sabotage, ..Options::new(*seed) });
+        let outcome = run(Options { sabotage, ..Options::of_many(*seed) });
         outcome
             .violations
             .iter()

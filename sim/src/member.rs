@@ -1,0 +1,102 @@
+//! A control-plane member of the simulation: the real member over simulated disks.
+
+use ashlar_controlplane::member::{
+    Input, Member, MemberDisks, MemberError, MemberOptions, Now, Output,
+};
+use ashlar_env::dice::SeededDice;
+use ashlar_env::disk::Disk;
+use ashlar_env::disk::mem::MemDisk;
+use ashlar_env::meta::MemStore;
+use ashlar_log::LogOptions;
+use ashlar_types::{Time, ZoneId};
+use ashlar_zone_raft::RaftOptions;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Members of the zone.
+pub(crate) const MEMBERS: u64 = 3;
+/// Wall clock at the beginning of every run: any moment will do.
+const WALL_MILLIS: u64 = 1_300_000_000_000;
+
+/// One member.
+#[derive(Debug)]
+pub(crate) struct SimMember {
+    id: u64,
+    zone: ZoneId,
+    /// Counts processes; events of an earlier one are void.
+    pub(crate) life: u64,
+    log: Arc<MemDisk>,
+    snapshots: Arc<MemDisk>,
+    meta: Arc<MemStore>,
+    process: Option<Member>,
+}
+
+impl SimMember {
+    pub(crate) fn new(zone: ZoneId, id: u64) -> Self {
+        Self {
+            id,
+            zone,
+            life: 0,
+            log: Arc::new(MemDisk::new()),
+            snapshots: Arc::new(MemDisk::new()),
+            meta: Arc::new(MemStore::new()),
+            process: None,
+        }
+    }
+
+    pub(crate) const fn process(&self) -> Option<&Member> {
+        self.process.as_ref()
+    }
+
+    /// Starts the process on what the disks hold.
+    pub(crate) fn start(&mut self, seed: u64) -> Result<(), MemberError> {
+        self.life += 1;
+        let options = MemberOptions {
+            zone: self.zone,
+            raft: RaftOptions {
+                id: self.id,
+                voters: (1..=MEMBERS).collect(),
+                bootstrap: self.life == 1,
+                heartbeat_ticks: 2,
+                election_ticks: 6,
+                // Small, so that segments are cut and recycled within a run.
+                log: LogOptions { segment_bytes: 256 << 10, spare_segments: 1 },
+            },
+            addresses: (1..=MEMBERS).map(|id| (id, id.to_string())).collect::<BTreeMap<_, _>>(),
+            compact_after: 40,
+            keep_entries: 8,
+        };
+        let disks = MemberDisks {
+            log: Arc::clone(&self.log) as Arc<dyn Disk>,
+            snapshots: Arc::clone(&self.snapshots) as Arc<dyn Disk>,
+            meta: self.meta.clone(),
+        };
+        let dice = |purpose| {
+            let purpose = format!("member {} life {} {purpose}", self.id, self.life);
+            Box::new(SeededDice::stream(seed, &purpose))
+        };
+        let (elections, ids) = (dice("elections"), dice("ids"));
+        self.process = Some(Member::open(options, disks, elections, ids)?);
+        Ok(())
+    }
+
+    /// The process dies; what was not synced may be lost, torn or kept.
+    pub(crate) fn crash(&mut self, dice: &mut SeededDice) {
+        self.process = None;
+        self.log.crash(dice);
+        self.snapshots.crash(dice);
+        self.meta.crash();
+    }
+
+    /// Gives the process an input, if it runs.
+    pub(crate) fn handle(
+        &mut self,
+        now: Time,
+        input: Input,
+        out: &mut Vec<Output>,
+    ) -> Result<(), MemberError> {
+        let Some(member) = &mut self.process else { return Ok(()) };
+        let wall_millis = WALL_MILLIS + now.as_nanos() / 1_000_000;
+        member.handle(Now { time: now, wall_millis }, input, out)
+    }
+}
