@@ -3,6 +3,7 @@
 use super::judge::{User, fill};
 use super::zone::{CHUNKS, Zone, config};
 use crate::{Done, Effect, Fence, Input, OpError, OpId, Outbox, Request, WaitPolicy};
+use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
 use ashlar_types::message::data::{DataMessage, Refusal};
@@ -255,4 +256,50 @@ fn requests_in_flight_stay_within_the_bound_of_a_connection() {
         out.iter().filter(|e| matches!(e, Effect::Send { message: DataMessage::Read { .. }, .. }));
     assert!(reads.count() <= ashlar_types::limit::REQUESTS_PER_CONNECTION_MAX);
     zone.core.check();
+}
+
+#[test]
+fn an_answer_to_a_number_that_was_retired_means_nothing() {
+    let mut zone = Zone::new(1, WaitPolicy::Wait);
+    let (node, session, message) = first_sent(&mut zone);
+    let mut newer = config(zone.core.settings.volume, 0);
+    newer.epoch = newer.epoch.next();
+    let mut out = Outbox::new();
+    // The same primary under a newer epoch: what is in flight there stays, and is not sent twice.
+    zone.core.handle(zone.now, Input::Map { configs: vec![newer] }, &mut out);
+    assert!(!out.iter().any(|e| matches!(e, Effect::Send { .. })));
+    let refusal = Refusal::WrongEpoch(Box::new(config(zone.core.settings.volume, 0)));
+    let refused = DataMessage::Refused { id: write_id(&message), refusal };
+    zone.core.handle(zone.now, Input::Message { node, session, message: refused }, &mut out);
+    let again = out.drain(..).find_map(|e| match e {
+        Effect::Send { message: message @ DataMessage::Write { .. }, .. } => Some(message),
+        _ => None,
+    });
+    let again = again.expect("sent again at once under the epoch that is known by now");
+    let late = DataMessage::WriteDone { id: write_id(&message) };
+    zone.core.handle(zone.now, Input::Message { node, session, message: late }, &mut out);
+    assert!(results(&out).is_empty(), "the first number was retired");
+    let done = DataMessage::WriteDone { id: write_id(&again) };
+    zone.core.handle(zone.now, Input::Message { node, session, message: done }, &mut out);
+    assert_eq!(results(&out), [Ok(Done::Written)]);
+}
+
+#[test]
+fn an_older_configuration_never_replaces_a_newer_one() {
+    let mut zone = Zone::new(1, WaitPolicy::Wait);
+    first_sent(&mut zone);
+    let mut newer = config(zone.core.settings.volume, 1);
+    newer.epoch = newer.epoch.next();
+    let mut foreign = newer.clone();
+    foreign.chunk.volume.uuid += 1;
+    foreign.epoch = foreign.epoch.next();
+    let mut broken = newer.clone();
+    broken.epoch = broken.epoch.next();
+    broken.in_sync.clear();
+    let older = config(zone.core.settings.volume, 1);
+    let mut out = Outbox::new();
+    let configs = vec![newer.clone(), foreign, broken, older];
+    zone.core.handle(zone.now, Input::Map { configs }, &mut out);
+    assert!(zone.core.configs().any(|known| *known == newer));
+    assert_eq!(zone.core.configs().count(), CHUNKS as usize);
 }
