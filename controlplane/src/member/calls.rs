@@ -11,7 +11,7 @@ use ashlar_controlplane_core::command::{Action, TokenUse, request_hash};
 use ashlar_controlplane_core::describe;
 use ashlar_controlplane_core::place::{self, Space};
 use ashlar_controlplane_core::state::Volume;
-use ashlar_controlplane_core::verdict;
+use ashlar_controlplane_core::verdict::{self, Verdict};
 use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::v1;
 use ashlar_types::limit::{CHUNKS_AT_CREATION_MAX, CLIENT_TOKEN_BYTES_MAX, VOLUME_NAME_BYTES_MAX};
@@ -160,7 +160,8 @@ impl Member {
             place::place_volume(geometry, usize::from(copies_wanted), space, &self.state).map_err(
                 |error| {
                     // Nodes that have not found the new leader yet are no lack of space.
-                    if now.time.since(lead.since) < NODES_RETURN_WITHIN {
+                    let awaited = verdicts.values().any(|v| !matches!(v, Verdict::Up { .. }));
+                    if awaited && now.time.since(lead.since) < NODES_RETURN_WITHIN {
                         return api_error::just_elected();
                     }
                     errors::no_placement(&error, &self.options.zone.to_string())
