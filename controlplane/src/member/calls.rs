@@ -11,7 +11,7 @@ use ashlar_controlplane_core::command::{Action, TokenUse, request_hash};
 use ashlar_controlplane_core::describe;
 use ashlar_controlplane_core::place::{self, Space};
 use ashlar_controlplane_core::state::Volume;
-use ashlar_controlplane_core::verdict::{self, Verdict};
+use ashlar_controlplane_core::verdict;
 use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::v1;
 use ashlar_types::limit::{CHUNKS_AT_CREATION_MAX, CLIENT_TOKEN_BYTES_MAX, VOLUME_NAME_BYTES_MAX};
@@ -160,7 +160,8 @@ impl Member {
             place::place_volume(geometry, usize::from(copies_wanted), space, &self.state).map_err(
                 |error| {
                     // Nodes that have not found the new leader yet are no lack of space.
-                    let awaited = verdicts.values().any(|v| !matches!(v, Verdict::Up { .. }));
+                    let heard = |node| lead.seen.node(node).is_some_and(|v| v.last_beat.is_some());
+                    let awaited = self.state.nodes().any(|record| !heard(record.node));
                     if awaited && now.time.since(lead.since) < NODES_RETURN_WITHIN {
                         return api_error::just_elected();
                     }
