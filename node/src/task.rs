@@ -331,3 +331,6 @@ fn sound(alarm: &Alarm) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

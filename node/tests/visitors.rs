@@ -9,8 +9,15 @@ use ashlar_types::message::data::{
 };
 use std::io::Write;
 use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use zone::client::{Client, as_client, as_node, filled, hello};
 use zone::{Zone, resident, until};
+
+/// Tests of this file measure the memory of the process that they share: one at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A header whose checksum is right and whose lengths are not.
 fn four_gigabytes() -> Vec<u8> {
@@ -27,6 +34,7 @@ fn ports(zone: &Zone) -> [SocketAddr; 2] {
 
 #[test]
 fn garbage_closes_the_connection_and_the_next_client_is_served() {
+    let _alone = alone();
     let zone = Zone::start(11, 2);
     zone.configure(&zone.members(0, 1, &[1, 2]));
     let before = resident();
@@ -61,6 +69,7 @@ fn garbage_closes_the_connection_and_the_next_client_is_served() {
 
 #[test]
 fn a_hello_is_refused_by_the_name_of_what_is_wrong() {
+    let _alone = alone();
     let zone = Zone::start(12, 1);
     let [primary, replication] = ports(&zone);
     let refused = |address, hello| match Client::connect(address).greet(&hello) {
@@ -86,6 +95,7 @@ fn a_hello_is_refused_by_the_name_of_what_is_wrong() {
 
 #[test]
 fn a_client_that_speaks_as_a_node_is_shut_out() {
+    let _alone = alone();
     let zone = Zone::start(13, 1);
     let mut client = zone.client(1);
     client.send(&Frame::Message(DataMessage::Beat { number: 1 }));
@@ -97,6 +107,7 @@ fn a_client_that_speaks_as_a_node_is_shut_out() {
 
 #[test]
 fn a_number_in_use_twice_ends_the_connection() {
+    let _alone = alone();
     let zone = Zone::start(14, 2);
     let mut config = zone.members(0, 1, &[1, 2]);
     config.copies_min = 3;
@@ -114,6 +125,7 @@ fn a_number_in_use_twice_ends_the_connection() {
 
 #[test]
 fn a_client_that_does_not_read_costs_bounded_memory_and_delays_nobody() {
+    let _alone = alone();
     let zone = Zone::start(15, 2);
     zone.configure(&zone.members(0, 1, &[1, 2]));
     let mut client = zone.client(1);
@@ -141,6 +153,7 @@ fn a_client_that_does_not_read_costs_bounded_memory_and_delays_nobody() {
 
 #[test]
 fn too_many_requests_at_once_are_refused_one_by_one() {
+    let _alone = alone();
     let zone = Zone::start(16, 2);
     let mut config = zone.members(0, 1, &[1, 2]);
     config.copies_min = 3;

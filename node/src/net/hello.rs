@@ -177,3 +177,30 @@ async fn send(stream: &TcpStream, frame: &Frame) -> Result<(), HelloError> {
     };
     timeout(HELLO_WITHIN, write).await.unwrap_or(Err(HelloError::Late))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ashlar_types::SessionId;
+    use ashlar_types::message::data::HelloRole;
+
+    #[test]
+    fn what_is_wrong_is_named_in_a_fixed_order() {
+        let zone = "a".parse().unwrap();
+        let me = Identity { zone, node: NodeId(1), store: StoreId(1), start: StartNumber(1) };
+        let volume = ashlar_types::VolumeId { zone, uuid: 1 };
+        let generation = ashlar_types::Generation(1);
+        let role =
+            HelloRole::Client { volume, generation, session: SessionId(1), token: Vec::new() };
+        let good = Hello { version: DATA_PROTOCOL_VERSION, zone, role };
+        let (primary, replication) = (Network::Primary, Network::Replication);
+        assert_eq!(judge(&good, me, primary, false), Ok(()));
+        assert_eq!(judge(&good, me, primary, true), Err(HelloRefusal::Full));
+        assert_eq!(judge(&good, me, replication, true), Err(HelloRefusal::Network));
+        let foreign = Hello { zone: "b".parse().unwrap(), ..good };
+        assert_eq!(judge(&foreign, me, replication, true), Err(HelloRefusal::Zone));
+        let newer = Hello { version: 9, ..foreign };
+        let version = HelloRefusal::Version { ours: DATA_PROTOCOL_VERSION, theirs: 9 };
+        assert_eq!(judge(&newer, me, replication, true), Err(version));
+    }
+}

@@ -358,3 +358,6 @@ fn answered_id(message: &DataMessage) -> Option<RequestId> {
         _not_an_answer => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

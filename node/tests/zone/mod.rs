@@ -66,11 +66,14 @@ pub struct Node {
 impl Node {
     pub fn start(config: Config) -> Self {
         let (stop, stopped) = oneshot::channel::<()>();
-        let thread = std::thread::spawn(move || {
-            run_until(&config, async {
-                stopped.await.ok();
+        let thread = std::thread::Builder::new()
+            .name(format!("node-{}", config.node.0))
+            .spawn(move || {
+                run_until(&config, async {
+                    stopped.await.ok();
+                })
             })
-        });
+            .unwrap();
         Self { stop: Some(stop), thread: Some(thread) }
     }
 
