@@ -20,8 +20,11 @@ use super::overlay::{ChunkLayer, Content};
 use super::shared::{ApplyJob, Shared, State};
 use super::{Reporter, StoreEvent, StoreFailure};
 
+/// Operations given to the engine at once: enough to keep it busy, few enough to report progress.
+const BATCH_OPS: usize = 256;
+
 /// Memory for blocks on their way to the data file.
-const BATCH_BYTES: usize = 8 << 20;
+const BATCH_BYTES: usize = 4 << 20;
 
 /// See the module.
 #[derive(Debug)]
@@ -55,6 +58,7 @@ impl Applier {
         let mut state = self.shared.lock();
         let job = state.job.take()?;
         state.applying = true;
+        state.progress = 0;
         state.parity ^= 1;
         Some(job)
     }
@@ -107,10 +111,12 @@ impl Applier {
 
     /// Writes all blocks and makes them durable.
     fn write_data(&mut self, work: &[Work]) -> Result<(), DiskError> {
+        // Data is counted as three quarters of the work, map pages as the rest.
+        let of = work.len() * 4 / 3;
         let mut ops = Vec::new();
         let mut bytes = 0;
         let mut any = false;
-        for work in work {
+        for (nth, work) in work.iter().enumerate() {
             let base = u64::from(work.change.slot) * SLOT_BYTES;
             let adjacent =
                 |a: &(BlockRange, Content), b: &(BlockRange, Content)| a.0.end() == b.0.first;
@@ -121,9 +127,10 @@ impl Applier {
                 bytes += buf.len();
                 any = true;
                 ops.push(IoOp::new(self.shared.data.clone(), IoKind::Write, offset, buf));
-                if bytes >= BATCH_BYTES {
+                if bytes >= BATCH_BYTES || ops.len() >= BATCH_OPS {
                     self.run_batch(std::mem::take(&mut ops))?;
                     bytes = 0;
+                    self.report_progress(nth, of);
                 }
             }
         }
@@ -136,6 +143,7 @@ impl Applier {
         let (store, number) = (self.superblock.store, self.superblock.checkpoint + 1);
         let mut pages = Vec::with_capacity(work.len());
         let mut ops = Vec::with_capacity(work.len());
+        self.report_progress(3, 4);
         for work in work {
             let slot = work.change.slot;
             let old = self.shared.lock().map.page(slot);
@@ -151,6 +159,12 @@ impl Applier {
             self.shared.map_file.sync_data()?;
         }
         Ok(pages)
+    }
+
+    /// Lets the journal thread go on as far as this apply has come.
+    fn report_progress(&self, done: usize, of: usize) {
+        self.shared.lock().progress = as_u64(done * 1000 / of.max(1));
+        self.shared.journal_wake.notify_one();
     }
 
     fn run_batch(&mut self, ops: Vec<IoOp>) -> Result<(), DiskError> {

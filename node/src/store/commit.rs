@@ -4,6 +4,8 @@
 //! drive it step by step; `threads.rs` waits where it says so. The room in the ring is sized so that
 //! waiting for the apply thread always ends: a period takes at most three eighths of the ring until
 //! it is closed, plus a quarter that may be queued by then; applying the one before needs no room.
+//! While a period is applied the next one fills only as fast as the apply proceeds, past a head
+//! start: many short delays instead of one long one at the end.
 
 use std::sync::Arc;
 
@@ -17,6 +19,9 @@ use super::{Reporter, StoreEvent, StoreFailure};
 
 /// Bytes of replica states in one checkpoint group.
 const CHECKPOINT_PART: usize = 256 << 10;
+
+/// Thousandths of a period that may be written before the one before it is applied at all.
+const HEAD_START: u64 = 400;
 
 /// What a step came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +89,9 @@ impl Committer {
                 return Ok(Step::Idle);
             }
         }
+        if self.is_ahead() {
+            return Ok(Step::NeedsApply);
+        }
         let staged = self.journal.stage_records(&self.batch);
         if !self.has_room(&staged) {
             return self.wait_for_room();
@@ -116,7 +124,7 @@ impl Committer {
     fn boundary(&mut self) -> Option<JournalSeq> {
         let mut state = self.shared.lock();
         let first = usize::from(state.applying || state.job.is_some());
-        let filling = self.journal.cursor().end - self.period_start > self.journal.size() / 8 * 3;
+        let filling = self.period_bytes() > self.period_limit();
         let wanted = state.checkpoint_wanted && first == 0;
         if (filling || wanted) && state.periods.len() == first + 1 {
             state.checkpoint_wanted = false;
@@ -125,6 +133,21 @@ impl Committer {
         let end = state.periods.get(first).and_then(|p| p.closed_at)?;
         // Records of an earlier process number from 1 too: an empty first period ends at 0.
         (end <= self.written).then_some(end)
+    }
+
+    fn period_bytes(&self) -> u64 {
+        self.journal.cursor().end - self.period_start
+    }
+
+    fn period_limit(&self) -> u64 {
+        self.journal.size() / 8 * 3
+    }
+
+    /// True when this period has filled further than the apply of the one before has come.
+    fn is_ahead(&self) -> bool {
+        let state = self.shared.lock();
+        let filled = self.period_bytes() * 1000 / self.period_limit();
+        (state.applying || state.job.is_some()) && filled > state.progress + HEAD_START
     }
 
     /// Takes the next records; false when there are none that cannot wait.

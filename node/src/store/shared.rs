@@ -70,6 +70,8 @@ pub(crate) struct State {
     /// Mark of the job that was completed last, until the journal thread has seen it.
     pub(crate) done: Option<Mark>,
     pub(crate) applying: bool,
+    /// How far the running apply is, in thousandths.
+    pub(crate) progress: u64,
     pub(crate) checkpoint_wanted: bool,
     pub(crate) failed: Option<StoreFailure>,
     /// The handle was dropped: write what was handed over, then end.
@@ -109,6 +111,7 @@ impl Shared {
             job: None,
             done: None,
             applying: false,
+            progress: 0,
             checkpoint_wanted: false,
             failed: None,
             stopping: false,

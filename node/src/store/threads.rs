@@ -166,7 +166,8 @@ fn journal_thread(mut committer: Committer, reporter: &Reporter) {
             }
             Ok(Step::NeedsApply) => {
                 let mut state = shared.lock();
-                while state.done.is_none() && state.failed.is_none() {
+                let seen = state.progress;
+                while state.done.is_none() && state.failed.is_none() && state.progress == seen {
                     state = wait(&shared.journal_wake, state);
                 }
             }
