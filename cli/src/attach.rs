@@ -16,11 +16,11 @@ use ashlar_client::daemon::{self, DaemonConfig, DaemonError, DaemonStatus, State
 use ashlar_proto::v1;
 use ashlar_proto::v1::volume_service_client::VolumeServiceClient;
 use serde::Serialize;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::connect::{self, Zone, client_token};
 use crate::failure::{Failure, Kind};
+use crate::process::StopSignals;
 use crate::render::{Output, Show, columns};
 use crate::{Global, dev, logging, process, size};
 
@@ -190,16 +190,11 @@ fn be_daemon(arguments: &Attach, global: &Global) -> Result<(), Failure> {
     let config = config_of(arguments, global)?;
     connect::runtime()?.block_on(async {
         let stop = CancellationToken::new();
+        let mut signals = StopSignals::new()?;
         let told = async {
-            let failed = |error| Failure::new(Kind::Error, "listen for signals").because(error);
-            let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-            let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
+            signals.wait().await;
             stop.cancel();
-            std::future::pending::<Result<(), Failure>>().await
+            std::future::pending::<std::convert::Infallible>().await
         };
         let ready = |status: &DaemonStatus| {
             tracing::info!(volume = %status.volume, nbd = %status.nbd_socket.display(), "serving");
@@ -208,7 +203,7 @@ fn be_daemon(arguments: &Attach, global: &Global) -> Result<(), Failure> {
             outcome = daemon::run(config, stop.clone(), ready) => {
                 outcome.map_err(|error| from_daemon(&what(), &error))
             }
-            outcome = told => outcome,
+            never = told => match never {},
         }
     })
 }

@@ -5,6 +5,9 @@
 use nix::sys::prctl;
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::getppid;
+use tokio::signal::unix;
+
+use crate::failure::{Failure, Kind};
 
 /// Set by a supervisor for its children: its process number. A child ends with that process.
 pub(crate) const PARENT_VARIABLE: &str = "ASHLAR_DIE_WITH_PARENT";
@@ -31,5 +34,37 @@ pub(crate) fn die_with_parent() {
     if prctl::set_pdeathsig(Signal::SIGKILL).is_err() || getppid().as_raw() != parent {
         // The parent is gone already: its death sent no signal to us.
         std::process::exit(1);
+    }
+}
+
+/// Ctrl-C and SIGTERM.
+#[derive(Debug)]
+pub(crate) struct StopSignals {
+    interrupt: unix::Signal,
+    terminate: unix::Signal,
+}
+
+impl StopSignals {
+    /// Takes the signals over from their default, which would end the process.
+    ///
+    /// # Errors
+    /// When the host gives no way to listen.
+    pub(crate) fn new() -> Result<Self, Failure> {
+        let of = |kind| {
+            unix::signal(kind)
+                .map_err(|error| Failure::new(Kind::Error, "listen for signals").because(error))
+        };
+        Ok(Self {
+            interrupt: of(unix::SignalKind::interrupt())?,
+            terminate: of(unix::SignalKind::terminate())?,
+        })
+    }
+
+    /// Returns at the next signal; may be dropped and called again.
+    pub(crate) async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
     }
 }

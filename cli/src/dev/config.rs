@@ -37,7 +37,7 @@ struct MemberConfig<'a> {
     member: u8,
     data_dir: String,
     listen: String,
-    /// All members of a cluster live and die on this host: an empty folder is a new one.
+    /// The zone is being made: an empty folder is no loss.
     bootstrap: bool,
     peers: std::collections::BTreeMap<String, String>,
 }
@@ -86,7 +86,7 @@ fn member_config<'a>(
         member: member.id,
         data_dir: layout.data(&member_name(member)).display().to_string(),
         listen: member.address.to_string(),
-        bootstrap: true,
+        bootstrap: !layout.formed().exists(),
         peers: cluster
             .members
             .iter()

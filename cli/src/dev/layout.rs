@@ -220,6 +220,12 @@ impl Layout {
         self.root.join("mnt").join(volume)
     }
 
+    /// Written once all members and nodes were up for the first time. From then on a member whose
+    /// folder is empty has lost something and must not vote.
+    pub(crate) fn formed(&self) -> PathBuf {
+        self.root.join("formed")
+    }
+
     /// Where attachments are kept.
     pub(crate) fn attachments(&self) -> PathBuf {
         self.root.join("attach")

@@ -4,16 +4,17 @@
 //! and the reverse at the end. The next run in the same folder finds the same cluster and data.
 //! Every process is a real one with its own addresses and folder; nothing here is simulated.
 
+use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Subcommand;
 use nix::sys::signal::Signal;
-use tokio::signal::unix::{self, SignalKind, signal};
 
 use crate::connect::{self, Zone};
 use crate::failure::{Failure, Kind};
+use crate::process::StopSignals;
 use crate::{Global, logging, process};
 
 mod config;
@@ -142,6 +143,8 @@ async fn serve(
         Some(outcome) => outcome?,
         None => return Ok(()),
     }
+    fs::write(layout.formed(), "")
+        .map_err(|error| Failure::new(Kind::Error, "note that the cluster is up").because(error))?;
     say(&format!(
         "zone {} is ready after {:.1} s: {} members, {} nodes in {}",
         cluster.zone,
@@ -203,33 +206,6 @@ async fn during<T>(
         outcome = work => Ok(Some(outcome)),
         () = stop.wait() => Ok(None),
         failure = supervisor.watch(starting) => Err(failure),
-    }
-}
-
-/// Ctrl-C and SIGTERM.
-#[derive(Debug)]
-struct StopSignals {
-    interrupt: unix::Signal,
-    terminate: unix::Signal,
-}
-
-impl StopSignals {
-    fn new() -> Result<Self, Failure> {
-        let of = |kind| {
-            signal(kind)
-                .map_err(|error| Failure::new(Kind::Error, "listen for signals").because(error))
-        };
-        Ok(Self {
-            interrupt: of(SignalKind::interrupt())?,
-            terminate: of(SignalKind::terminate())?,
-        })
-    }
-
-    async fn wait(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
     }
 }
 
