@@ -34,9 +34,12 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("ashlar-client", &["ashlar-types", "ashlar-proto", "ashlar-env", "ashlar-client-core"]),
     (
         "ashlar-sim",
+        // The members run whole: their own log on a simulated disk, their own messages.
         &[
             "ashlar-types",
+            "ashlar-proto",
             "ashlar-env",
+            "ashlar-log",
             "ashlar-node-core",
             "ashlar-controlplane-core",
             "ashlar-zone-raft",
