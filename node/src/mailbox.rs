@@ -3,7 +3,7 @@
 //! The store must never wait for the machine, and the machine wakes once for all that has come. A
 //! later durable position covers an earlier one; reads are bounded by what the core has asked.
 
-use crate::store::{ReadDone, Space, StoreEvent, StoreFailure};
+use crate::store::{ReadDone, StoreEvent, StoreFailure};
 use ashlar_node_core::JournalSeq;
 use std::sync::{Mutex, PoisonError};
 use tokio::sync::Notify;
@@ -15,8 +15,8 @@ pub(crate) struct Mail {
     pub(crate) durable: Option<JournalSeq>,
     /// Answered reads.
     pub(crate) reads: Vec<ReadDone>,
-    /// Room, as of the last change.
-    pub(crate) space: Option<Space>,
+    /// Space was freed or taken for good.
+    pub(crate) space: bool,
     /// The store has ended.
     pub(crate) failed: Option<StoreFailure>,
 }
@@ -36,7 +36,7 @@ impl Mailbox {
         match event {
             StoreEvent::Durable(seq) => mail.durable = mail.durable.max(Some(seq)),
             StoreEvent::Read(done) => mail.reads.extend(done),
-            StoreEvent::Space(space) => mail.space = Some(space),
+            StoreEvent::Space(_) => mail.space = true,
             StoreEvent::Failed(failure) => {
                 mail.failed.get_or_insert(failure);
             }

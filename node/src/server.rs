@@ -13,7 +13,7 @@ use crate::net::listen;
 use crate::net::table::Table;
 use crate::net::{EVENTS_MAX, Net};
 use crate::store::{
-    Events, NoSpace, Numbered, OpenError, Opened, Owner, ReadDone, ReadRequest, Store,
+    Events, NoSpace, Numbered, OpenError, Opened, Owner, ReadDone, ReadRequest, Space, Store,
     StoreFailure, StoreOptions,
 };
 use crate::task::{CONTROL_EVENTS_MAX, ControlEvent, Inlets, Machine, Storage};
@@ -196,10 +196,7 @@ fn machine(
     let mut out = Outbox::default();
     let now = Time::from_nanos(clock.now_nanos());
     let core = NodeCore::new(now, me, timing, state, &mut out);
-    let space = store.space();
-    let mut machine = Machine::new(core, out, clock, table, store);
-    machine.on_space(space);
-    machine
+    Machine::new(core, out, clock, table, store)
 }
 
 fn listener(address: SocketAddr, network: Network) -> Result<TcpListener, RunError> {
@@ -214,5 +211,9 @@ impl Storage for Store {
 
     fn read(&mut self, requests: Vec<ReadRequest>) -> Vec<ReadDone> {
         Self::read(self, requests)
+    }
+
+    fn space(&self) -> Space {
+        Self::space(self)
     }
 }

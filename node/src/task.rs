@@ -48,6 +48,9 @@ pub(crate) trait Storage: Send + fmt::Debug {
 
     /// Reads; gives what can be answered at once, the rest comes through the mailbox.
     fn read(&mut self, requests: Vec<ReadRequest>) -> Vec<ReadDone>;
+
+    /// Room for data, what is promised to content in memory taken off.
+    fn space(&self) -> Space;
 }
 
 /// What the stream to the control plane brings.
@@ -80,6 +83,8 @@ pub(crate) struct Machine<S> {
     control: Option<mpsc::Sender<v1::NodeUp>>,
     inputs: Vec<Input>,
     last_tick: Time,
+    /// Room as the core was told last.
+    space: Option<Space>,
     records: Vec<Numbered>,
     reads: Vec<ReadRequest>,
     /// Records that the store has no room for, in order, and reads that must come after them.
@@ -102,7 +107,8 @@ impl<S: Storage> Machine<S> {
         table: Table,
         store: S,
     ) -> Self {
-        let last_tick = Time::from_nanos(clock.now_nanos());
+        // Never: so the first round tells the core what room there is.
+        let last_tick = Time::ZERO;
         Self {
             core,
             out,
@@ -112,6 +118,7 @@ impl<S: Storage> Machine<S> {
             control: None,
             inputs: Vec::new(),
             last_tick,
+            space: None,
             records: Vec::new(),
             reads: Vec::new(),
             full: Full::default(),
@@ -166,6 +173,7 @@ impl<S: Storage> Machine<S> {
         let now = Time::from_nanos(self.clock.now_nanos());
         if now.since(self.last_tick) >= TICK {
             self.last_tick = now;
+            self.look_at_space();
             self.inputs.push(Input::Tick);
             self.retry_full();
         }
@@ -270,18 +278,22 @@ impl<S: Storage> Machine<S> {
             self.inputs.push(Input::Durable { seq });
         }
         self.on_reads(mail.reads);
-        if let Some(space) = mail.space {
-            self.on_space(space);
+        if mail.space {
+            self.retry_full();
         }
         Ok(())
     }
 
-    /// Tells the core what room there is.
-    pub(crate) fn on_space(&mut self, space: Space) {
-        self.inputs.push(Input::Space {
-            capacity_bytes: u64::from(space.total_slots) * SLOT_BYTES,
-            used_bytes: u64::from(space.used_slots) * SLOT_BYTES,
-        });
+    /// Tells the core what room there is, if that has changed: its heartbeats carry it.
+    fn look_at_space(&mut self) {
+        let space = self.store.space();
+        if self.space != Some(space) {
+            self.space = Some(space);
+            self.inputs.push(Input::Space {
+                capacity_bytes: u64::from(space.total_slots) * SLOT_BYTES,
+                used_bytes: u64::from(space.used_slots) * SLOT_BYTES,
+            });
+        }
     }
 
     pub(crate) fn on_control(&mut self, event: ControlEvent) {

@@ -18,6 +18,10 @@ fn a_write_is_acknowledged_by_three_nodes_and_outlives_its_primary() {
         client.must_write(1, filled(u32::from(number) * 3, 2, number + 1));
     }
     assert_eq!(client.must_read(1, BlockRange::new(3, 3)), [2, 2, 0]);
+    until("a heartbeat with the space taken", || {
+        let heartbeat = zone.control().heartbeat(ashlar_types::NodeId(2))?;
+        (heartbeat.used_bytes > 0).then_some(())
+    });
 
     let registrations: Vec<_> = (1..=3).map(|node| zone.registration(node)).collect();
     zone.stop_node(1);

@@ -147,7 +147,10 @@ async fn keep_linked(net: Net, target: Target, hurry: Arc<Notify>) {
         match link(&net, target).await {
             Ok((stream, process)) => {
                 let (connection, began) = (net.number(), Instant::now());
-                last_error = None;
+                if last_error.take().is_some() {
+                    let (node, network) = (target.peer.0, name(target.network));
+                    tracing::info!(node, network, "a peer is linked again");
+                }
                 let linked = NetEvent::Linked {
                     dialler: number,
                     connection,

@@ -41,6 +41,10 @@ impl Storage for Scripted {
         self.reads.extend(requests);
         Vec::new()
     }
+
+    fn space(&self) -> Space {
+        Space { total_slots: 4, used_slots: 1 }
+    }
 }
 
 fn chunk(index: u32) -> ChunkId {
