@@ -33,6 +33,8 @@ pub(crate) struct Applier {
     pub(crate) super_file: Arc<dyn DiskFile>,
     pub(crate) superblock: Superblock,
     pub(crate) engine: IoEngine,
+    /// Buffers of one block, to be used again.
+    pub(crate) spare: Vec<AlignedBuf>,
     pub(crate) reporter: Reporter,
 }
 
@@ -122,7 +124,7 @@ impl Applier {
                 |a: &(BlockRange, Content), b: &(BlockRange, Content)| a.0.end() == b.0.first;
             for run in work.writes.chunk_by(adjacent) {
                 let Some((first, _)) = run.first() else { continue };
-                let buf = gather(run);
+                let buf = self.gather(run);
                 let offset = base + u64::from(first.first) * as_u64(BLOCK_SIZE);
                 bytes += buf.len();
                 any = true;
@@ -164,11 +166,32 @@ impl Applier {
     /// Lets the journal thread go on as far as this apply has come.
     fn report_progress(&self, done: usize, of: usize) {
         self.shared.lock().progress = as_u64(done * 1000 / of.max(1));
-        self.shared.journal_wake.notify_one();
+        self.shared.journal_wake.notify();
     }
 
     fn run_batch(&mut self, ops: Vec<IoOp>) -> Result<(), DiskError> {
-        self.engine.run(ops).into_iter().try_for_each(|op| op.result)
+        for op in self.engine.run(ops) {
+            op.result?;
+            if op.buf.len() == BLOCK_SIZE && self.spare.len() < BATCH_OPS {
+                self.spare.push(op.buf);
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies adjacent contents into one aligned buffer.
+    fn gather(&mut self, run: &[(BlockRange, Content)]) -> AlignedBuf {
+        let blocks: usize = run.iter().map(|(range, _)| as_usize(u64::from(range.count))).sum();
+        let spare = if blocks == 1 { self.spare.pop() } else { None };
+        let mut buf = spare.unwrap_or_else(|| AlignedBuf::zeroed(blocks * BLOCK_SIZE));
+        let mut at = 0;
+        for (range, content) in run {
+            if let Content::Data { bytes, .. } = content {
+                put(&mut buf, at, bytes);
+            }
+            at += as_usize(u64::from(range.count)) * BLOCK_SIZE;
+        }
+        buf
     }
 
     /// Shows the outcome: map, reservations, one layer less, room in the journal.
@@ -185,7 +208,7 @@ impl Applier {
         state.done = Some(job.mark);
         let space = state.map.space();
         drop(state);
-        self.shared.journal_wake.notify_one();
+        self.shared.journal_wake.notify();
         self.reporter.report(StoreEvent::Space(space));
     }
 }
@@ -252,20 +275,6 @@ fn plan_chunk(
         out.push(Work { change: SlotChange { chunk, index, slot, blocks }, writes });
     }
     Ok(())
-}
-
-/// Copies adjacent contents into one aligned buffer.
-fn gather(run: &[(BlockRange, Content)]) -> AlignedBuf {
-    let blocks: usize = run.iter().map(|(range, _)| as_usize(u64::from(range.count))).sum();
-    let mut buf = AlignedBuf::zeroed(blocks * BLOCK_SIZE);
-    let mut at = 0;
-    for (range, content) in run {
-        if let Content::Data { bytes, .. } = content {
-            put(&mut buf, at, bytes);
-        }
-        at += as_usize(u64::from(range.count)) * BLOCK_SIZE;
-    }
-    buf
 }
 
 /// Writes a superblock over the older copy; durable on return.

@@ -208,7 +208,7 @@ impl Committer {
             let layer = oldest.layer.clone();
             state.job = Some(ApplyJob { layer, mark });
         }
-        self.shared.apply_wake.notify_one();
+        self.shared.apply_wake.notify();
         Ok(Step::Wrote)
     }
 }

@@ -104,6 +104,7 @@ pub(crate) fn open(
         super_file,
         superblock,
         engine: IoEngine::start(options.engine)?,
+        spare: Vec::new(),
         reporter: reporter.clone(),
     };
     let reader = Reader { shared: shared.clone(), engine: IoEngine::start(options.engine)? };

@@ -57,7 +57,7 @@ impl Reader {
             }
         }
         drop(state);
-        self.shared.apply_wake.notify_one();
+        self.shared.apply_wake.notify();
         done
     }
 }

@@ -1,6 +1,7 @@
 //! What the store's threads and its callers share, behind one lock held only for memory work.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use ashlar_env::disk::{DiskError, DiskFile};
@@ -25,15 +26,40 @@ const PATIENCE_BYTES: u64 = 256 << 10;
 pub(crate) struct Shared {
     state: Mutex<State>,
     /// Something for the journal thread: records, a finished checkpoint, the end.
-    pub(crate) journal_wake: Condvar,
+    pub(crate) journal_wake: Wake,
     /// Something for the apply thread: a job, the last old read done, the end.
-    pub(crate) apply_wake: Condvar,
+    pub(crate) apply_wake: Wake,
     /// Something for the read thread.
-    pub(crate) read_wake: Condvar,
+    pub(crate) read_wake: Wake,
     pub(crate) data: Arc<dyn DiskFile>,
     pub(crate) map_file: Arc<dyn DiskFile>,
     /// Worst-case journal bytes of queued records at which the newest layer is closed.
     queue_limit: u64,
+}
+
+/// Wakes the one thread that waits here; costs no system call while that thread is busy.
+#[derive(Debug, Default)]
+pub(crate) struct Wake {
+    condition: Condvar,
+    waiting: AtomicBool,
+}
+
+impl Wake {
+    /// Waits for [`Wake::notify`]; may return early.
+    pub(crate) fn wait<'s>(&self, state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
+        // Set under the lock under which the waited-for change is made: the other side sees it.
+        self.waiting.store(true, Ordering::Relaxed);
+        let state = self.condition.wait(state).unwrap_or_else(PoisonError::into_inner);
+        self.waiting.store(false, Ordering::Relaxed);
+        state
+    }
+
+    /// Call after the change that is waited for was made under the lock.
+    pub(crate) fn notify(&self) {
+        if self.waiting.load(Ordering::Relaxed) {
+            self.condition.notify_one();
+        }
+    }
 }
 
 /// A layer with the number of its last record once it is closed.
@@ -122,9 +148,9 @@ impl Shared {
         };
         Self {
             state: Mutex::new(state),
-            journal_wake: Condvar::new(),
-            apply_wake: Condvar::new(),
-            read_wake: Condvar::new(),
+            journal_wake: Wake::default(),
+            apply_wake: Wake::default(),
+            read_wake: Wake::default(),
             data,
             map_file,
             queue_limit: journal_bytes / 4,
@@ -148,7 +174,7 @@ impl Shared {
         if let Err(full) = self.reserve(state, records) {
             // A checkpoint frees what was erased or zeroed since the last one, if anything was.
             state.checkpoint_wanted |= state.periods.iter().any(|p| !p.layer.chunks.is_empty());
-            self.journal_wake.notify_one();
+            self.journal_wake.notify();
             return Err(full);
         }
         let mut urgent = false;
@@ -168,7 +194,7 @@ impl Shared {
             }
         }
         if urgent || state.queue_bytes > PATIENCE_BYTES {
-            self.journal_wake.notify_one();
+            self.journal_wake.notify();
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! The handle and the three threads behind it.
 
 use std::path::Path;
-use std::sync::{Arc, MutexGuard};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use ashlar_env::dice::Dice;
@@ -12,7 +12,7 @@ use super::apply::Applier;
 use super::commit::{Committer, Step};
 use super::open::{self, Parts};
 use super::reader::Reader;
-use super::shared::{Resolved, Shared, State};
+use super::shared::{Resolved, Shared};
 use super::{
     Events, NoSpace, Numbered, OpenError, Opened, Owner, ReadDone, ReadRequest, Reporter, Space,
     StoreEvent, StoreFailure, StoreOptions,
@@ -102,7 +102,7 @@ impl Store {
         }
         drop(state);
         if waiting {
-            self.shared.read_wake.notify_one();
+            self.shared.read_wake.notify();
         }
         done
     }
@@ -124,7 +124,7 @@ impl Store {
 impl Drop for Store {
     fn drop(&mut self) {
         self.shared.lock().stopping = true;
-        self.shared.journal_wake.notify_all();
+        self.shared.journal_wake.notify();
         for thread in self.threads.drain(..) {
             // A panic there has ended the process.
             let _ended = thread.join();
@@ -141,13 +141,9 @@ fn fail(shared: &Shared, reporter: &Reporter, failure: StoreFailure) {
     tracing::error!(error = %failure, "the store ends");
     state.failed = Some(failure.clone());
     drop(state);
-    shared.journal_wake.notify_all();
-    shared.apply_wake.notify_all();
+    shared.journal_wake.notify();
+    shared.apply_wake.notify();
     reporter.report(StoreEvent::Failed(failure));
-}
-
-fn wait<'s>(condition: &std::sync::Condvar, state: MutexGuard<'s, State>) -> MutexGuard<'s, State> {
-    condition.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 fn journal_thread(mut committer: Committer, reporter: &Reporter) {
@@ -161,14 +157,14 @@ fn journal_thread(mut committer: Committer, reporter: &Reporter) {
                     break;
                 }
                 while !state.journal_has_work() {
-                    state = wait(&shared.journal_wake, state);
+                    state = shared.journal_wake.wait(state);
                 }
             }
             Ok(Step::NeedsApply) => {
                 let mut state = shared.lock();
                 let seen = state.progress;
                 while state.done.is_none() && state.failed.is_none() && state.progress == seen {
-                    state = wait(&shared.journal_wake, state);
+                    state = shared.journal_wake.wait(state);
                 }
             }
             Err(failure) => fail(&shared, reporter, failure),
@@ -176,8 +172,8 @@ fn journal_thread(mut committer: Committer, reporter: &Reporter) {
     }
     // The other two end after the journal, so that it never waits for them in vain.
     shared.lock().finished = true;
-    shared.apply_wake.notify_all();
-    shared.read_wake.notify_all();
+    shared.apply_wake.notify();
+    shared.read_wake.notify();
 }
 
 fn apply_thread(mut applier: Applier, reporter: &Reporter) {
@@ -185,7 +181,7 @@ fn apply_thread(mut applier: Applier, reporter: &Reporter) {
     loop {
         let mut state = shared.lock();
         while state.job.is_none() && !state.finished && state.failed.is_none() {
-            state = wait(&shared.apply_wake, state);
+            state = shared.apply_wake.wait(state);
         }
         if state.failed.is_some() || state.job.is_none() {
             return;
@@ -194,7 +190,7 @@ fn apply_thread(mut applier: Applier, reporter: &Reporter) {
         let Some(job) = applier.take_job() else { continue };
         let mut state = shared.lock();
         while !Applier::earlier_reads_done(&state) {
-            state = wait(&shared.apply_wake, state);
+            state = shared.apply_wake.wait(state);
         }
         drop(state);
         if let Err(failure) = applier.run(&job) {
@@ -208,7 +204,7 @@ fn read_thread(mut reader: Reader, reporter: &Reporter) {
     loop {
         let mut state = shared.lock();
         while state.reads.is_empty() && !state.finished {
-            state = wait(&shared.read_wake, state);
+            state = shared.read_wake.wait(state);
         }
         if state.reads.is_empty() {
             return;
