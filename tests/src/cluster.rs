@@ -70,6 +70,8 @@ impl Cluster {
             .arg(self.folder())
             .args(&self.arguments)
             .env("NO_COLOR", "1")
+            // A test run that is killed leaves no cluster behind.
+            .env("ASHLAR_DIE_WITH_PARENT", std::process::id().to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::inherit())

@@ -14,6 +14,9 @@ use std::process::{Command, ExitCode};
 mod mutants;
 mod tidy;
 
+/// Seeds of the simulation in a nightly run (issue 2).
+const NIGHTLY_SEEDS: &str = "20000";
+
 const USAGE: &str = "usage: cargo xtask <tidy|mutants|nightly>
   tidy     check the repository: imports, file sizes, licences, documents
   mutants  take out one safety rule after another; a test must fail each time
@@ -75,6 +78,7 @@ fn run_nightly() -> anyhow::Result<ExitCode> {
         .current_dir(repository())
         .args(["test", "--workspace"])
         .env("ASHLAR_NIGHTLY", "1")
+        .env("ASHLAR_SEEDS", NIGHTLY_SEEDS)
         .status()?;
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
