@@ -162,7 +162,7 @@ pub(crate) fn here(global: &Global) -> Vec<DaemonStatus> {
 
 fn config_of(arguments: &Attach, global: &Global) -> Result<DaemonConfig, Failure> {
     let folder = arguments.place.folder(global, &arguments.volume)?;
-    let with_fuse = !arguments.no_fuse && Path::new("/dev/fuse").exists();
+    let with_fuse = !arguments.no_fuse && can_fuse();
     Ok(DaemonConfig {
         endpoints: Zone::find(global)?.endpoints().to_vec(),
         volume: arguments.volume.clone(),
@@ -177,6 +177,14 @@ fn config_of(arguments: &Attach, global: &Global) -> Result<DaemonConfig, Failur
         },
         client_name: client_name(),
     })
+}
+
+/// Whether this user may present a file by FUSE: root mounts itself, others need the helper.
+fn can_fuse() -> bool {
+    let open = OpenOptions::new().read(true).write(true).open("/dev/fuse").is_ok();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let helper = || std::env::split_paths(&path).any(|folder| folder.join("fusermount3").exists());
+    open && (nix::unistd::geteuid().is_root() || helper())
 }
 
 /// How this host appears in a volume's status.
