@@ -18,6 +18,10 @@ use super::{NoSpace, Numbered, ReadRequest, StoreFailure};
 /// The data file grows by this many slots at a time (256 MiB): a step costs about a millisecond.
 pub(crate) const GROW_SLOTS: u32 = 256;
 
+/// The journal thread grows the file when fewer slots than this are left, so that a writer seldom
+/// waits for it.
+const GROW_AHEAD_SLOTS: u32 = 128;
+
 /// A record that may wait is written without company once so many bytes of them have gathered.
 const PATIENCE_BYTES: u64 = 256 << 10;
 
@@ -234,10 +238,33 @@ impl Shared {
     /// Grows data and map file in steps until `more` slots above what is needed fit.
     pub(crate) fn grow(&self, map: &mut SlotMap, more: u32) -> Result<(), DiskError> {
         let slots = map.needed(more).next_multiple_of(GROW_SLOTS).min(map.capacity());
-        self.data.preallocate(u64::from(slots) * SLOT_BYTES)?;
-        self.map_file.preallocate(u64::from(slots) * 2 * as_u64(PAGE))?;
+        self.preallocate(slots)?;
         map.set_grown(slots);
         Ok(())
+    }
+
+    /// Grows the data file before it is needed, outside of the lock. A failure is left to the write
+    /// that needs the space.
+    pub(crate) fn grow_ahead(&self) {
+        let slots = {
+            let state = self.lock();
+            let needed = state.map.needed(GROW_AHEAD_SLOTS);
+            let slots = needed.next_multiple_of(GROW_SLOTS).min(state.map.capacity());
+            if state.map.needed(0) == 0 || needed.min(slots) <= state.map.grown() {
+                return;
+            }
+            slots
+        };
+        if self.preallocate(slots).is_ok() {
+            let mut state = self.lock();
+            let grown = state.map.grown().max(slots);
+            state.map.set_grown(grown);
+        }
+    }
+
+    fn preallocate(&self, slots: u32) -> Result<(), DiskError> {
+        self.data.preallocate(u64::from(slots) * SLOT_BYTES)?;
+        self.map_file.preallocate(u64::from(slots) * 2 * as_u64(PAGE))
     }
 
     /// Resolves a read. Either its content, from memory alone, or a job for the read thread.

@@ -150,7 +150,7 @@ fn journal_thread(mut committer: Committer, reporter: &Reporter) {
     let shared = committer.shared().clone();
     while shared.lock().failed.is_none() {
         match committer.step() {
-            Ok(Step::Wrote) => {}
+            Ok(Step::Wrote) => shared.grow_ahead(),
             Ok(Step::Idle) => {
                 let mut state = shared.lock();
                 if state.stopping && state.queue.is_empty() {
