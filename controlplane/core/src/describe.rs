@@ -71,7 +71,9 @@ pub fn health(config: &ChunkConfig, seen: &Observations, verdicts: &Verdicts) ->
     let primary = config.primary;
     let usable = |node: NodeId| verdicts.get(&node).is_some_and(Verdict::is_usable);
     let in_sync = config.in_sync.len();
-    if !verdicts.get(&primary.node).is_some_and(|v| matches!(v, Verdict::Up { .. })) {
+    // Not knowing is not being stuck: a new leader has heard nobody yet, and a node that only the
+    // control plane cannot reach goes on serving.
+    if verdicts.get(&primary.node).is_none_or(Verdict::is_dead) {
         let others: Vec<NodeId> = config.secondaries().map(|replica| replica.node).collect();
         let cause = verdicts.get(&primary.node).map_or("it never registered", Verdict::cause);
         let next_action = if others.iter().any(|node| usable(*node)) {

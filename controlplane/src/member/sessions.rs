@@ -53,7 +53,11 @@ impl Member {
     ) {
         match self.admit(now, session, &registration) {
             Err(error) => {
-                tracing::info!(node = %registration.node, %error, "a node's stream is refused");
+                if error.reason.is_transient() {
+                    tracing::debug!(node = %registration.node, %error, "a node is sent on");
+                } else {
+                    tracing::warn!(node = %registration.node, %error, "a node is refused");
+                }
                 out.push(Output::CloseNode { session, error });
             }
             Ok(committed) => {

@@ -196,6 +196,49 @@ fn a_primary_cut_off_from_its_peers_cannot_accuse_them_and_is_replaced() {
 }
 
 #[test]
+fn a_primary_that_others_see_fail_too_cannot_accuse_even_if_it_is_not_cut_off() {
+    let mut zone = Zone::with_volume();
+    let config = zone.config(0);
+    let (primary, replica) = (config.primary.node.0, config.secondaries().next().unwrap());
+    let third = config.secondaries().nth(1).unwrap().node.0;
+    let silent = PathState::Silent { millis: 1_000 };
+    // The fourth node still reaches the primary.
+    let accused = replica.node.0;
+    zone.down.extend([(primary, accused, silent), (accused, primary, silent)]);
+    zone.down.push((third, primary, silent));
+    zone.run(300);
+    let reason = RemovalReason::Silent { millis: 1_000 };
+    zone.propose(0, Change::RemoveSecondary { replica, reason });
+    let plan = zone.carry_out();
+    assert!(plan.changes.is_empty(), "{plan:?}");
+    assert!(plan.refused[0].1.contains("peers see"), "{plan:?}");
+}
+
+#[test]
+fn a_living_primary_is_not_replaced_at_the_price_of_a_copy_that_writes_need() {
+    let mut zone = Zone::with_volume();
+    let config = zone.config(0);
+    let (proposer, replica) = (config.primary, config.secondaries().next().unwrap());
+    let evidence = Evidence::Unreachable {};
+    zone.change(0, ChangeKind::RemoveSecondary { proposer, replica, evidence }).unwrap();
+    let primary = config.primary.node.0;
+    let silent = PathState::Silent { millis: 1_000 };
+    for peer in (1..=4).filter(|peer| *peer != primary) {
+        zone.down.push((peer, primary, silent));
+    }
+    zone.run(300);
+    assert!(zone.plan().changes.iter().all(|change| change.chunk != chunk(0)));
+}
+
+#[test]
+fn a_chunk_is_not_stuck_because_the_leader_is_new() {
+    let mut zone = Zone::with_volume();
+    zone.seen = Observations::new(zone.now);
+    let verdicts = judge_all(zone.now, &zone.state, &zone.seen);
+    assert_eq!(describe::stuck_chunks(&zone.state, &zone.seen, &verdicts).len(), 0);
+}
+
+#[test]
 fn when_each_accuses_the_other_and_nobody_else_knows_the_primary_is_kept() {
     let mut zone = Zone::with_volume();
     let config = zone.config(0);
