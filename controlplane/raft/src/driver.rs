@@ -160,6 +160,9 @@ pub struct Driver {
     election_ticks: usize,
     /// By member: ticks since a snapshot went there without word.
     snapshot_waits: BTreeMap<u64, usize>,
+    ticks: usize,
+    /// By member: the tick at which it was last heard.
+    heard: BTreeMap<u64, usize>,
 }
 
 impl core::fmt::Debug for Driver {
@@ -201,7 +204,14 @@ impl Driver {
         let node = RawNode::new(&config, storage, &logger())
             .map_err(|error| DriverError::Raft(error.to_string()))?;
         let election_ticks = options.election_ticks;
-        let mut driver = Self { node, dice, election_ticks, snapshot_waits: BTreeMap::new() };
+        let mut driver = Self {
+            node,
+            dice,
+            election_ticks,
+            snapshot_waits: BTreeMap::new(),
+            ticks: 0,
+            heard: BTreeMap::new(),
+        };
         driver.throw_election_dice();
         Ok(driver)
     }
@@ -218,6 +228,7 @@ impl Driver {
 
     /// Time passes by one tick. Call [`Self::settle`] after it.
     pub fn tick(&mut self) {
+        self.ticks += 1;
         self.node.tick();
         self.throw_election_dice();
         self.retry_snapshots();
@@ -250,6 +261,7 @@ impl Driver {
     /// Bytes that are no message for this member; nothing has changed then.
     pub fn step(&mut self, peer: u64, bytes: Bytes) -> Result<(), MessageError> {
         let message = message::decode(self.node.raft.id, peer, bytes)?;
+        self.heard.insert(peer, self.ticks);
         // A member that trusts nobody's arithmetic: raft-rs panics on a commit index beyond the
         // log, which only a mistaken peer would send.
         let known = self.node.raft.raft_log.last_index() + message.entries.len() as u64;
@@ -377,6 +389,12 @@ impl Driver {
         Some(self.node.raft.leader_id).filter(|id| *id != raft::INVALID_ID)
     }
 
+    /// Raft's own note of this is wiped at every election time-out, so it would flicker.
+    fn is_heard(&self, id: u64) -> bool {
+        let lately = |tick: &usize| self.ticks - tick <= self.election_ticks;
+        id == self.node.raft.id || self.heard.get(&id).is_some_and(lately)
+    }
+
     /// How this member stands.
     #[must_use]
     pub fn status(&self) -> RaftStatus {
@@ -384,9 +402,7 @@ impl Driver {
         let members = if self.is_leader() {
             raft.prs()
                 .iter()
-                .map(|(id, progress)| {
-                    (*id, (progress.matched, *id == raft.id || progress.recent_active))
-                })
+                .map(|(id, progress)| (*id, (progress.matched, self.is_heard(*id))))
                 .collect()
         } else {
             BTreeMap::new()

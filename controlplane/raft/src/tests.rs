@@ -346,6 +346,28 @@ fn the_same_seed_gives_the_same_bytes() {
 }
 
 #[test]
+fn a_leader_knows_who_is_there() {
+    let mut group = Group::new(6);
+    group.commit();
+    let leader = group.leader().unwrap();
+    let heard = |group: &Group| -> Vec<bool> {
+        let status = group.members[&leader].driver.as_ref().unwrap().status();
+        status.members.values().map(|(_, heard)| *heard).collect()
+    };
+    // Never a flicker: Raft forgets at every election time-out.
+    for _ in 0..50 {
+        group.tick();
+        assert_eq!(heard(&group), [true; 3]);
+    }
+    let away = (1..=3).find(|id| *id != leader).unwrap();
+    group.crash(away);
+    for _ in 0..12 {
+        group.tick();
+    }
+    assert_eq!(heard(&group).iter().filter(|heard| **heard).count(), 2);
+}
+
+#[test]
 fn an_empty_log_without_bootstrap_is_refused() {
     let memory =
         Memory::open(&options(1, false), Arc::new(MemDisk::new()), Arc::new(MemDisk::new()));
