@@ -17,8 +17,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use ashlar_types::codec::{self, CodecError, Reader, Wire};
 use ashlar_types::{
-    ChunkConfig, ChunkId, ChunkIndex, Generation, Geometry, NodeId, ReplicaId, StaleInfo, VolumeId,
-    ZoneId, wire_struct,
+    ChunkConfig, ChunkId, ChunkIndex, ConfigError, Generation, Geometry, NodeId, ReplicaId,
+    StaleInfo, VolumeId, ZoneId, wire_struct,
 };
 use thiserror::Error;
 
@@ -172,6 +172,9 @@ pub enum StateError {
     /// Damaged.
     #[error("stored state is damaged: {0}")]
     Codec(#[from] CodecError),
+    /// A configuration that contradicts itself.
+    #[error("stored state has a chunk whose configuration contradicts itself: {0}")]
+    Config(#[from] ConfigError),
     /// The state of another zone.
     #[error("stored state belongs to zone {found}, this member to zone {expected}")]
     Zone {
@@ -439,7 +442,11 @@ impl ZoneState {
                 self.clock_millis = clock_millis;
             }
             2 => self.put_volume(codec::decode(body)?),
-            3 => self.put_chunk(codec::decode(body)?),
+            3 => {
+                let chunk: Chunk = codec::decode(body)?;
+                chunk.config.check()?;
+                self.put_chunk(chunk);
+            }
             4 => {
                 let node: NodeRecord = codec::decode(body)?;
                 self.nodes.insert(node.node, node);

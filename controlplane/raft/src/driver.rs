@@ -213,6 +213,11 @@ impl Driver {
             heard: BTreeMap::new(),
         };
         driver.throw_election_dice();
+        if driver.voters() == [options.id] {
+            // Alone, there is nobody to wait for.
+            driver.node.campaign().map_err(|error| DriverError::Raft(error.to_string()))?;
+            driver.throw_election_dice();
+        }
         Ok(driver)
     }
 

@@ -249,6 +249,42 @@ fn newer_versions_and_foreign_zones_are_refused_by_name() {
 }
 
 #[test]
+fn damaged_bytes_are_refused_or_read_never_a_panic() {
+    let mut zone = Zone::with_volume();
+    zone.attach("one", false).unwrap();
+    let snapshot = zone.state.to_snapshot();
+    let command = Command {
+        at_millis: 1,
+        action: Action::Change {
+            changes: [ChunkChange {
+                chunk: chunk(0),
+                epoch: Epoch(1),
+                kind: remove(&zone, 0, Evidence::NodeDead {}),
+            }]
+            .into(),
+        },
+    };
+    let command = command.encode();
+    for at in 0..snapshot.len() {
+        let mut damaged = snapshot.clone();
+        damaged[at] ^= 0x41;
+        // A changed number may still be a state; what is read holds its own rules.
+        if let Ok(state) = ZoneState::from_snapshot(zone_id(), &damaged) {
+            assert!(state.configs().all(|config| config.check().is_ok()));
+        }
+        assert!(ZoneState::from_snapshot(zone_id(), &snapshot[..at]) != Ok(zone.state.clone()));
+    }
+    for at in 0..command.len() {
+        let mut damaged = command.clone();
+        damaged[at] ^= 0x41;
+        if let Ok(command) = Command::decode(&damaged) {
+            zone.state.clone().apply(&command);
+        }
+        assert!(Command::decode(&command[..at]).is_err());
+    }
+}
+
+#[test]
 fn a_volume_is_ready_once_every_primary_serves() {
     let mut zone = Zone::with_volume();
     for index in 0..4 {
