@@ -23,9 +23,13 @@ pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_millis(1_500);
 pub const LISTEN_FIRST: Duration = Duration::from_millis(600);
 /// A gap between ticks above this means that this process, not the world, stood still.
 pub const TICK_GAP_MAX: Duration = Duration::from_millis(300);
-/// A peer that did not answer for this long counts as unreachable when votes are taken: three
-/// beats, so that one lost beat accuses nobody.
-pub const SILENT_VOTE_MILLIS: u32 = 500;
+/// A peer that did not answer for this long counts as unreachable when votes about its fate are
+/// taken, as long as a primary waits before it proposes a removal. Half of it would take primaries
+/// from nodes whose host only stalls for a moment.
+pub const SILENT_VOTE_MILLIS: u32 = 1_000;
+/// The same when votes are taken only on whom to believe. Shorter, because the one that is cut off
+/// may have noticed first: three beats, so that one lost beat accuses nobody.
+pub const SILENT_DOUBT_MILLIS: u32 = 500;
 /// How often the ports of a node without a stream are tried.
 pub const PROBE_EVERY: Duration = Duration::from_millis(250);
 /// A proposed change that is neither committed nor refused after this is proposed again.
@@ -81,12 +85,12 @@ impl NodeView {
     }
 }
 
-/// What a path says in a vote.
+/// What a path says in a vote: down if its port refuses, or it was silent for so long.
 #[must_use]
-pub const fn is_down(state: PathState) -> bool {
+pub const fn is_down(state: PathState, silent_millis: u32) -> bool {
     match state {
         PathState::Refused => true,
-        PathState::Silent { millis } => millis >= SILENT_VOTE_MILLIS,
+        PathState::Silent { millis } => millis >= silent_millis,
         PathState::Unknown | PathState::Up => false,
     }
 }

@@ -5,7 +5,7 @@
 //! is a compare-and-set; what is already on its way is left out.
 
 use crate::command::{CHANGES_PER_COMMAND_MAX, ChangeKind, ChunkChange, Evidence};
-use crate::observe::{Observations, PROBE_EVERY, is_down};
+use crate::observe::{Observations, PROBE_EVERY, SILENT_DOUBT_MILLIS, is_down};
 use crate::place::Space;
 use crate::state::ZoneState;
 use crate::verdict::{self, Verdict, Verdicts};
@@ -236,12 +236,15 @@ impl Judge<'_> {
     /// Whether the secondary accuses back and the others see the primary fail more than it. A tie
     /// keeps the primary.
     fn primary_is_worse(&self, primary: NodeId, secondary: NodeId) -> bool {
+        const DOUBT: u32 = SILENT_DOUBT_MILLIS;
         let accuses = verdict::is_fresh(self.now, secondary, self.seen)
             && self.seen.node(secondary).and_then(|view| view.evidence_about(primary)).is_some_and(
-                |evidence| is_down(evidence.primary_net) && is_down(evidence.replication_net),
+                |evidence| {
+                    is_down(evidence.primary_net, DOUBT) && is_down(evidence.replication_net, DOUBT)
+                },
             );
         let voices = |about, without| {
-            verdict::votes(self.now, about, Some(without), self.state, self.seen).down
+            verdict::votes(self.now, about, Some(without), DOUBT, self.state, self.seen).down
         };
         // The accused do not vote on each other here: their word is the question.
         accuses && voices(primary, secondary) > voices(secondary, primary)

@@ -7,7 +7,7 @@
 //!   control plane is one more that does not see the node. A tie keeps the node.
 //! - Until it has listened for two heartbeats, a leader declares nobody dead.
 
-use crate::observe::{HEARTBEAT_TIMEOUT, Observations, is_down};
+use crate::observe::{HEARTBEAT_TIMEOUT, Observations, SILENT_VOTE_MILLIS, is_down};
 use crate::state::ZoneState;
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -88,12 +88,14 @@ pub fn is_fresh(now: Time, node: NodeId, seen: &Observations) -> bool {
     })
 }
 
-/// Voices of the fresh peers about a node, but for those of `without`.
+/// Voices of the fresh peers about a node, but for that of `without`; silence counts from
+/// `silent_millis` on.
 #[must_use]
 pub fn votes(
     now: Time,
     about: NodeId,
     without: Option<NodeId>,
+    silent_millis: u32,
     state: &ZoneState,
     seen: &Observations,
 ) -> Votes {
@@ -107,14 +109,14 @@ pub fn votes(
         };
         let paths = [evidence.primary_net, evidence.replication_net];
         votes.up += u32::from(paths.contains(&PathState::Up));
-        votes.down += u32::from(paths.iter().all(|path| is_down(*path)));
+        votes.down += u32::from(paths.iter().all(|path| is_down(*path, silent_millis)));
         votes.refused += u32::from(paths.iter().all(|path| *path == PathState::Refused));
     }
     votes
 }
 
 fn judge(now: Time, node: NodeId, state: &ZoneState, seen: &Observations) -> Verdict {
-    let votes = votes(now, node, None, state, seen);
+    let votes = votes(now, node, None, SILENT_VOTE_MILLIS, state, seen);
     if is_fresh(now, node, seen) {
         // The control plane itself is one voice that hears it.
         return Verdict::Up { cut: votes.down > votes.up + 1 };

@@ -231,6 +231,15 @@ fn a_living_primary_is_not_replaced_at_the_price_of_a_copy_that_writes_need() {
 }
 
 #[test]
+fn a_node_that_stalls_for_a_moment_keeps_its_primaries() {
+    let mut zone = Zone::with_volume();
+    let silent = PathState::Silent { millis: 900 };
+    zone.down.extend([(2, 1, silent), (3, 1, silent), (4, 1, silent)]);
+    zone.run(300);
+    assert_eq!(elected(&zone.plan()), 0);
+}
+
+#[test]
 fn a_chunk_is_not_stuck_because_the_leader_is_new() {
     let mut zone = Zone::with_volume();
     zone.seen = Observations::new(zone.now);
