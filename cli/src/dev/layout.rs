@@ -29,6 +29,9 @@ use crate::failure::{Failure, Kind};
 /// Version of `cluster.toml`; a newer one is refused by name.
 const CLUSTER_VERSION: u32 = 1;
 
+/// Longest path of a unix socket (108 bytes with its terminating zero, unix(7)).
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
 /// Ports are looked for from here upward ...
 const PORT_FIRST: u16 = 10_240;
 
@@ -101,6 +104,15 @@ impl Layout {
     /// A conflict when another `dev` holds the folder; otherwise what the host refused.
     pub(crate) fn lock(&self) -> Result<FolderLock, Failure> {
         let what = format!("use {} for a cluster", self.root.display());
+        let longest = self.attachments().join("demo").join("control.sock");
+        if longest.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+            return Err(Failure::new(Kind::Usage, what)
+                .because(format!(
+                    "its sockets would have longer paths than a host allows ({} bytes)",
+                    SOCKET_PATH_BYTES_MAX
+                ))
+                .try_next("name a folder with a shorter path by --dir"));
+        }
         let failed = |error: std::io::Error| Failure::new(Kind::Error, what.clone()).because(error);
         for folder in ["config", "data", "log", "run", "hold"] {
             fs::create_dir_all(self.root.join(folder)).map_err(failed)?;
@@ -318,6 +330,13 @@ mod tests {
         assert_eq!(layout.open_cluster(1, 4).unwrap_err().kind(), Kind::Conflict);
         drop(lock);
         fs::remove_dir_all(root).unwrap();
+    }
+
+    #[test]
+    fn a_folder_too_deep_for_sockets_is_refused_before_anything_is_made() {
+        let root = folder(&"deep".repeat(25));
+        assert_eq!(Layout::new(&root).lock().unwrap_err().kind(), Kind::Usage);
+        assert!(!root.exists());
     }
 
     #[test]
