@@ -43,6 +43,13 @@ fn without_a_cluster_a_command_says_what_to_do() {
 }
 
 #[test]
+fn a_process_of_no_cluster_cannot_be_stopped() {
+    let (code, error) = alone(&["dev", "kill", "node-1"]);
+    assert_eq!(code, 6, "{error}");
+    assert!(error.contains("no `ashlar dev` runs"), "{error}");
+}
+
+#[test]
 fn nobody_at_the_endpoint_is_unavailable_in_words_and_in_json() {
     // Port 1 of a loopback address that nothing uses: refused at once.
     let endpoint = "127.9.9.9:1";

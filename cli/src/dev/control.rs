@@ -15,9 +15,14 @@ use crate::failure::{Failure, Kind};
 /// Sends `signal` to processes and keeps them down once they have ended.
 ///
 /// # Errors
-/// Not found when the cluster has no such process.
+/// Not found when the cluster has no such process; unavailable when no `dev` runs in the folder.
 pub(crate) fn stop(root: &Path, names: &[String], signal: Signal) -> Result<(), Failure> {
     let layout = Layout::new(root);
+    if !layout.is_held() {
+        return Err(Failure::new(Kind::Unavailable, format!("stop {}", names.join(", ")))
+            .because(format!("no `ashlar dev` runs in {}", root.display()))
+            .try_next("start it, or name its folder by --dir"));
+    }
     for name in names {
         check_name(&layout, name)?;
         fs::write(layout.hold(name), "")

@@ -138,6 +138,12 @@ impl Layout {
         Ok(FolderLock { _file: file })
     }
 
+    /// Whether a `dev` runs in this folder.
+    pub(crate) fn is_held(&self) -> bool {
+        File::open(self.root.join("lock"))
+            .is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+    }
+
     /// The cluster kept here, or a new one of the given size.
     ///
     /// # Errors
@@ -345,7 +351,9 @@ mod tests {
         let layout = Layout::new(&root);
         let lock = layout.lock().unwrap();
         assert_eq!(layout.lock().unwrap_err().kind(), Kind::Conflict);
+        assert!(layout.is_held());
         drop(lock);
+        assert!(!layout.is_held());
         assert!(layout.lock().is_ok());
         fs::remove_dir_all(root).unwrap();
     }
