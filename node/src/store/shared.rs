@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ashlar_env::disk::{DiskError, DiskFile};
 use ashlar_node_core::record::{JournalSeq, Record};
@@ -22,8 +23,12 @@ pub(crate) const GROW_SLOTS: u32 = 256;
 /// waits for it.
 const GROW_AHEAD_SLOTS: u32 = 128;
 
-/// A record that may wait is written without company once so many bytes of them have gathered.
-const PATIENCE_BYTES: u64 = 256 << 10;
+/// Records that may wait are written without company once so many bytes of them have gathered.
+const PATIENCE_BYTES: u64 = 4 << 20;
+
+/// Longest that a record waits for company. What is sent later is held behind its number, so it must
+/// not wait for ever; by then a busy store has written it with others.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(5);
 
 /// Shared by all threads of a store.
 #[derive(Debug)]
@@ -58,6 +63,19 @@ impl Wake {
         state
     }
 
+    /// [`Wake::wait`], but no longer than `time`; true when that has passed.
+    pub(crate) fn wait_for<'s>(
+        &self,
+        state: MutexGuard<'s, State>,
+        time: Duration,
+    ) -> (MutexGuard<'s, State>, bool) {
+        self.waiting.store(true, Ordering::Relaxed);
+        let waited = self.condition.wait_timeout(state, time);
+        let (state, outcome) = waited.unwrap_or_else(PoisonError::into_inner);
+        self.waiting.store(false, Ordering::Relaxed);
+        (state, outcome.timed_out())
+    }
+
     /// Call after the change that is waited for was made under the lock.
     pub(crate) fn notify(&self) {
         if self.waiting.load(Ordering::Relaxed) {
@@ -88,6 +106,8 @@ pub(crate) struct State {
     /// Worst-case journal bytes of the queue; of those that must not wait.
     queue_bytes: u64,
     urgent_bytes: u64,
+    /// What may wait has waited long enough.
+    pub(crate) overdue: bool,
     /// Queued bytes of the newest period.
     newest_bytes: u64,
     pub(crate) last: JournalSeq,
@@ -133,6 +153,7 @@ impl Shared {
             queue: VecDeque::new(),
             queue_bytes: 0,
             urgent_bytes: 0,
+            overdue: false,
             newest_bytes: 0,
             last: JournalSeq(0),
             periods: VecDeque::from([period]),
@@ -181,6 +202,7 @@ impl Shared {
             self.journal_wake.notify();
             return Err(full);
         }
+        let was_empty = state.queue.is_empty();
         let mut urgent = false;
         for (seq, record) in records.drain(..) {
             state.note(&record);
@@ -197,7 +219,8 @@ impl Shared {
                 state.close_period();
             }
         }
-        if urgent || state.queue_bytes > PATIENCE_BYTES {
+        // The first record that may wait starts the journal thread's patience.
+        if urgent || was_empty || state.queue_bytes > PATIENCE_BYTES {
             self.journal_wake.notify();
         }
         Ok(())
@@ -316,7 +339,7 @@ impl State {
     pub(crate) fn must_write(&self) -> bool {
         self.urgent_bytes > 0
             || (!self.queue.is_empty() && (self.stopping || self.queue_bytes > PATIENCE_BYTES))
-            || (!self.queue.is_empty() && self.periods.len() > 1)
+            || (!self.queue.is_empty() && (self.overdue || self.periods.len() > 1))
     }
 
     /// True when the journal thread has a reason to look.
@@ -349,6 +372,7 @@ impl State {
         // Of the periods that are not yet being applied, the oldest.
         let first = usize::from(self.applying || self.job.is_some());
         let boundary = self.periods.get(first).and_then(|p| p.closed_at);
+        self.overdue = false;
         // The newest period begins after the end of the one before.
         let newest_after = self.periods.iter().rev().nth(1).and_then(|p| p.closed_at);
         let mut taken = 0;

@@ -12,7 +12,7 @@ use super::apply::Applier;
 use super::commit::{Committer, Step};
 use super::open::{self, Parts};
 use super::reader::Reader;
-use super::shared::{Resolved, Shared};
+use super::shared::{PATIENCE, Resolved, Shared};
 use super::{
     Events, NoSpace, Numbered, OpenError, Opened, Owner, ReadDone, ReadRequest, Reporter, Space,
     StoreEvent, StoreFailure, StoreOptions,
@@ -157,7 +157,13 @@ fn journal_thread(mut committer: Committer, reporter: &Reporter) {
                     break;
                 }
                 while !state.journal_has_work() {
-                    state = shared.journal_wake.wait(state);
+                    if state.queue.is_empty() {
+                        state = shared.journal_wake.wait(state);
+                    } else {
+                        let (after, passed) = shared.journal_wake.wait_for(state, PATIENCE);
+                        state = after;
+                        state.overdue |= passed;
+                    }
                 }
             }
             Ok(Step::NeedsApply) => {

@@ -224,7 +224,7 @@ fn a_state_that_does_not_fit_the_journal_is_an_error_with_a_name() {
 }
 
 #[test]
-fn what_may_wait_is_written_with_the_next_group_or_when_much_has_gathered() {
+fn what_may_wait_is_written_with_the_next_group() {
     let disk = MemDisk::new();
     let mut rig = Rig::open(&disk);
     rig.append([adopt(0, 1, 1)]).unwrap();

@@ -180,3 +180,15 @@ fn dropping_the_store_writes_what_was_handed_over() {
     live.begin_read(1, 0, 7);
     assert_eq!(live.answer(1), Some(42));
 }
+
+#[test]
+fn a_record_that_may_wait_does_not_wait_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut live = Live::new(open_in(dir.path(), SMALL), Model::default());
+    live.append(adopt(0, 1, 1));
+    live.await_durable();
+    // Nothing comes after it, and what is sent later is held behind its number.
+    let lsn = ashlar_types::Lsn::ZERO.next();
+    live.append(Record::Committed { chunk: chunk(0), lsn });
+    live.await_durable();
+}
