@@ -22,6 +22,8 @@ use tonic::{Code, Request, Response, Status};
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
 /// Longest deadline: what waits longer only holds a slot.
 const DEADLINE_MAX: Duration = Duration::from_secs(60);
+/// How long before the caller's deadline its answer leaves: a round trip on a busy host.
+const ANSWER_AHEAD: Duration = Duration::from_millis(150);
 /// How long to wait for word of a leader before asking again.
 const LEADER_POLL: Duration = Duration::from_millis(100);
 /// Calls of all clients under way at a time; more are answered THROTTLED.
@@ -105,10 +107,12 @@ fn may_ask_again(status: &Status, ask: &Ask) -> Result<(), Status> {
     if again { Ok(()) } else { Err(status.clone()) }
 }
 
-/// The caller's deadline, from the header that every gRPC client sets.
+/// The caller's deadline, from the header that every gRPC client sets, less a little: an answer
+/// that says what was waited for must arrive before the caller's own clock cuts it off.
 fn deadline(metadata: &MetadataMap) -> Duration {
     let text = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok());
-    text.and_then(parse_timeout).unwrap_or(DEADLINE_DEFAULT).min(DEADLINE_MAX)
+    let given = text.and_then(parse_timeout).unwrap_or(DEADLINE_DEFAULT).min(DEADLINE_MAX);
+    given.saturating_sub(ANSWER_AHEAD.min(given / 4))
 }
 
 /// `TimeoutValue TimeoutUnit` of the gRPC specification: up to 8 digits and one of H M S m u n.
@@ -206,9 +210,11 @@ mod tests {
             assert_eq!(parse_timeout(text), wanted, "{text}");
         }
         let mut metadata = MetadataMap::new();
-        assert_eq!(deadline(&metadata), DEADLINE_DEFAULT);
+        assert_eq!(deadline(&metadata), DEADLINE_DEFAULT - ANSWER_AHEAD);
         metadata.insert("grpc-timeout", MetadataValue::from_static("2H"));
-        assert_eq!(deadline(&metadata), DEADLINE_MAX);
+        assert_eq!(deadline(&metadata), DEADLINE_MAX - ANSWER_AHEAD);
+        metadata.insert("grpc-timeout", MetadataValue::from_static("200m"));
+        assert_eq!(deadline(&metadata), Duration::from_millis(150));
     }
 
     #[test]
