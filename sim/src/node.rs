@@ -132,6 +132,9 @@ impl SimNode {
     pub(crate) fn handle(&mut self, now: Time, input: Input, out: &mut Outbox) {
         if let Some(core) = &mut self.core {
             core.handle(now, input, out);
+            // In debug builds the core has checked itself already.
+            #[cfg(not(debug_assertions))]
+            core.check();
         }
     }
 

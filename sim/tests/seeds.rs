@@ -9,7 +9,8 @@ fn seed_count(usual: u64) -> u64 {
 
 #[test]
 fn no_seed_breaks_a_rule() {
-    for seed in 0..seed_count(200) {
+    // The CI runs its seeds with the release build; here few are enough to find a broken world.
+    for seed in 0..seed_count(40) {
         let outcome = run(Options::of_many(seed));
         let shown: Vec<String> = outcome.violations.iter().map(ToString::to_string).collect();
         assert!(shown.is_empty(), "replay: ashlar sim run --seed {seed}\n{shown:#?}");

@@ -72,7 +72,7 @@ impl Context<'_> {
     /// Journals a fact: in effect at once in memory, durable before anything sent behind it.
     pub(crate) fn persist(&mut self, durable: &mut ReplicaDurable, record: Record) -> JournalSeq {
         durable.apply(&record);
-        let seq = self.gate.number();
+        let seq = self.gate.number(record.may_wait());
         self.out.push(Effect::Persist { seq, record });
         seq
     }

@@ -15,6 +15,8 @@ use ashlar_types::{ChunkId, Epoch, Generation, Lsn, NodeId};
 #[derive(Debug, Default)]
 pub struct Gate {
     numbered: JournalSeq,
+    /// The last record that something may rest on; later ones may be lost at no cost.
+    needed: JournalSeq,
     durable: JournalSeq,
     held: VecDeque<(JournalSeq, Held)>,
 }
@@ -52,9 +54,13 @@ pub struct Released {
 }
 
 impl Gate {
-    /// The next record's number.
-    pub fn number(&mut self) -> JournalSeq {
+    /// The next record's number. Nothing is held behind a record that may wait for the next group
+    /// ([`crate::record::Record::may_wait`]).
+    pub fn number(&mut self, may_wait: bool) -> JournalSeq {
         self.numbered.0 += 1;
+        if !may_wait {
+            self.needed = self.numbered;
+        }
         self.numbered
     }
 
@@ -66,16 +72,16 @@ impl Gate {
 
     /// Whether nothing has to be waited for.
     fn open(&self) -> bool {
-        self.durable == self.numbered
+        self.durable >= self.needed
     }
 
-    /// Holds `effect` until all records numbered so far are durable; gives it back if they are.
+    /// Holds `effect` until all records that it may rest on are durable; gives it back if they are.
     #[must_use]
     pub fn hold(&mut self, effect: Effect) -> Option<Effect> {
         if self.open() {
             return Some(effect);
         }
-        self.held.push_back((self.numbered, Held::Effect(effect)));
+        self.held.push_back((self.needed, Held::Effect(effect)));
         None
     }
 
@@ -85,18 +91,35 @@ impl Gate {
         if self.open() {
             return Some(ack);
         }
-        self.held.push_back((self.numbered, Held::Ack(chunk, ack)));
+        self.held.push_back((self.needed, Held::Ack(chunk, ack)));
         None
     }
 
-    /// Notes that the last record numbered is this node's own write to the chunk.
+    /// Notes that the last record needed is this node's own write to the chunk.
     pub fn note_own(&mut self, chunk: ChunkId) {
-        self.held.push_back((self.numbered, Held::Own(chunk)));
+        self.held.push_back((self.needed, Held::Own(chunk)));
     }
 
-    /// Notes that the last record numbered adopts an epoch.
+    /// Notes that the last record needed adopts an epoch.
     pub fn note_adopted(&mut self, chunk: ChunkId, epoch: Epoch, generation: Generation) {
-        self.held.push_back((self.numbered, Held::Adopted(chunk, epoch, generation)));
+        self.held.push_back((self.needed, Held::Adopted(chunk, epoch, generation)));
+    }
+
+    /// Panics if the gate's order is broken.
+    ///
+    /// # Panics
+    /// On a broken invariant: something could leave before its record is durable.
+    pub fn check(&self) {
+        assert!(self.durable <= self.numbered, "durable beyond what was numbered");
+        assert!(self.needed <= self.numbered, "needed beyond what was numbered");
+        assert!(
+            self.held.iter().zip(self.held.iter().skip(1)).all(|((a, _), (b, _))| a <= b),
+            "what is held is out of order"
+        );
+        assert!(
+            self.held.front().is_none_or(|(at, _)| *at > self.durable),
+            "something is held although its record is durable"
+        );
     }
 
     /// All records up to `seq` are durable.

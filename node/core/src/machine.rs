@@ -234,8 +234,10 @@ impl NodeCore {
     /// # Panics
     /// On a broken invariant.
     pub fn check(&self) {
-        for replica in self.replicas.values() {
-            replica.durable.check();
+        self.gate.check();
+        for (chunk, replica) in &self.replicas {
+            assert!(*chunk == replica.durable.config.chunk, "{chunk}: filed under another name");
+            replica.check();
         }
     }
 
@@ -443,7 +445,7 @@ impl NodeCore {
             return;
         }
         if self.replicas.remove(&chunk).is_some() {
-            let seq = self.gate.number();
+            let seq = self.gate.number(false);
             out.push(Effect::Persist { seq, record: Record::Erase { chunk } });
         }
         let report = ReplicaReport {

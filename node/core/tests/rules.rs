@@ -278,6 +278,18 @@ fn a_member_acknowledges_only_what_is_on_stable_media() {
 }
 
 #[test]
+fn nothing_waits_for_a_record_that_may_itself_wait() {
+    let (mut hands, of) = following();
+    hands.peer_says(1, mirror(1, lsn(of, 1), block(0, 1)));
+    hands.sync();
+    let told = DataMessage::Committed { chunk: chunk(), epoch: Epoch(1), lsn: lsn(of, 1) };
+    hands.peer_says(1, told);
+    assert!(matches!(hands.journal.last(), Some(Record::Committed { .. })));
+    let again = hands.peer_says(1, mirror(1, lsn(of, 1), block(0, 1)));
+    assert_eq!(acked(&again), Some(lsn(of, 1)), "held behind a mark that is never flushed alone");
+}
+
+#[test]
 fn a_member_acknowledges_one_prefix_for_a_whole_group() {
     let (mut hands, of) = following();
     for counter in 1..=5 {

@@ -504,3 +504,67 @@ impl Primary {
         self.ask_confirmation(durable, context);
     }
 }
+
+impl Primary {
+    /// Panics if what this primary believes contradicts itself. Cheap enough for every event.
+    ///
+    /// # Panics
+    /// On a broken invariant: going on could acknowledge what is not safe.
+    pub(crate) fn check(&self, durable: &ReplicaDurable) {
+        let config = &durable.config;
+        let chunk = config.chunk;
+        assert!(config.primary == durable.replica, "{chunk}: acts as primary without being it");
+        assert!(self.term.elected == config.elected, "{chunk}: a term of another election");
+        assert!(self.term <= durable.term, "{chunk}: its own term is not durable");
+        assert!(self.committed <= durable.last.max(durable.committed), "{chunk}: committed ahead");
+        for follower in &self.followers {
+            let replica = follower.replica;
+            assert!(replica != durable.replica, "{chunk}: follows itself");
+            assert!(
+                config.is_in_sync(replica) || config.is_learner(replica),
+                "{chunk}: mirrors to a replica that the configuration does not name"
+            );
+            assert!(follower.acked <= durable.last, "{chunk}: acknowledged what was not written");
+            assert!(
+                follower.fill.is_none() || config.is_learner(replica),
+                "{chunk}: fills a replica that is no learner"
+            );
+        }
+        self.check_writes(durable);
+        self.reads.check();
+    }
+
+    fn check_writes(&self, durable: &ReplicaDurable) {
+        let chunk = durable.config.chunk;
+        let bytes: usize = self.in_flight.iter().map(|write| write.data.data.len()).sum();
+        assert!(bytes == self.in_flight_bytes, "{chunk}: bytes in flight are miscounted");
+        let bytes: usize = self.waiting.iter().map(|request| request.what.bytes()).sum();
+        assert!(bytes == self.waiting_bytes, "{chunk}: waiting bytes are miscounted");
+        let mut expected = self.in_flight.front().map(|write| write.lsn);
+        for write in &self.in_flight {
+            assert!(Some(write.lsn) == expected, "{chunk}: a gap among the writes in flight");
+            assert!(write.lsn.term == self.term, "{chunk}: a write of another term in flight");
+            assert!(
+                write.lsn > self.committed || write.reply.is_none(),
+                "{chunk}: a committed write whose client was not told"
+            );
+            expected = Some(write.lsn.next());
+        }
+        if let Some(newest) = self.in_flight.back() {
+            assert!(newest.lsn == durable.last, "{chunk}: the newest write is not in flight");
+        }
+        if self.is_serving() {
+            assert!(durable.last.term == self.term, "{chunk}: serves without an open term");
+            assert!(
+                self.committed.term == self.term,
+                "{chunk}: serves before its opening is committed"
+            );
+        } else {
+            assert!(self.reads.len() == 0, "{chunk}: reads before it serves");
+        }
+        assert!(
+            self.withheld.is_empty() || !durable.config.may_acknowledge(),
+            "{chunk}: keeps an acknowledgement back without a reason"
+        );
+    }
+}

@@ -108,6 +108,24 @@ impl Reads {
         }
     }
 
+    /// Panics if the bookkeeping of questions contradicts itself.
+    ///
+    /// # Panics
+    /// On a broken invariant: a read could be answered without its proof.
+    pub(super) fn check(&self) {
+        assert!(self.confirmed <= self.asked, "a question was answered that was never asked");
+        assert!(
+            self.open
+                .as_ref()
+                .is_none_or(|round| { round.number == self.asked && !round.unanswered.is_empty() }),
+            "the open question is not the newest, or nobody is left to answer it"
+        );
+        assert!(
+            self.ops.values().all(|op| op.round <= self.asked + 1),
+            "a read waits for a question beyond the next"
+        );
+    }
+
     /// Whether a question should be asked now.
     fn wants_round(&self) -> bool {
         self.open.is_none() && self.ops.values().any(|op| op.round > self.confirmed)

@@ -155,6 +155,35 @@ impl Replica {
         }
     }
 
+    /// Panics if role, configuration and durable state contradict each other.
+    ///
+    /// # Panics
+    /// On a broken invariant.
+    pub(crate) fn check(&self) {
+        self.durable.check();
+        let config = &self.durable.config;
+        let me = self.durable.replica;
+        assert!(config.check().is_ok(), "{}: adopted a contradiction", config.chunk);
+        assert!(self.adopted_durably.0 <= config.epoch, "{}: reports ahead", config.chunk);
+        assert!(self.adopted_durably.1 <= config.generation, "{}: reports ahead", config.chunk);
+        match &self.role {
+            Role::Primary(primary) => primary.check(&self.durable),
+            Role::Member(_) => {
+                assert!(config.primary != me, "{}: follows itself", config.chunk);
+                assert!(
+                    config.is_in_sync(me) || config.is_learner(me),
+                    "{}: follows without being named",
+                    config.chunk
+                );
+            }
+            Role::Out => assert!(
+                !config.is_in_sync(me) && !config.is_learner(me),
+                "{}: stands aside although it is named",
+                config.chunk
+            ),
+        }
+    }
+
     /// Notes that the primary's committed position is at least `lsn`, for the next restart.
     pub(crate) fn note_committed(&mut self, lsn: ashlar_types::Lsn, context: &mut Context<'_>) {
         if lsn > self.durable.committed && lsn <= self.durable.last {
