@@ -24,6 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const CAPACITY_BYTES: u64 = 8 << 30;
 
 pub(crate) struct Zone {
+    timing: Timing,
     folder: tempfile::TempDir,
     addresses: BTreeMap<u64, String>,
     members: BTreeMap<u64, (CancellationToken, JoinHandle<()>)>,
@@ -53,7 +54,13 @@ pub(crate) fn reason<T: std::fmt::Debug>(
 impl Zone {
     /// Members and nodes, all up.
     pub(crate) async fn start(members: u64, nodes: u32) -> Self {
+        Self::start_with(members, nodes, Timing::default()).await
+    }
+
+    /// The same with other times and sizes.
+    pub(crate) async fn start_with(members: u64, nodes: u32, timing: Timing) -> Self {
         let mut zone = Self {
+            timing,
             folder: tempfile::tempdir().unwrap(),
             addresses: (1..=members).map(|id| (id, free_address())).collect(),
             members: BTreeMap::new(),
@@ -82,7 +89,7 @@ impl Zone {
             peers: self.addresses.iter().map(|(id, at)| (id.to_string(), at.clone())).collect(),
             bootstrap: true,
             insecure: false,
-            timing: Timing::default(),
+            timing: self.timing.clone(),
         };
         let stop = CancellationToken::new();
         let token = stop.clone();

@@ -11,6 +11,7 @@
 
 mod harness;
 
+use ashlar_controlplane::Timing;
 use ashlar_proto::convert::NodeMessage;
 use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::v1;
@@ -195,6 +196,30 @@ async fn the_zone_outlives_its_leader_and_a_restart_of_all() {
     }
     let again = zone.volumes(2).create_volume(create("kept", "k")).await.unwrap().into_inner();
     assert_eq!(again.volume.unwrap().name, "kept", "tokens outlive restarts too");
+    zone.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_was_away_for_long_takes_over_a_snapshot() {
+    let timing = Timing { compact_after_entries: 16, ..Timing::default() };
+    let mut zone = Zone::start_with(3, 4, timing).await;
+    let leader = zone.status().await.leader;
+    let away = (1..=3).find(|id| *id != leader).unwrap();
+    zone.stop_member(away).await;
+    for number in 0..30 {
+        let name = format!("v{number}");
+        zone.volumes(leader).create_volume(create(&name, &name)).await.unwrap();
+    }
+    zone.start_member(away);
+    zone.until("it has everything", |status| {
+        let member = status.members.iter().find(|member| member.id == away).unwrap();
+        member.reachable && member.matched_index >= status.applied_index
+    })
+    .await;
+    // And starts again from what it took over.
+    zone.stop_member(away).await;
+    zone.start_member(away);
+    zone.available_through(away, "v29").await;
     zone.stop().await;
 }
 
