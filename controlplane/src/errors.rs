@@ -92,21 +92,14 @@ pub(crate) fn refusal(refusal: &Refusal, volume: Option<VolumeId>) -> ApiError {
 
 /// No place for a new volume, with the reason for each candidate.
 pub(crate) fn no_placement(error: &NoPlacement, zone: &str) -> ApiError {
-    let reasons: Vec<String> = error
-        .candidates
-        .iter()
-        .map(|rejected| format!("{}: {}", rejected.node, rejected.why))
-        .collect();
-    let why = match reasons.is_empty() {
-        true => "no node is registered".to_owned(),
-        false => reasons.join("; "),
-    };
-    let mut api = ApiError::new(
-        Reason::InsufficientVolumeCapacity,
-        format!("zone {zone} cannot hold the volume: {error}; {why}"),
-    )
-    .quota(&format!("zone {zone}"), why)
-    .retry_after(Duration::from_secs(5));
+    let mut text = format!("zone {zone} cannot hold the volume: {error}");
+    if error.candidates.is_empty() {
+        text += "; no node is registered";
+    }
+    // Who lacks what stands in the metadata, node by node.
+    let mut api = ApiError::new(Reason::InsufficientVolumeCapacity, text)
+        .quota(&format!("zone {zone}"), error.to_string())
+        .retry_after(Duration::from_secs(5));
     for rejected in &error.candidates {
         api = api.with(&rejected.node.to_string(), rejected.why.clone());
     }
