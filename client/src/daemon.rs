@@ -151,11 +151,22 @@ pub struct DaemonStatus {
 /// # Errors
 /// What prevented the attachment or an export, or an orderly end.
 pub async fn run(
-    config: DaemonConfig,
+    mut config: DaemonConfig,
     shutdown: CancellationToken,
     ready: impl FnOnce(&DaemonStatus),
 ) -> Result<(), DaemonError> {
     host::prepare();
+    // What status says is read by processes in other folders.
+    for path in [Some(&mut config.state_dir), config.nbd_socket.as_mut(), config.fuse_dir.as_mut()]
+        .into_iter()
+        .flatten()
+    {
+        *path = std::path::absolute(&path).map_err(|cause| StateError::Io {
+            what: "find",
+            path: path.clone(),
+            cause,
+        })?;
+    }
     let state = State::open(&config.state_dir)?;
     let mut control = ControlPlane::new(&config.endpoints)?;
     let (kept, map) = attach(&config, &state, &mut control).await?;

@@ -20,7 +20,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Name of the file.
 pub const FILE_NAME: &str = "volume";
@@ -33,6 +33,9 @@ const WRITE_BYTES_MAX: u32 = 1 << 20;
 const BACKGROUND_MAX: u16 = 256;
 /// What the kernel may keep of names and attributes; nothing of it ever changes.
 const KEEP: Duration = Duration::from_secs(3600);
+
+/// Time for the kernel to end the session after the unmount.
+const OVER_WITHIN: Duration = Duration::from_secs(2);
 
 const ROOT: INodeNo = INodeNo(1);
 const FILE: INodeNo = INodeNo(2);
@@ -79,6 +82,11 @@ impl FuseFile {
                 Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::EPERM) => {}
                 Err(error) => return Err((self, error.into())),
             }
+        }
+        // The kernel tells the session a moment later; asked before, it would unmount once more.
+        let until = Instant::now() + OVER_WITHIN;
+        while !self.is_over() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
         }
         if let Err(error) = self.session.umount_and_join() {
             tracing::info!(%error, "end of the FUSE session");
