@@ -20,9 +20,9 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, mpsc};
 
-/// Time for a connection and its hellos. A node that is up answers within milliseconds; longer
-/// would delay the question to the others.
-const DIAL_WITHIN: Duration = Duration::from_millis(700);
+/// Time for a connection and its hellos. A busy node may take long; the machine asks the others
+/// meanwhile.
+const DIAL_WITHIN: Duration = Duration::from_secs(3);
 /// Unacknowledged bytes older than this end a connection: the host is gone without a word.
 const SILENT_HOST_MILLIS: i32 = 5_000;
 /// Room made for each read of a socket.

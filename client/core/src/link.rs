@@ -22,10 +22,11 @@ pub(crate) struct Node {
     pub(crate) questions: BTreeSet<ChunkIndex>,
 }
 
+/// A connection, or when there was or will be an attempt at one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Link {
     Down { retry_at: Time },
-    Dialling(SessionId),
+    Dialling(SessionId, Time),
     Up(SessionId),
 }
 
@@ -48,7 +49,7 @@ impl Node {
     pub(crate) const fn session(&self) -> Option<SessionId> {
         match self.link {
             Link::Down { .. } => None,
-            Link::Dialling(session) | Link::Up(session) => Some(session),
+            Link::Dialling(session, _) | Link::Up(session) => Some(session),
         }
     }
 }

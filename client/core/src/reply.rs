@@ -26,7 +26,7 @@ impl VolumeCore {
         out: &mut Outbox,
     ) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
-        if node.link == Link::Dialling(session) {
+        if matches!(node.link, Link::Dialling(dialled, _) if dialled == session) {
             node.link = Link::Up(session);
             self.pump(now, id, out);
         }

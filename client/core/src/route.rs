@@ -210,7 +210,7 @@ impl VolumeCore {
         self.pump(now, primary, out);
         if !matches!(
             self.nodes.get(&primary).map(|n| n.link),
-            Some(Link::Up(_) | Link::Dialling(_))
+            Some(Link::Up(_) | Link::Dialling(..))
         ) {
             self.doubt(now, index, true, out);
         }
@@ -223,12 +223,12 @@ impl VolumeCore {
             return;
         }
         match node.link {
-            Link::Dialling(_) => {}
+            Link::Dialling(..) => {}
             Link::Down { retry_at } => {
                 if retry_at <= now {
                     let session = self.session_next;
                     self.session_next = session.next();
-                    node.link = Link::Dialling(session);
+                    node.link = Link::Dialling(session, now);
                     out.push(Effect::Connect { node: id, session });
                 }
             }

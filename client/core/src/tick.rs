@@ -2,6 +2,7 @@
 
 use crate::OpId;
 use crate::input::{OpError, Outbox, WaitPolicy};
+use crate::link::Link;
 use crate::op::PartState;
 use crate::volume::{TICK, VolumeCore};
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -71,19 +72,36 @@ impl VolumeCore {
     fn look_for_silence(&mut self, now: Time, out: &mut Outbox) {
         let mut silent: BTreeSet<ChunkIndex> = BTreeSet::new();
         let mut reset: BTreeMap<NodeId, SessionId> = BTreeMap::new();
+        let mut unreachable: BTreeSet<ChunkIndex> = BTreeSet::new();
         for (_, part) in self.parts.iter() {
-            if let PartState::InFlight { node, session, sent, .. } = part.state {
-                let quiet = now.since(sent);
-                if quiet >= SILENCE {
-                    silent.insert(part.chunk);
+            match part.state {
+                PartState::InFlight { node, session, sent, .. } => {
+                    let quiet = now.since(sent);
+                    if quiet >= SILENCE {
+                        silent.insert(part.chunk);
+                    }
+                    if quiet >= SILENCE_RESET {
+                        reset.insert(node, session);
+                    }
                 }
-                if quiet >= SILENCE_RESET {
-                    reset.insert(node, session);
+                // A host that takes connections and answers no hello.
+                PartState::Ready { node, .. } => {
+                    let link = self.nodes.get(&node).map(|node| node.link);
+                    if matches!(link, Some(Link::Dialling(_, at)) if now.since(at) >= SILENCE) {
+                        unreachable.insert(part.chunk);
+                    }
                 }
+                PartState::Ordered
+                | PartState::Held
+                | PartState::Unrouted
+                | PartState::Waiting { .. } => {}
             }
         }
         for chunk in silent {
             self.doubt(now, chunk, false, out);
+        }
+        for chunk in unreachable {
+            self.doubt(now, chunk, true, out);
         }
         for (node, session) in reset {
             self.disconnect(now, node, session, out);

@@ -303,3 +303,22 @@ fn an_older_configuration_never_replaces_a_newer_one() {
     assert!(zone.core.configs().any(|known| *known == newer));
     assert_eq!(zone.core.configs().count(), CHUNKS as usize);
 }
+
+#[test]
+fn a_node_that_takes_the_connection_and_says_nothing_is_asked_about_elsewhere() {
+    let mut zone = Zone::new(1, WaitPolicy::Wait);
+    let mut out = Outbox::new();
+    let volume = zone.core.settings.volume;
+    let configs = (0..CHUNKS).map(|i| config(volume, i)).collect();
+    zone.core.handle(zone.now, Input::Map { configs }, &mut out);
+    let read = Input::Submit { op: OpId(1), request: Request::Read { first: 0, count: 1 } };
+    zone.core.handle(zone.now, read, &mut out);
+    let dialled = |out: &Outbox| out.iter().filter(|e| matches!(e, Effect::Connect { .. })).count();
+    assert_eq!(dialled(&out), 1, "the primary alone");
+    for _ in 0..70 {
+        zone.now = zone.now + Duration::from_millis(10);
+        zone.core.handle(zone.now, Input::Tick, &mut out);
+    }
+    assert_eq!(dialled(&out), 3, "the other members too");
+    assert!(out.iter().any(|e| matches!(e, Effect::RefreshMap)));
+}
