@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+mod client;
 mod control;
 
 /// One rule taken out.
@@ -187,7 +188,7 @@ pub(crate) fn run(repository: &Path) -> anyhow::Result<Vec<&'static str>> {
         bail!("the tests fail before any rule is taken out");
     }
     let mut survivors = Vec::new();
-    for mutant in MUTANTS.iter().chain(control::MUTANTS) {
+    for mutant in MUTANTS.iter().chain(control::MUTANTS).chain(client::MUTANTS) {
         let began = Instant::now();
         let path = sources.join(mutant.file);
         let original =
