@@ -15,6 +15,7 @@ mod licence;
 mod metadata;
 mod sources;
 mod supply;
+mod ties;
 
 /// What the checks found.
 #[derive(Debug, Default)]
@@ -44,6 +45,7 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<Report> {
     let mut report = Report::default();
     sources::check(&files, &mut report);
     documents::check(root, &files, &mut report);
+    ties::check(&files, &mut report);
     edges::check(&metadata, &mut report);
     supply::check(&metadata, &mut report);
     Ok(report)
