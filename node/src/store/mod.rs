@@ -81,7 +81,7 @@ pub struct Opened {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
     /// The disk refuses.
-    #[error("the store's disk failed")]
+    #[error("{0}")]
     Disk(#[from] DiskError),
     /// The store belongs to another node.
     #[error("the store belongs to {found_node} of zone {found_zone}, not to {node} of zone {zone}")]
