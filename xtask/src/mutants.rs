@@ -133,6 +133,13 @@ const MUTANTS: &[Mutant] = &[
         tests: NODE_RULES,
     },
     Mutant {
+        rule: "a primary that lacks committed writes does not go on",
+        file: "node/core/src/primary/opening.rs",
+        take_out: "if committed > durable.last {",
+        put_in: "if false && committed > durable.last {",
+        tests: NODE_RULES,
+    },
+    Mutant {
         rule: "ranges taken over are journalled as uncommitted before their first byte",
         file: "node/core/src/primary/opening.rs",
         take_out: "context.persist(durable, Record::TakeOver { chunk, ranges });",

@@ -161,6 +161,11 @@ impl Primary {
         self.term
     }
 
+    /// Whether its store lacks what was committed: as good as stale.
+    pub(crate) const fn is_unfit(&self) -> bool {
+        matches!(self.phase, Phase::Unfit)
+    }
+
     pub(crate) const fn is_serving(&self) -> bool {
         matches!(self.phase, Phase::Serving)
     }
@@ -180,6 +185,7 @@ impl Primary {
                 self.begin_collecting(durable, context);
             }
             Phase::Overwriting { .. } | Phase::Serving => self.advance(durable, context),
+            Phase::Unfit => {}
         }
     }
 

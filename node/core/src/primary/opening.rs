@@ -7,7 +7,8 @@
 //! 4. Overwrite those ranges with this replica's content, as the first writes of the term.
 //! 5. Serve when they are committed.
 //!
-//! If any member knows writes to be committed that this replica lacks, it does not go on.
+//! If any member knows writes to be committed that this replica lacks, it does not go on: it
+//! reports itself stale, and the control plane elects another.
 
 use super::{Follower, Primary};
 use crate::context::{Context, ReadFor};
@@ -45,6 +46,9 @@ pub(super) enum Phase {
     },
     /// Requests of clients are carried out.
     Serving,
+    /// This replica lacks writes that a member knows to be committed: it says that it is stale and
+    /// waits for another to be elected.
+    Unfit,
 }
 
 impl Primary {
@@ -110,6 +114,8 @@ impl Primary {
         if committed > durable.last {
             let (chunk, last) = (durable.config.chunk, durable.last);
             context.out.push(Effect::Alarm(Alarm::LacksCommitted { chunk, last, committed }));
+            context.dirty.insert(chunk);
+            self.phase = Phase::Unfit;
             return;
         }
         let source = histories
@@ -213,7 +219,7 @@ impl Primary {
                     context.send(to, message);
                 }
             }
-            Phase::Serving => {}
+            Phase::Serving | Phase::Unfit => {}
         }
     }
 
@@ -288,7 +294,7 @@ impl Primary {
                     }
                 }
             }
-            Phase::Serving => {}
+            Phase::Serving | Phase::Unfit => {}
         }
     }
 }

@@ -139,6 +139,7 @@ impl Replica {
         let config = &self.durable.config;
         let state = match &self.role {
             Role::Primary(primary) if primary.is_serving() => ReplicaState::Serving,
+            Role::Primary(primary) if primary.is_unfit() => ReplicaState::Stale,
             Role::Primary(_) => ReplicaState::Opening,
             Role::Member(member) if config.is_learner(self.durable.replica) => {
                 ReplicaState::Filling { blocks_done: member.blocks_done() }
