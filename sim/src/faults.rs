@@ -28,6 +28,8 @@ pub(crate) enum Fault {
     CrashAll,
     /// Two nodes lose each other on a network, one way or both.
     Cut(NodeId, NodeId, Network, bool),
+    /// A node loses all nodes and members, on both networks; clients still reach it.
+    Isolate(NodeId),
     /// The client loses a node.
     CutClient(NodeId),
     /// Every cut heals.
@@ -40,7 +42,7 @@ const AWAY_MAX: Duration = Duration::from_secs(4);
 const CALM_MAX: Duration = Duration::from_millis(2_500);
 
 impl World {
-    fn any_node(&mut self) -> Option<NodeId> {
+    pub(crate) fn any_node(&mut self) -> Option<NodeId> {
         let count = self.nodes.len() as u64;
         let at = usize::try_from(self.dice.below(count)).ok()?;
         self.nodes.keys().nth(at).copied()
@@ -87,6 +89,22 @@ impl World {
                 let wait = self.draw(AWAY_MAX);
                 self.schedule_in(wait, Event::Fault(Fault::Heal));
             }
+            Fault::Isolate(node) => {
+                let peers: Vec<Host> = self
+                    .nodes
+                    .keys()
+                    .filter(|peer| **peer != node)
+                    .map(|n| Host::Node(*n))
+                    .collect();
+                for other in peers.into_iter().chain((1..=MEMBERS).map(Host::Member)) {
+                    for network in [Network::Primary, Network::Replication] {
+                        self.net.set_cut(Host::Node(node), other, network, true);
+                        self.net.set_cut(other, Host::Node(node), network, true);
+                    }
+                }
+                let wait = self.draw(AWAY_MAX);
+                self.schedule_in(wait, Event::Fault(Fault::Heal));
+            }
             Fault::CutClient(node) => {
                 self.net.set_cut(Host::Client, Host::Node(node), Network::Primary, true);
                 let wait = self.draw(Duration::from_secs(1));
@@ -110,13 +128,14 @@ impl World {
             Some(leader) if self.dice.chance(2, 3) => leader,
             _ => 1 + self.dice.below(MEMBERS),
         };
-        let fault = match self.dice.below(18) {
+        let fault = match self.dice.below(20) {
             0..6 => Fault::Crash(a),
             6 => Fault::CrashAll,
             7..10 if a != b => Fault::Cut(a, b, network, both),
             10..13 => Fault::CrashMember(member),
             13 | 14 => Fault::CutMember(a, member),
             15 => Fault::CutMembers(member, member % MEMBERS + 1),
+            16 | 17 => Fault::Isolate(a),
             _ => Fault::CutClient(a),
         };
         self.strike(fault);

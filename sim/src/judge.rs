@@ -6,6 +6,8 @@
 //! - `unknown content`: a read returns bytes that nobody wrote to that block;
 //! - `two writers`: an acknowledgement under a term below one that was acknowledged under before
 //!   (invariant 1);
+//! - `stale read`: a node answers a read that was asked after another had acknowledged a write of
+//!   the chunk under a later term (3);
 //! - `replicas differ`: after healing, in-sync replicas of a chunk are not byte-identical (6);
 //! - `not alive`: after faults stop, requests or replicas stay unfinished (10).
 //!
@@ -46,7 +48,8 @@ struct BlockHistory {
 #[derive(Debug, Default)]
 pub(crate) struct Judge {
     blocks: BTreeMap<u64, BlockHistory>,
-    acknowledged_under: BTreeMap<ChunkId, (Term, NodeId)>,
+    /// Newest term that a write was acknowledged under, by whom, and when first.
+    acknowledged_under: BTreeMap<ChunkId, (Term, NodeId, Time)>,
     pub(crate) violations: Vec<Violation>,
     pub(crate) writes_acknowledged: u64,
     pub(crate) reads_finished: u64,
@@ -94,18 +97,58 @@ impl Judge {
     /// A node acknowledges a write of a chunk under a term.
     pub(crate) fn node_acknowledges(&mut self, at: Time, chunk: ChunkId, term: Term, node: NodeId) {
         let known = self.acknowledged_under.get(&chunk).copied();
-        if let Some((newest, by)) = known.filter(|(newest, _)| *newest > term) {
+        if let Some((newest, by, _)) = known.filter(|(newest, ..)| *newest > term) {
             let detail = format!("{node} under {term} after {by} under {newest} in {chunk}");
             self.violated(at, "two writers", detail);
             return;
         }
-        self.acknowledged_under.insert(chunk, (term, node));
+        if known.is_none_or(|(newest, ..)| newest < term) {
+            self.acknowledged_under.insert(chunk, (term, node, at));
+        }
+    }
+
+    /// A node answers a read of a chunk under a term; the client sent it at `asked`.
+    pub(crate) fn node_answers_read(
+        &mut self,
+        at: Time,
+        asked: Time,
+        chunk: ChunkId,
+        term: Term,
+        node: NodeId,
+    ) {
+        let known = self.acknowledged_under.get(&chunk).copied();
+        if let Some((newest, by, since)) =
+            known.filter(|(newest, _, since)| *newest > term && *since < asked)
+        {
+            let detail = format!(
+                "{node} answers under {term} what was asked at {asked}; {by} has acknowledged \
+                 under {newest} since {since} in {chunk}"
+            );
+            self.violated(at, "stale read", detail);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ashlar_types::{ChunkIndex, Epoch, StartNumber, VolumeId, ZoneId};
+
+    #[test]
+    fn the_judge_finds_a_read_of_a_deposed_primary() {
+        let term = |elected| Term { elected: Epoch(elected), start: StartNumber(1) };
+        let (old, new) = (NodeId(1), NodeId(2));
+        let volume = VolumeId { zone: ZoneId::default(), uuid: 1 };
+        let chunk = ChunkId { volume, index: ChunkIndex(0) };
+        let mut judge = Judge::default();
+        judge.node_acknowledges(Time::from_millis(5), chunk, term(2), new);
+        let at = Time::from_millis(9);
+        judge.node_answers_read(at, Time::from_millis(4), chunk, term(1), old);
+        judge.node_answers_read(at, Time::from_millis(6), chunk, term(2), new);
+        assert!(judge.violations.is_empty(), "asked before, or answered by the newest");
+        judge.node_answers_read(at, Time::from_millis(6), chunk, term(1), old);
+        assert_eq!(judge.violations.len(), 1);
+    }
 
     #[test]
     fn the_judge_finds_a_lost_write_and_an_unseen_one() {

@@ -28,6 +28,8 @@ pub enum Sabotage {
     IgnoreEpochs,
     /// Primaries count a secondary's acknowledgement when the write is sent, not when it comes.
     AcknowledgeEarly,
+    /// Holders go on using their read leases for an hour.
+    KeepLeases,
 }
 
 /// How long, how large.
@@ -119,6 +121,10 @@ fn build(options: Options) -> World {
     let mut world = World::new(options, Net::new(weather), control);
     let timing =
         Timing { readopt_window: Duration::from_secs(3), copy_blocks: 4, ..Timing::default() };
+    let timing = match options.sabotage {
+        Sabotage::KeepLeases => Timing { lease_used: Duration::from_secs(3_600), ..timing },
+        Sabotage::None | Sabotage::IgnoreEpochs | Sabotage::AcknowledgeEarly => timing,
+    };
     for number in 1..=options.nodes {
         let node = NodeId(number);
         world.nodes.insert(node, SimNode::new(zone, node, timing, &mut dice));
@@ -126,7 +132,10 @@ fn build(options: Options) -> World {
     }
     world.begin_control();
     match world.set_up(options.seed) {
-        Ok(()) => world.schedule_in(Duration::from_millis(1), Event::Work),
+        Ok(()) => {
+            world.schedule_in(Duration::from_millis(1), Event::Work);
+            world.schedule_in(Duration::from_millis(2), Event::Probe);
+        }
         Err(detail) => world.judge.violated(world.now, "not alive", detail),
     }
     world

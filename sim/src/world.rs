@@ -14,8 +14,9 @@ use ashlar_client_core as client;
 use ashlar_env::dice::{Dice, SeededDice};
 use ashlar_node_core as node;
 use ashlar_node_core::{ConnectionId, JournalSeq, Link, ReadTicket};
-use ashlar_types::message::data::{DataMessage, Network};
-use ashlar_types::{BlockRange, ChunkId, NodeId, SessionId, Time, VolumeId};
+use ashlar_types::message::cluster::ReplicaState;
+use ashlar_types::message::data::{DataMessage, Network, Stamp};
+use ashlar_types::{BlockRange, ChunkId, NodeId, RequestId, SessionId, Time, VolumeId};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -29,16 +30,51 @@ const REDIAL_MAX: Duration = Duration::from_millis(150);
 /// Something that happens at a point in time.
 #[derive(Debug)]
 pub(crate) enum Event {
-    NodeTick { node: NodeId, life: u64 },
-    Start { node: NodeId },
-    Dial { from: NodeId, to: NodeId, network: Network, life: u64 },
-    LinkLost { wire: Wire, life: u64 },
-    Deliver { wire: Wire, connection: u64, message: DataMessage },
-    Synced { node: NodeId, life: u64, seq: JournalSeq },
-    BlocksRead { node: NodeId, life: u64, ticket: ReadTicket, chunk: ChunkId, range: BlockRange },
-    ClientDial { node: NodeId, session: SessionId },
-    ClientLinkLost { node: NodeId, session: SessionId },
+    NodeTick {
+        node: NodeId,
+        life: u64,
+    },
+    Start {
+        node: NodeId,
+    },
+    Dial {
+        from: NodeId,
+        to: NodeId,
+        network: Network,
+        life: u64,
+    },
+    LinkLost {
+        wire: Wire,
+        life: u64,
+    },
+    Deliver {
+        wire: Wire,
+        connection: u64,
+        message: DataMessage,
+    },
+    Synced {
+        node: NodeId,
+        life: u64,
+        seq: JournalSeq,
+    },
+    BlocksRead {
+        node: NodeId,
+        life: u64,
+        ticket: ReadTicket,
+        chunk: ChunkId,
+        range: BlockRange,
+    },
+    ClientDial {
+        node: NodeId,
+        session: SessionId,
+    },
+    ClientLinkLost {
+        node: NodeId,
+        session: SessionId,
+    },
     ClientTick,
+    /// A reader beside the client asks a node for what it takes itself to be primary of.
+    Probe,
     Work,
     Control(ControlEvent),
     Fault(Fault),
@@ -60,10 +96,12 @@ pub(crate) struct World {
     pub(crate) volume: Option<VolumeId>,
     /// The client's connections: wire to node and back, by node.
     sessions: BTreeMap<NodeId, (SessionId, u64, u64)>,
-    /// What a client's connection asked of a node: the chunk of each request.
-    asked: BTreeMap<(u64, u64), ChunkId>,
+    /// What a client's connection asked of a node: the chunk of each request, and when.
+    asked: BTreeMap<(u64, u64), (ChunkId, Time)>,
     pub(crate) judge: Judge,
     pub(crate) sabotage: Sabotage,
+    /// Reads of the reader beside the client.
+    probes: u64,
     /// A digest of every event: equal runs have equal ones.
     pub(crate) digest: u64,
     digesting: bool,
@@ -71,6 +109,10 @@ pub(crate) struct World {
 }
 
 const CLIENT: Host = Host::Client;
+/// Connection of the reader beside the client, at every node.
+const PROBE: u64 = u64::MAX;
+/// Between two of its reads.
+const PROBE_EVERY_MAX: Duration = Duration::from_millis(60);
 
 impl World {
     pub(crate) fn new(options: Options, net: Net, control: SimControl) -> Self {
@@ -89,6 +131,7 @@ impl World {
             asked: BTreeMap::new(),
             judge: Judge::default(),
             sabotage: options.sabotage,
+            probes: 0,
             digesting: options.digest,
             digest: 0xcbf2_9ce4_8422_2325,
             client_ticking: false,
@@ -169,6 +212,7 @@ impl World {
                 self.client_ticking = false;
                 self.client_input(client::Input::Tick);
             }
+            Event::Probe => self.read_beside(),
             Event::Work => self.work(),
             Event::Control(event) => self.control_event(event),
             Event::Fault(fault) => self.strike(fault),
@@ -301,7 +345,6 @@ impl World {
                 self.input(to, node::Input::BatchEnd);
             }
             (Host::Client, Host::Node(to)) => {
-                self.note_asked(connection, &message);
                 let from = Link::Client(ConnectionId(connection));
                 self.input(to, node::Input::Frame { from, message });
                 self.input(to, node::Input::BatchEnd);
@@ -318,8 +361,9 @@ impl World {
     }
 
     fn note_asked(&mut self, connection: u64, message: &DataMessage) {
-        if let DataMessage::Write { id, stamp, .. } = message {
-            self.asked.insert((connection, id.0), stamp.chunk);
+        if let DataMessage::Write { id, stamp, .. } | DataMessage::Read { id, stamp, .. } = message
+        {
+            self.asked.insert((connection, id.0), (stamp.chunk, self.now));
         }
     }
 
@@ -384,18 +428,59 @@ impl World {
         self.input(id, node::Input::Frame { from: Link::Peer(to, Network::Primary), message });
     }
 
-    fn answer_client(&mut self, id: NodeId, connection: ConnectionId, message: DataMessage) {
-        let Some((_, forth, back)) = self.sessions.get(&id).copied() else { return };
-        if forth != connection.0 {
-            return;
+    /// Reads at a node, by its own belief: the client alone would never ask a deposed primary, since
+    /// it knows of every election that it has written under.
+    fn read_beside(&mut self) {
+        if let Some(id) = self.any_node()
+            && let Some(core) = self.nodes.get(&id).and_then(SimNode::core)
+        {
+            let session = self.sessions.get(&id).map_or(SessionId(1), |(session, ..)| *session);
+            let serving = core.reports().filter(|report| report.state == ReplicaState::Serving);
+            let stamps: Vec<Stamp> = serving
+                .filter_map(|report| core.config(report.chunk))
+                .map(|config| Stamp {
+                    chunk: config.chunk,
+                    epoch: config.epoch,
+                    generation: config.generation,
+                    session,
+                })
+                .collect();
+            let from = Link::Client(ConnectionId(PROBE));
+            for stamp in stamps {
+                self.probes += 1;
+                let id_of_read = RequestId(self.probes);
+                let range = BlockRange::new(0, 1);
+                let message = DataMessage::Read { id: id_of_read, stamp, range };
+                self.note_asked(PROBE, &message);
+                self.input(id, node::Input::Frame { from, message });
+                self.input(id, node::Input::BatchEnd);
+            }
         }
-        if let DataMessage::WriteDone { id: request } = &message
-            && let Some(chunk) = self.asked.get(&(connection.0, request.0)).copied()
+        let wait = self.draw(PROBE_EVERY_MAX);
+        self.schedule_in(wait, Event::Probe);
+    }
+
+    fn answer_client(&mut self, id: NodeId, connection: ConnectionId, message: DataMessage) {
+        let session = self.sessions.get(&id).copied();
+        let Some(back) = session
+            .filter(|(_, forth, _)| *forth == connection.0)
+            .map(|(.., back)| back)
+            .or((connection.0 == PROBE).then_some(PROBE))
+        else {
+            return;
+        };
+        if let DataMessage::WriteDone { id: request } | DataMessage::ReadDone { id: request, .. } =
+            &message
+            && let Some((chunk, asked)) = self.asked.remove(&(connection.0, request.0))
         {
             let core = self.nodes.get(&id).and_then(SimNode::core);
             let term = core.and_then(|core| core.durable(chunk)).map(|d| d.last.term);
-            if let Some(term) = term {
-                self.judge.node_acknowledges(self.now, chunk, term, id);
+            match term {
+                Some(term) if matches!(message, DataMessage::WriteDone { .. }) => {
+                    self.judge.node_acknowledges(self.now, chunk, term, id);
+                }
+                Some(term) => self.judge.node_answers_read(self.now, asked, chunk, term, id),
+                None => {}
             }
         }
         let wire = Wire { from: Host::Node(id), to: CLIENT, network: Network::Primary };
@@ -455,9 +540,10 @@ impl World {
         for effect in out {
             match effect {
                 client::Effect::Send { node, session, message } => {
-                    let known = self.sessions.get(&node).is_some_and(|(s, ..)| *s == session);
+                    let known = self.sessions.get(&node).filter(|(s, ..)| *s == session).copied();
                     let network = Network::Primary;
-                    if known {
+                    if let Some((_, there, _)) = known {
+                        self.note_asked(there, &message);
                         let wire = Wire { from: CLIENT, to: Host::Node(node), network };
                         self.transmit(wire, message);
                     }

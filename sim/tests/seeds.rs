@@ -28,10 +28,9 @@ fn the_same_seed_gives_the_same_bytes() {
 fn caught_by(sabotage: Sabotage) -> Option<u64> {
     (0..200).find(|seed| {
         let outcome = run(Options { sabotage, ..Options::of_many(*seed) });
-        outcome
-            .violations
-            .iter()
-            .any(|v| ["lost write", "two writers", "replicas differ"].contains(&v.rule))
+        outcome.violations.iter().any(|v| {
+            ["lost write", "two writers", "replicas differ", "stale read"].contains(&v.rule)
+        })
     })
 }
 
@@ -43,4 +42,9 @@ fn a_zone_without_the_epoch_check_is_caught() {
 #[test]
 fn a_primary_that_acknowledges_before_its_secondaries_have_the_write_is_caught() {
     assert!(caught_by(Sabotage::AcknowledgeEarly).is_some());
+}
+
+#[test]
+fn a_primary_that_keeps_its_leases_is_caught() {
+    assert!(caught_by(Sabotage::KeepLeases).is_some());
 }

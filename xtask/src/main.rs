@@ -10,6 +10,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::Instant;
 
 mod mutants;
 mod tidy;
@@ -17,16 +18,19 @@ mod tidy;
 /// Seeds of the simulation in a nightly run (issue 2).
 const NIGHTLY_SEEDS: &str = "20000";
 
-const USAGE: &str = "usage: cargo xtask <tidy|mutants|nightly>
+const USAGE: &str = "usage: cargo xtask <tidy|mutants [TEXT]|nightly>
   tidy     check the repository: imports, file sizes, licences, documents
-  mutants  take out one safety rule after another; a test must fail each time
-  nightly  run the workspace's tests at their nightly sizes (hours)";
+  mutants  take out one safety rule after another (whose file or words hold TEXT); a test must fail
+           each time
+  nightly  seeds of the simulation and the workspace's tests, both with the release build and at
+           their nightly sizes (hours)";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["tidy"] => run_tidy(),
-        ["mutants"] => run_mutants(),
+        ["mutants"] => run_mutants(""),
+        ["mutants", only] => run_mutants(only),
         ["nightly"] => run_nightly(),
         _ => {
             eprintln!("{USAGE}");
@@ -65,20 +69,51 @@ fn run_tidy() -> anyhow::Result<ExitCode> {
     }
 }
 
-fn run_mutants() -> anyhow::Result<ExitCode> {
-    let survivors = mutants::run(&repository())?;
+fn run_mutants(only: &str) -> anyhow::Result<ExitCode> {
+    let survivors = mutants::run(&repository(), only)?;
     for rule in &survivors {
         eprintln!("mutants: no test fails without the rule: {rule}");
     }
     Ok(if survivors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// All steps, also after one that failed.
 fn run_nightly() -> anyhow::Result<ExitCode> {
-    let status = Command::new(env!("CARGO"))
-        .current_dir(repository())
-        .args(["test", "--workspace"])
-        .env("ASHLAR_NIGHTLY", "1")
-        .env("ASHLAR_SEEDS", NIGHTLY_SEEDS)
-        .status()?;
-    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let cargo = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO"));
+        command.current_dir(repository()).args(arguments);
+        command
+    };
+    if !cargo(&["build", "--release"]).status()?.success() {
+        return Ok(ExitCode::FAILURE);
+    }
+    let binary = release_folder().join("ashlar");
+    let mut steps = [
+        Command::new(&binary),
+        // The tests' own code needs no optimization; what they drive is what users run.
+        cargo(&["test", "--workspace", "--no-fail-fast", "--", "--nocapture"]),
+    ];
+    let [seeds, tests] = &mut steps;
+    seeds.args(["sim", "run", "--seed", "0", "--seeds", NIGHTLY_SEEDS]);
+    tests.env("ASHLAR_NIGHTLY", "1").env("ASHLAR_BIN", &binary);
+    let mut failed = Vec::new();
+    for step in &mut steps {
+        let began = Instant::now();
+        println!("nightly: {step:?}");
+        if !step.status()?.success() {
+            failed.push(format!("{step:?}"));
+        }
+        println!("nightly: took {} s", began.elapsed().as_secs());
+    }
+    for step in &failed {
+        eprintln!("nightly: failed: {step}");
+    }
+    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Where cargo puts release builds.
+fn release_folder() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| repository().join("target"), PathBuf::from);
+    target.join("release")
 }

@@ -2,6 +2,7 @@
 
 use crate::durable::ReplicaDurable;
 use crate::gate::{Acknowledge, Gate};
+use crate::lease::Leases;
 use crate::outbox::{Effect, Link, Outbox, ReadTicket};
 use crate::peers::Peers;
 use crate::record::{JournalSeq, Record};
@@ -59,6 +60,7 @@ pub(crate) struct Context<'a> {
     pub(crate) me: Identity,
     pub(crate) timing: &'a Timing,
     pub(crate) peers: &'a Peers,
+    pub(crate) leases: &'a mut Leases,
     pub(crate) gate: &'a mut Gate,
     pub(crate) tickets: &'a mut Tickets,
     /// Replicas whose report to the control plane has changed.

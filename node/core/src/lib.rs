@@ -14,6 +14,7 @@ pub mod record;
 pub mod timing;
 
 mod context;
+mod lease;
 mod primary;
 mod replica;
 

@@ -6,6 +6,7 @@
 use crate::context::{Context, Identity, ReadFor, Tickets};
 use crate::durable::{DurableState, ReplicaDurable};
 use crate::gate::Gate;
+use crate::lease::Leases;
 use crate::outbox::{Alarm, ConnectionId, Effect, Link, Outbox, ReadTicket};
 use crate::peers::Peers;
 use crate::record::{JournalSeq, Record};
@@ -94,6 +95,7 @@ pub struct NodeCore {
     timing: Timing,
     replicas: BTreeMap<ChunkId, Replica>,
     peers: Peers,
+    leases: Leases,
     gate: Gate,
     tickets: Tickets,
     dirty: BTreeSet<ChunkId>,
@@ -102,8 +104,8 @@ pub struct NodeCore {
     sessions: BTreeMap<VolumeId, (Generation, SessionId)>,
     /// Chunks that had reads or writes since the last end of a batch.
     touched: BTreeSet<ChunkId>,
+    last_tick: Time,
     last_beat: Time,
-    beats: u64,
     last_heartbeat: Time,
     space: (u64, u64),
 }
@@ -123,14 +125,15 @@ impl NodeCore {
             timing,
             replicas: BTreeMap::new(),
             peers: Peers::default(),
+            leases: Leases::new(now),
             gate: Gate::default(),
             tickets: Tickets::default(),
             dirty: BTreeSet::new(),
             fills: 0,
             sessions: BTreeMap::new(),
             touched: BTreeSet::new(),
+            last_tick: now,
             last_beat: now,
-            beats: 0,
             last_heartbeat: now,
             space: (0, 0),
         };
@@ -154,6 +157,7 @@ impl NodeCore {
             me: self.me,
             timing: &self.timing,
             peers: &self.peers,
+            leases: &mut self.leases,
             gate: &mut self.gate,
             tickets: &mut self.tickets,
             dirty: &mut self.dirty,
@@ -259,17 +263,18 @@ impl NodeCore {
     }
 
     fn on_tick(&mut self, now: Time, out: &mut Outbox) {
+        if now.since(self.last_tick) > self.timing.tick_gap {
+            self.peers.listen_again(now);
+        }
+        self.last_tick = now;
         if now.since(self.last_beat) >= self.timing.beat {
             self.last_beat = now;
-            self.beats += 1;
-            for (node, network) in self.peers.links() {
-                let message = DataMessage::Beat { number: self.beats };
-                out.push(Effect::Send { to: Link::Peer(node, network), message });
-            }
+            self.beat(now, out);
         }
-        self.with_primaries(now, out, |primary, durable, context| {
-            primary.on_tick(durable, context);
-        });
+        let (replicas, mut context) = self.split(now, out);
+        for replica in replicas.values_mut() {
+            replica.on_tick(&mut context);
+        }
         if now.since(self.last_heartbeat) >= self.timing.heartbeat {
             self.last_heartbeat = now;
             let (capacity_bytes, used_bytes) = self.space;
@@ -278,6 +283,21 @@ impl NodeCore {
             out.push(Effect::Control(ControlUp::Heartbeat(heartbeat)));
         }
         self.report_changes(out);
+    }
+
+    /// A beat to every peer, over each network.
+    fn beat(&mut self, now: Time, out: &mut Outbox) {
+        let number = self.leases.next_beat(now);
+        let links: Vec<(NodeId, Network)> = self.peers.links().collect();
+        for (node, network) in links {
+            let adopted = self.leases.settled(node, |chunk| {
+                self.replicas.get(&chunk).map(|replica| replica.durable.config.epoch)
+            });
+            // Lost on the way: the peer lists them again.
+            self.leases.forget_settled(node, &adopted);
+            let message = DataMessage::Beat { number, adopted };
+            out.push(Effect::Send { to: Link::Peer(node, network), message });
+        }
     }
 
     /// A request of a client: the session is admitted, the chunk's primary takes it from there.
@@ -346,12 +366,17 @@ impl NodeCore {
         out: &mut Outbox,
     ) {
         match &message {
-            DataMessage::Beat { number } => {
-                let message = DataMessage::BeatReply { number: *number };
+            DataMessage::Beat { number, adopted } => {
+                let (granted, except) = self.leases.on_beat(now, from, adopted, &self.timing);
+                let (number, start) = (*number, self.me.start);
+                let message = DataMessage::BeatReply { number, start, granted, except };
                 out.push(Effect::Send { to: Link::Peer(from, network), message });
                 return;
             }
-            DataMessage::BeatReply { .. } => return,
+            DataMessage::BeatReply { number, start, granted, except } => {
+                self.leases.on_reply(from, *number, *start, *granted, except, &self.timing);
+                return;
+            }
             DataMessage::Adopt { config }
             | DataMessage::Collect { config, .. }
             | DataMessage::OpenLearner { config, .. } => {
@@ -444,7 +469,13 @@ impl NodeCore {
         if !ours || self.replicas.get(&chunk).is_some_and(|held| !named(held)) {
             return;
         }
-        if self.replicas.remove(&chunk).is_some() {
+        if let Some(held) = self.replicas.remove(&chunk) {
+            // What is erased vouches for nobody any more.
+            let config = &held.durable.config;
+            if config.primary.node != self.me.node {
+                let (peer, next) = (config.primary.node, config.epoch.next());
+                self.leases.except(peer, chunk, next, &self.timing);
+            }
             let seq = self.gate.number(false);
             out.push(Effect::Persist { seq, record: Record::Erase { chunk } });
         }

@@ -41,9 +41,22 @@ impl Peer {
 #[derive(Debug, Default)]
 pub struct Peers {
     peers: BTreeMap<NodeId, Peer>,
+    /// No silence is counted from before: this node was not listening then.
+    listening_since: Time,
 }
 
 impl Peers {
+    /// This node notices a gap in its own time: whatever its peers said meanwhile may still wait to
+    /// be read, so their silence counts from now on only (design.md section 6).
+    pub fn listen_again(&mut self, now: Time) {
+        self.listening_since = now;
+    }
+
+    /// How long a path has been silent, as far as this node can tell.
+    fn quiet(&self, now: Time, heard: Time) -> Duration {
+        now.since(heard.max(self.listening_since))
+    }
+
     /// Starts watching a peer; a known one stays as it is.
     pub fn watch(&mut self, now: Time, node: NodeId) {
         let path = Path { linked: false, refused: false, heard: now };
@@ -109,7 +122,7 @@ impl Peers {
         if peer.primary.refused && peer.replication.refused {
             return Some(RemovalReason::Refused);
         }
-        let quiet = now.since(peer.primary.heard.max(peer.replication.heard));
+        let quiet = self.quiet(now, peer.primary.heard.max(peer.replication.heard));
         (quiet >= silence).then(|| RemovalReason::Silent { millis: millis(quiet) })
     }
 
@@ -126,7 +139,7 @@ impl Peers {
     #[must_use]
     pub fn evidence(&self, now: Time, beat: Duration) -> Vec<PeerEvidence> {
         let state = |path: &Path| {
-            let quiet = now.since(path.heard);
+            let quiet = self.quiet(now, path.heard);
             if path.refused {
                 PathState::Refused
             } else if path.linked && quiet <= beat.saturating_mul(3) {

@@ -7,10 +7,17 @@ use core::time::Duration;
 pub struct Timing {
     /// Between two beats to a peer on each network (section 4.4).
     pub beat: Duration,
+    /// How long a lease given to a peer binds this node, from the receipt of the beat (section 4.4).
+    pub lease_granted: Duration,
+    /// How much of a lease its holder uses, from the sending of the beat: less, since clocks drift.
+    pub lease_used: Duration,
     /// Between two heartbeats to the control plane (section 5).
     pub heartbeat: Duration,
     /// Silence on both networks after which a secondary is proposed for removal (section 6).
     pub silence: Duration,
+    /// A gap between two ticks of this node above which it does not trust the silences that it has
+    /// counted: it was not listening (section 6).
+    pub tick_gap: Duration,
     /// Before the same proposal, collect or question is sent again.
     pub retry: Duration,
     /// Before unacknowledged mirrors are sent again to a member that is reachable.
@@ -37,8 +44,11 @@ impl Default for Timing {
     fn default() -> Self {
         Self {
             beat: Duration::from_millis(150),
+            lease_granted: Duration::from_millis(500),
+            lease_used: Duration::from_millis(400),
             heartbeat: Duration::from_millis(300),
             silence: Duration::from_secs(1),
+            tick_gap: Duration::from_millis(300),
             retry: Duration::from_millis(200),
             stall: Duration::from_millis(500),
             readopt_window: Duration::from_secs(600),

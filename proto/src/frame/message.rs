@@ -118,7 +118,10 @@ pub(super) fn put_message_body(message: &DataMessage, out: &mut BytesMut) {
         DataMessage::WriteDone { id } => put!(out, id),
         DataMessage::ConfigIs { id, config } => put!(out, id, config),
         DataMessage::Refused { id, refusal } => put!(out, id, refusal),
-        DataMessage::Beat { number } | DataMessage::BeatReply { number } => put!(out, number),
+        DataMessage::Beat { number, adopted } => put!(out, number, adopted),
+        DataMessage::BeatReply { number, start, granted, except } => {
+            put!(out, number, start, granted, except);
+        }
         DataMessage::Adopt { config } => put!(out, config),
         DataMessage::Collect { config, term } => put!(out, config, term),
         DataMessage::Collected { chunk, epoch, term, history } => {
@@ -259,8 +262,13 @@ fn get_client_message(kind: u8, body: &mut Reader<'_>) -> Result<DataMessage, Fr
 
 fn get_peer_message(kind: u8, body: &mut Reader<'_>) -> Result<DataMessage, FrameError> {
     Ok(match kind {
-        BEAT => DataMessage::Beat { number: Wire::get(body)? },
-        BEAT_REPLY => DataMessage::BeatReply { number: Wire::get(body)? },
+        BEAT => DataMessage::Beat { number: Wire::get(body)?, adopted: Wire::get(body)? },
+        BEAT_REPLY => DataMessage::BeatReply {
+            number: Wire::get(body)?,
+            start: Wire::get(body)?,
+            granted: Wire::get(body)?,
+            except: Wire::get(body)?,
+        },
         ADOPT => DataMessage::Adopt { config: Wire::get(body)? },
         COLLECT => DataMessage::Collect { config: Wire::get(body)?, term: Wire::get(body)? },
         COLLECTED => DataMessage::Collected {

@@ -183,15 +183,23 @@ pub enum DataMessage {
         refusal: Refusal,
     },
 
-    /// Numbered sign of life, over each network every 150 ms.
+    /// Numbered sign of life, over each network every 150 ms; asks for a read lease (design.md 4.4).
     Beat {
-        /// Counts up per connection.
+        /// Counts up in the process that sends it.
         number: u64,
+        /// Chunks that the receiver excepted, with the epochs that the sender has adopted since.
+        adopted: Vec<(ChunkId, Epoch)>,
     },
-    /// Answer to a beat, with its number.
+    /// Answer to a beat, with its number: the only thing that renews a lease.
     BeatReply {
         /// The number of the beat.
         number: u64,
+        /// The process that grants.
+        start: StartNumber,
+        /// Whether the lease is renewed: from the receipt of the beat on.
+        granted: bool,
+        /// Chunks that it does not cover: under these epochs another is primary.
+        except: Vec<(ChunkId, Epoch)>,
     },
     /// A committed configuration, handed on in band.
     Adopt {

@@ -30,7 +30,7 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use ashlar_types::message::data::{DataMessage, History, NotReady, PeerRefusal, Refusal, Stamp};
 use ashlar_types::{
-    BlockData, BlockRange, ChunkConfig, Lsn, NodeId, ReplicaId, RequestId, Term, Time,
+    BlockData, BlockRange, ChunkConfig, Lsn, NodeId, ReplicaId, RequestId, StartNumber, Term, Time,
 };
 use core::time::Duration;
 
@@ -49,6 +49,8 @@ pub(crate) struct Follower {
     pub(crate) replica: ReplicaId,
     /// Its contiguous durable prefix in this term.
     acked: Lsn,
+    /// Process that acknowledged it last: only its leases count.
+    acked_by: StartNumber,
     /// Its answer to the collect of this term.
     history: Option<History>,
     /// A learner's fill.
@@ -64,6 +66,7 @@ impl Follower {
         Self {
             replica,
             acked: Lsn::ZERO,
+            acked_by: StartNumber(0),
             history: None,
             fill: None,
             says_gone: false,
@@ -114,6 +117,8 @@ impl Request {
 pub(crate) struct Primary {
     term: Term,
     phase: Phase,
+    /// Until then a former primary may hold a lease that this replica's node gave.
+    lease_ends: Time,
     followers: Vec<Follower>,
     in_flight: VecDeque<InFlight>,
     /// This replica's own contiguous durable prefix in this term.
@@ -134,11 +139,16 @@ pub(crate) struct Primary {
 
 impl Primary {
     /// Takes up the primaryship under the adopted configuration: a new term.
-    pub(crate) fn elected(durable: &mut ReplicaDurable, context: &mut Context<'_>) -> Self {
+    pub(crate) fn elected(
+        durable: &mut ReplicaDurable,
+        lease_ends: Time,
+        context: &mut Context<'_>,
+    ) -> Self {
         let term = Term { elected: durable.config.elected, start: context.me.start };
         let mut primary = Self {
             term,
             phase: Phase::Collecting { asked_at: context.now },
+            lease_ends,
             followers: Vec::new(),
             in_flight: VecDeque::new(),
             own_durable: Lsn::ZERO,
@@ -435,7 +445,7 @@ impl Primary {
         }
         self.tick_opening(durable, context);
         self.reads.tick(context.now, context.timing.retry);
-        self.ask_confirmation(durable, context);
+        self.settle_reads(durable, context);
         self.tell_committed(durable, context);
         if self.is_serving() {
             self.begin_fills(durable, context);
@@ -474,7 +484,7 @@ impl Primary {
                 Some(data) => {
                     let seen = self.newest_write_over(range);
                     self.reads.filled(number, data, seen);
-                    self.finish_reads(durable, context);
+                    self.settle_reads(durable, context);
                 }
                 None => {
                     if let Some((connection, id)) = self.reads.fail(number) {
@@ -507,7 +517,7 @@ impl Primary {
 
     /// End of a batch of inputs: one question serves all reads that arrived with it.
     pub(crate) fn end_of_batch(&mut self, durable: &ReplicaDurable, context: &mut Context<'_>) {
-        self.ask_confirmation(durable, context);
+        self.settle_reads(durable, context);
     }
 }
 

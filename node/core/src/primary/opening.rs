@@ -108,6 +108,9 @@ impl Primary {
 
     /// Once all have answered: finds the longest history and takes over what is missing here.
     fn try_take_over(&mut self, durable: &mut ReplicaDurable, context: &mut Context<'_>) {
+        if context.now < self.lease_ends {
+            return;
+        }
         let Some(histories) = self.required_histories(durable) else { return };
         let committed =
             histories.iter().map(|(_, h)| h.committed).fold(durable.committed, Lsn::max);
@@ -273,8 +276,8 @@ impl Primary {
                     for follower in &self.followers {
                         self.ask_history(follower, durable, context);
                     }
-                    self.try_take_over(durable, context);
                 }
+                self.try_take_over(durable, context);
             }
             Phase::Fetching { asked_at, .. } => {
                 if context.now.since(*asked_at) >= retry {

@@ -3,10 +3,12 @@
 //! A read is answered when three things have come together, in any order:
 //! 1. the store has returned the content, read after the request arrived;
 //! 2. every write that the content may show is committed (once seen, never unseen);
-//! 3. every other required replica has said, in answer to a question asked after the request
-//!    arrived, that it knows no later epoch or term. One question serves all reads that wait.
+//! 3. this node holds a read lease of every other required replica (`lease.rs`), or each of them
+//!    has said, in answer to a question asked after the request arrived, that it knows no later
+//!    epoch or term. One question serves all reads that wait.
 //!
-//! Read leases will replace the question; until then every read asks.
+//! The lease is looked at when the reply is queued, after the content was read: a pause between
+//! the two shows.
 
 use super::Primary;
 use crate::context::Context;
@@ -133,6 +135,28 @@ impl Reads {
 }
 
 impl Primary {
+    /// Answers what can be answered; asks, if reads wait for a proof and no lease gives it.
+    pub(super) fn settle_reads(&mut self, durable: &ReplicaDurable, context: &mut Context<'_>) {
+        if self.is_leased(durable, context) {
+            self.finish_reads(durable, context);
+        } else {
+            self.ask_confirmation(durable, context);
+        }
+    }
+
+    /// Whether every other required replica promises, now, that nobody else is primary. With none
+    /// there is nobody else who could be.
+    fn is_leased(&self, durable: &ReplicaDurable, context: &Context<'_>) -> bool {
+        let (chunk, epoch) = (durable.config.chunk, durable.config.epoch);
+        self.followers.iter().filter(|follower| self.is_required(follower.replica, durable)).all(
+            |follower| {
+                let (node, start) = (follower.replica.node, follower.acked_by);
+                follower.acked.term == self.term
+                    && context.leases.covers(context.now, node, start, chunk, epoch)
+            },
+        )
+    }
+
     /// Asks all other required replicas, if reads wait for it and no question is open.
     pub(super) fn ask_confirmation(&mut self, durable: &ReplicaDurable, context: &mut Context<'_>) {
         if !self.reads.wants_round() {
@@ -166,8 +190,9 @@ impl Primary {
             return;
         }
         let (committed, confirmed) = (self.committed, self.reads.confirmed);
-        let ready =
-            |op: &ReadOp| op.round <= confirmed && op.seen <= committed && op.content.is_some();
+        let leased = self.is_leased(durable, context);
+        let proven = |op: &ReadOp| leased || op.round <= confirmed;
+        let ready = |op: &ReadOp| proven(op) && op.seen <= committed && op.content.is_some();
         let done: Vec<u64> =
             self.reads.ops.iter().filter(|(_, op)| ready(op)).map(|(number, _)| *number).collect();
         debug_assert!(durable.config.primary == durable.replica, "only a primary reads");

@@ -80,6 +80,7 @@ impl Primary {
         }
         let opened_now = follower.acked.term < self.term;
         follower.acked = follower.acked.max(lsn);
+        follower.acked_by = follower.acked_by.max(start);
         if opened_now {
             self.resend_writes(at, durable, context);
         }

@@ -123,10 +123,23 @@ impl Replica {
         if term > self.durable.term {
             context.persist(&mut self.durable, Record::FollowTerm { chunk, term });
         }
-        let history = self.durable.history();
-        let epoch = config.epoch;
-        context.send(from, DataMessage::Collected { chunk, epoch, term, history });
+        self.asked = Some((from, term));
+        self.answer_collect(context);
         Ok(())
+    }
+
+    /// Confirms adoption and term, once no former primary can hold a lease over the chunk.
+    pub(super) fn answer_collect(&mut self, context: &mut Context<'_>) {
+        if context.now < self.lease_ends {
+            return;
+        }
+        let Some((from, term)) = self.asked.take().filter(|(_, term)| *term == self.durable.term)
+        else {
+            return;
+        };
+        let config = &self.durable.config;
+        let (chunk, epoch, history) = (config.chunk, config.epoch, self.durable.history());
+        context.send(from, DataMessage::Collected { chunk, epoch, term, history });
     }
 
     fn on_fetch(

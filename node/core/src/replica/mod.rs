@@ -20,7 +20,7 @@ use crate::record::Record;
 use alloc::boxed::Box;
 use ashlar_types::message::cluster::{ReplicaReport, ReplicaState};
 use ashlar_types::message::data::{DataMessage, PeerRefusal};
-use ashlar_types::{ChunkConfig, Epoch, Generation, NodeId};
+use ashlar_types::{ChunkConfig, Epoch, Generation, NodeId, Term, Time};
 
 pub(crate) use member::Member;
 
@@ -43,13 +43,24 @@ pub(crate) struct Replica {
     /// The newest adopted epoch that is on stable media, and its generation: only these may be
     /// reported, since an attach returns on the strength of a report.
     pub(crate) adopted_durably: (Epoch, Generation),
+    /// Until then a former primary may hold a lease over the chunk: the adoption is not confirmed
+    /// and no term is opened before.
+    lease_ends: Time,
+    /// A collect that waits for it.
+    asked: Option<(NodeId, Term)>,
 }
 
 impl Replica {
     /// A replica as found in the store at start; takes up its role.
     pub(crate) fn recovered(durable: ReplicaDurable, context: &mut Context<'_>) -> Self {
         let adopted_durably = (durable.config.epoch, durable.config.generation);
-        let mut replica = Self { durable, role: Role::Out, adopted_durably };
+        // Under an election whose term was opened here, the wait is over; under another one the
+        // process before this may have ended in the middle of it.
+        let opened = durable.last.term.elected >= durable.config.elected;
+        let lease_ends =
+            if opened { Time::ZERO } else { context.leases.earlier_grants_end(context.timing) };
+        let mut replica =
+            Self { durable, role: Role::Out, adopted_durably, lease_ends, asked: None };
         replica.take_role(context);
         replica
     }
@@ -57,7 +68,13 @@ impl Replica {
     /// A replica that this node holds from now on.
     pub(crate) fn created(durable: ReplicaDurable, context: &mut Context<'_>) -> Self {
         let config = durable.config.clone();
-        let mut replica = Self { durable, role: Role::Out, adopted_durably: Default::default() };
+        let mut replica = Self {
+            durable,
+            role: Role::Out,
+            adopted_durably: Default::default(),
+            lease_ends: Time::ZERO,
+            asked: None,
+        };
         context.persist_adoption(&mut replica.durable, config);
         replica.take_role(context);
         replica
@@ -68,6 +85,13 @@ impl Replica {
         if config.epoch <= self.durable.config.epoch {
             return;
         }
+        let former = self.durable.config.primary.node;
+        if former != config.primary.node && former != context.me.node {
+            let (chunk, epoch) = (config.chunk, config.epoch);
+            let ends = context.leases.except(former, chunk, epoch, context.timing);
+            self.lease_ends = self.lease_ends.max(ends);
+        }
+        self.asked = None;
         context.persist_adoption(&mut self.durable, config.clone());
         self.take_role(context);
         context.dirty.insert(config.chunk);
@@ -83,7 +107,7 @@ impl Replica {
                 }
                 Role::Primary(_) | Role::Member(_) | Role::Out => {
                     self.step_down(context);
-                    let primary = Primary::elected(&mut self.durable, context);
+                    let primary = Primary::elected(&mut self.durable, self.lease_ends, context);
                     self.role = Role::Primary(Box::new(primary));
                 }
             }
@@ -96,6 +120,14 @@ impl Replica {
             self.step_down(context);
             self.role = Role::Out;
         }
+    }
+
+    /// Time passes.
+    pub(crate) fn on_tick(&mut self, context: &mut Context<'_>) {
+        if let Role::Primary(primary) = &mut self.role {
+            primary.on_tick(&mut self.durable, context);
+        }
+        self.answer_collect(context);
     }
 
     /// Ends a primaryship: whoever waits is told who is primary now.

@@ -52,7 +52,7 @@ impl Rig {
     }
 
     fn beat(&mut self, number: u64) -> usize {
-        let messages = vec![DataMessage::Beat { number: 1 }];
+        let messages = vec![DataMessage::Beat { number: 1, adopted: vec![] }];
         self.on(NetEvent::Frames { connection: ConnectionNumber(number), messages }).len()
     }
 

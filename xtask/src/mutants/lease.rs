@@ -1,0 +1,86 @@
+//! Rules of read leases and the tests that guard them.
+
+use super::Mutant;
+use super::node::NODE_RULES;
+
+const LEASE: &str = "node/core/src/lease.rs";
+
+pub(super) const MUTANTS: &[Mutant] = &[
+    Mutant {
+        rule: "a lease ends for its holder, counted from the sending of the beat",
+        file: LEASE,
+        take_out: "&& now < held.until",
+        put_in: "",
+        tests: NODE_RULES,
+    },
+    Mutant {
+        rule: "only the reply to a beat that was sent renews a lease",
+        file: LEASE,
+        take_out: "self.sent.iter().find(|(sent, _)| *sent == number)",
+        put_in: "self.sent.back()",
+        tests: NODE_RULES,
+    },
+    Mutant {
+        rule: "a lease covers only what the same process of the granter acknowledged",
+        file: LEASE,
+        take_out: "held.start == start",
+        put_in: "held.start >= start",
+        tests: NODE_RULES,
+    },
+    Mutant {
+        rule: "a lease does not cover an excepted chunk",
+        file: LEASE,
+        take_out: "&& held.except.get(&chunk).is_none_or(|except| *except <= epoch)",
+        put_in: "",
+        tests: NODE_RULES,
+    },
+    Mutant {
+        rule: "an exception stays until the holder has adopted its epoch",
+        file: LEASE,
+        take_out: "is_some_and(|except| epoch >= except)",
+        put_in: "is_some()",
+        tests: NODE_RULES,
+    },
+    Mutant {
+        rule: "a holder settles an exception only by adopting its epoch",
+        file: LEASE,
+        take_out: "(known >= *epoch).then_some((*chunk, known))",
+        put_in: "Some((*chunk, known.max(*epoch)))",
+        tests: NODE_RULES,
+    },
+    Mutant {
+        rule: "an adoption is confirmed only when the grants without the exception have run out",
+        file: "node/core/src/replica/member.rs",
+        take_out: "if context.now < self.lease_ends {",
+        put_in: "if false {",
+        tests: NODE_RULES,
+    },
+    Mutant {
+        rule: "a new primary waits for the lease that its own node gave",
+        file: "node/core/src/primary/opening.rs",
+        take_out: "if context.now < self.lease_ends {",
+        put_in: "if false {",
+        tests: NODE_RULES,
+    },
+    Mutant {
+        rule: "after a restart a whole grant is waited for",
+        file: "node/core/src/replica/mod.rs",
+        take_out: "let opened = durable.last.term.elected >= durable.config.elected;",
+        put_in: "let opened = true;",
+        tests: NODE_RULES,
+    },
+    Mutant {
+        rule: "a chunk that is taken from a holder is excepted from its lease",
+        file: "node/core/src/replica/mod.rs",
+        take_out: "if former != config.primary.node && former != context.me.node {",
+        put_in: "if false {",
+        tests: NODE_RULES,
+    },
+    Mutant {
+        rule: "the lease is looked at after the content was read",
+        file: "node/core/src/primary/read.rs",
+        take_out: "let leased = self.is_leased(durable, context);\n        let proven",
+        put_in: "let leased = self.reads.asked == 0;\n        let proven",
+        tests: NODE_RULES,
+    },
+];
