@@ -8,7 +8,7 @@ use crate::peers::Peers;
 use crate::record::{JournalSeq, Record};
 use crate::timing::Timing;
 use alloc::collections::{BTreeMap, BTreeSet};
-use ashlar_types::message::data::{DataMessage, Network};
+use ashlar_types::message::data::DataMessage;
 use ashlar_types::{
     BlockRange, ChunkConfig, ChunkId, NodeId, ReplicaId, StartNumber, StoreId, Term, Time, ZoneId,
 };
@@ -89,7 +89,12 @@ impl Context<'_> {
 
     /// Sends to a peer once everything journalled so far is durable.
     pub(crate) fn send(&mut self, to: NodeId, message: DataMessage) {
-        self.effect(Effect::Send { to: Link::Peer(to, Network::Primary), message });
+        self.effect(Effect::Send { to: self.peer(to), message });
+    }
+
+    /// A peer, over the network that the pair uses.
+    fn peer(&self, node: NodeId) -> Link {
+        Link::Peer(node, self.peers.via(node))
     }
 
     /// Any effect, once everything journalled so far is durable.
@@ -102,7 +107,7 @@ impl Context<'_> {
     /// Sends without waiting for the journal. Allowed only for what promises nothing about this
     /// node's disk: mirrors (the primary counts its own copy separately), questions, refusals.
     pub(crate) fn mirror_eagerly(&mut self, to: NodeId, message: DataMessage) {
-        self.out.push(Effect::Send { to: Link::Peer(to, Network::Primary), message });
+        self.out.push(Effect::Send { to: self.peer(to), message });
     }
 
     /// Acknowledges a prefix to the primary once it is durable.
@@ -116,7 +121,7 @@ impl Context<'_> {
     pub(crate) fn ack_effect(&self, chunk: ChunkId, ack: Acknowledge) -> Effect {
         let message =
             DataMessage::MirrorAck { chunk, epoch: ack.epoch, lsn: ack.lsn, start: self.me.start };
-        Effect::Send { to: Link::Peer(ack.to, Network::Primary), message }
+        Effect::Send { to: self.peer(ack.to), message }
     }
 
     /// Asks the store for blocks.

@@ -208,11 +208,8 @@ impl NodeCore {
             Input::BatchEnd => self.on_batch_end(now, out),
             Input::LinkUp { node, network, store, start } => {
                 self.peers.linked(now, node, network, (store, start));
-                if network == Network::Primary {
-                    self.with_primaries(now, out, |primary, durable, context| {
-                        primary.on_link_up(node, durable, context);
-                    });
-                    self.acknowledge_again(now, node, out);
+                if network == self.peers.via(node) {
+                    self.on_route(now, node, out);
                 }
             }
             Input::LinkDown { node, network, refused } => {
@@ -267,6 +264,9 @@ impl NodeCore {
             self.peers.listen_again(now);
         }
         self.last_tick = now;
+        for node in self.peers.choose_routes(now, &self.timing) {
+            self.on_route(now, node, out);
+        }
         if now.since(self.last_beat) >= self.timing.beat {
             self.last_beat = now;
             self.beat(now, out);
@@ -374,6 +374,7 @@ impl NodeCore {
                 return;
             }
             DataMessage::BeatReply { number, start, granted, except } => {
+                self.peers.answered(now, from, network);
                 self.leases.on_reply(from, *number, *start, *granted, except, &self.timing);
                 return;
             }
@@ -392,8 +393,17 @@ impl NodeCore {
         if !held && !answer {
             let refusal = PeerRefusal::NotHeld;
             let message = DataMessage::PeerRefused { chunk, refusal };
-            out.push(Effect::Send { to: Link::Peer(from, Network::Primary), message });
+            let to = Link::Peer(from, self.peers.via(from));
+            out.push(Effect::Send { to, message });
         }
+    }
+
+    /// The way to a peer is new: what was sent on an earlier one may be lost.
+    fn on_route(&mut self, now: Time, node: NodeId, out: &mut Outbox) {
+        self.with_primaries(now, out, |primary, durable, context| {
+            primary.on_link_up(node, durable, context);
+        });
+        self.acknowledge_again(now, node, out);
     }
 
     fn watch_members(&mut self, now: Time, config: &ChunkConfig) {
@@ -532,7 +542,8 @@ impl NodeCore {
         if let ReadFor::Fetch(to, term) = purpose {
             if let Some(data) = content {
                 let message = DataMessage::Fetched { chunk, term, data };
-                out.push(Effect::Send { to: Link::Peer(to, Network::Primary), message });
+                let to = Link::Peer(to, self.peers.via(to));
+                out.push(Effect::Send { to, message });
             }
             return;
         }

@@ -1,13 +1,19 @@
 //! What this node sees of the others: links, signs of life, refusals, over both networks.
 //!
-//! Evidence only: who is dead is the control plane's decision (design.md section 6).
+//! Evidence only: who is dead is the control plane's decision (design.md section 6). What this file
+//! does decide is the network that a pair of nodes uses (section 5): the primary one, and the
+//! replication network while beats on the primary one are not answered and there they are.
 
+use crate::timing::Timing;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use ashlar_types::message::cluster::{PathState, PeerEvidence, RemovalReason};
 use ashlar_types::message::data::Network;
 use ashlar_types::{NodeId, StartNumber, StoreId, Time};
 use core::time::Duration;
+
+/// Beats in a row without an answer after which a network does not count as working.
+const BEATS_UNANSWERED_MAX: u32 = 3;
 
 /// One network towards one peer.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,17 +24,45 @@ struct Path {
     refused: bool,
     /// Last frame from the peer over this network, or when watching began.
     heard: Time,
+    /// Last answer to a beat over this network, or when the connection was made: both directions
+    /// worked then.
+    answered: Time,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+/// Which network the pair uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route {
+    Primary,
+    /// The primary network has been good again since then.
+    Replication {
+        good_since: Option<Time>,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
 struct Peer {
     /// Store and start number of the process at the other end, from its hello.
     process: Option<(StoreId, StartNumber)>,
     primary: Path,
     replication: Path,
+    route: Route,
+}
+
+impl Default for Peer {
+    fn default() -> Self {
+        let (primary, replication) = (Path::default(), Path::default());
+        Self { process: None, primary, replication, route: Route::Primary }
+    }
 }
 
 impl Peer {
+    const fn via(&self) -> Network {
+        match self.route {
+            Route::Primary => Network::Primary,
+            Route::Replication { .. } => Network::Replication,
+        }
+    }
+
     const fn path(&mut self, network: Network) -> &mut Path {
         match network {
             Network::Primary => &mut self.primary,
@@ -59,8 +93,9 @@ impl Peers {
 
     /// Starts watching a peer; a known one stays as it is.
     pub fn watch(&mut self, now: Time, node: NodeId) {
-        let path = Path { linked: false, refused: false, heard: now };
-        self.peers.entry(node).or_insert(Peer { process: None, primary: path, replication: path });
+        let path = Path { heard: now, ..Path::default() };
+        let peer = Peer { primary: path, replication: path, ..Peer::default() };
+        self.peers.entry(node).or_insert(peer);
     }
 
     /// A dialled connection is up.
@@ -74,7 +109,7 @@ impl Peers {
         self.watch(now, node);
         if let Some(peer) = self.peers.get_mut(&node) {
             peer.process = Some(process);
-            *peer.path(network) = Path { linked: true, refused: false, heard: now };
+            *peer.path(network) = Path { linked: true, refused: false, heard: now, answered: now };
         }
     }
 
@@ -97,10 +132,58 @@ impl Peers {
         }
     }
 
-    /// Whether messages can be sent over the primary network.
+    /// The peer has answered a beat.
+    pub fn answered(&mut self, now: Time, node: NodeId, network: Network) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.path(network).answered = now;
+        }
+    }
+
+    /// The network that messages to the peer take.
+    #[must_use]
+    pub fn via(&self, node: NodeId) -> Network {
+        self.peers.get(&node).map_or(Network::Primary, Peer::via)
+    }
+
+    /// Whether messages can be sent to the peer, over the network that the pair uses.
     #[must_use]
     pub fn reachable(&self, node: NodeId) -> bool {
-        self.peers.get(&node).is_some_and(|peer| peer.primary.linked)
+        self.peers.get(&node).is_some_and(|peer| match peer.via() {
+            Network::Primary => peer.primary.linked,
+            Network::Replication => peer.replication.linked,
+        })
+    }
+
+    /// Chooses the network of each pair anew; gives the peers for which it has changed.
+    pub fn choose_routes(&mut self, now: Time, timing: &Timing) -> Vec<NodeId> {
+        let since = self.listening_since;
+        let patience = timing.beat.saturating_mul(BEATS_UNANSWERED_MAX);
+        let works = |path: &Path| path.linked && now.since(path.answered.max(since)) <= patience;
+        let mut changed = Vec::new();
+        for (node, peer) in &mut self.peers {
+            let (primary, replication) = (works(&peer.primary), works(&peer.replication));
+            let before = peer.via();
+            peer.route = match peer.route {
+                Route::Primary if !primary && replication => {
+                    Route::Replication { good_since: None }
+                }
+                Route::Replication { .. } if primary && !replication => Route::Primary,
+                Route::Replication { good_since: Some(since) }
+                    if primary && now.since(since) >= timing.return_to_primary =>
+                {
+                    Route::Primary
+                }
+                Route::Replication { good_since } => {
+                    let good_since = primary.then_some(good_since.unwrap_or(now));
+                    Route::Replication { good_since }
+                }
+                Route::Primary => Route::Primary,
+            };
+            if peer.via() != before {
+                changed.push(*node);
+            }
+        }
+        changed
     }
 
     /// Store and start number of the peer's process as of its last hello.

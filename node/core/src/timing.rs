@@ -18,6 +18,9 @@ pub struct Timing {
     /// A gap between two ticks of this node above which it does not trust the silences that it has
     /// counted: it was not listening (section 6).
     pub tick_gap: Duration,
+    /// How long the primary network of a pair must be good again before its traffic returns from the
+    /// replication network (section 5).
+    pub return_to_primary: Duration,
     /// Before the same proposal, collect or question is sent again.
     pub retry: Duration,
     /// Before unacknowledged mirrors are sent again to a member that is reachable.
@@ -49,6 +52,7 @@ impl Default for Timing {
             heartbeat: Duration::from_millis(300),
             silence: Duration::from_secs(1),
             tick_gap: Duration::from_millis(300),
+            return_to_primary: Duration::from_secs(2),
             retry: Duration::from_millis(200),
             stall: Duration::from_millis(500),
             readopt_window: Duration::from_secs(600),

@@ -166,4 +166,18 @@ pub(super) const MUTANTS: &[Mutant] = &[
         put_in: "if false {",
         tests: NODE_RULES,
     },
+    Mutant {
+        rule: "a pair without its primary network mirrors over the replication network",
+        file: "node/core/src/peers.rs",
+        take_out: "Route::Primary if !primary && replication => {",
+        put_in: "Route::Primary if !primary && replication && false => {",
+        tests: NODE_RULES,
+    },
+    Mutant {
+        rule: "a pair returns to its primary network only when that has been good for a while",
+        file: "node/core/src/peers.rs",
+        take_out: "if primary && now.since(since) >= timing.return_to_primary =>",
+        put_in: "if primary && now.since(since) >= timing.beat =>",
+        tests: NODE_RULES,
+    },
 ];

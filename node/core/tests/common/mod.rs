@@ -16,6 +16,7 @@ use ashlar_types::{
     Time, VolumeId,
 };
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub const CLIENT: Link = Link::Client(ConnectionId(1));
@@ -69,6 +70,8 @@ pub struct Hands {
     pub reads: Vec<(ReadTicket, BlockRange)>,
     pub proposed: Vec<Change>,
     pub alarms: usize,
+    /// Network that the last mirror to each node took.
+    pub mirrored_over: BTreeMap<NodeId, Network>,
 }
 
 impl Hands {
@@ -95,6 +98,7 @@ impl Hands {
             reads: vec![],
             proposed: vec![],
             alarms: 0,
+            mirrored_over: BTreeMap::new(),
         };
         let sent = hands.take(out);
         (hands, sent)
@@ -124,7 +128,12 @@ impl Hands {
         let mut sent = vec![];
         for effect in out.drain() {
             match effect {
-                Effect::Send { to: Link::Peer(node, _), message } => sent.push((node, message)),
+                Effect::Send { to: Link::Peer(node, network), message } => {
+                    if matches!(message, DataMessage::Mirror { .. }) {
+                        self.mirrored_over.insert(node, network);
+                    }
+                    sent.push((node, message));
+                }
                 Effect::Send { to: Link::Client(_), message } => sent.push((NodeId(0), message)),
                 Effect::Persist { seq, record } => {
                     assert_eq!(seq.0, self.newest.0 + 1, "records are numbered without gaps");
