@@ -15,6 +15,7 @@ mod client;
 mod control;
 mod lease;
 mod node;
+mod store;
 
 /// One rule taken out.
 struct Mutant {
@@ -35,7 +36,7 @@ pub(crate) fn run(repository: &Path, only: &str) -> anyhow::Result<Vec<&'static 
     let work = repository.join("target/mutants");
     let sources = work.join("src");
     copy_sources(repository, &sources)?;
-    let tables = [node::MUTANTS, lease::MUTANTS, control::MUTANTS, client::MUTANTS];
+    let tables = [node::MUTANTS, lease::MUTANTS, store::MUTANTS, control::MUTANTS, client::MUTANTS];
     let chosen: Vec<&Mutant> = tables
         .into_iter()
         .flatten()

@@ -6,7 +6,8 @@
 //! - a removal or election that leaves fewer than `copies_min` in sync needs the node declared
 //!   dead, or the replica's own word that it is stale or gone;
 //! - only a member of the in-sync set is elected; the old primary becomes stale;
-//! - only a learner is promoted; only a stale replica is re-adopted;
+//! - only a learner is promoted; only a stale replica is re-adopted; one whose store has lost part
+//!   of it, or whose filling was given up, comes back as another incarnation, from nothing;
 //! - a node never holds two replicas of one chunk.
 
 use crate::command::{ChangeKind, ChunkChange, Evidence, NodeRecord};
@@ -98,7 +99,7 @@ pub fn next<'a>(
         }
         ChangeKind::ReadoptStale { proposer, replica } => {
             by_primary(old, *proposer)?;
-            readopt(&mut next.chunk, *replica)?;
+            next.forgotten = readopt(&mut next.chunk, *replica)?;
         }
         ChangeKind::AddLearner { proposer, node: id } => {
             by_primary(old, *proposer)?;
@@ -224,13 +225,21 @@ fn elect(
     Ok(())
 }
 
-fn readopt(chunk: &mut Chunk, replica: ReplicaId) -> Result<(), ChangeRefusal> {
+/// Fills a stale replica again. A suspect one does not know what it has forgotten, not even which
+/// epochs it had adopted: its name is given up, and the epoch of this change numbers another one.
+fn readopt(chunk: &mut Chunk, replica: ReplicaId) -> Result<Option<ReplicaId>, ChangeRefusal> {
+    let epoch = chunk.config.epoch;
     let stale = &mut chunk.config.stale;
     let at = stale.iter().position(|(r, _)| *r == replica).ok_or(ChangeRefusal::NotStale)?;
     let remembered = stale.remove(at);
+    if remembered.1.suspect {
+        let anew = ReplicaId { incarnation: Incarnation(epoch.0), ..replica };
+        chunk.config.learners.push(anew);
+        return Ok(Some(replica));
+    }
     chunk.config.learners.push(replica);
     chunk.readopting.push(remembered);
-    Ok(())
+    Ok(None)
 }
 
 fn add_learner(config: &mut ChunkConfig, replica: ReplicaId) -> Result<(), ChangeRefusal> {
@@ -241,7 +250,8 @@ fn add_learner(config: &mut ChunkConfig, replica: ReplicaId) -> Result<(), Chang
     Ok(())
 }
 
-/// Gives up filling: a replica that was in sync once turns stale again, another is forgotten.
+/// Gives up filling: a replica that was in sync once turns stale again, another is forgotten. What
+/// was copied into it so far makes its old content a base for nothing.
 fn remove_learner(
     chunk: &mut Chunk,
     replica: ReplicaId,
@@ -249,8 +259,8 @@ fn remove_learner(
     leave_learners(&mut chunk.config.learners, replica)?;
     match chunk.readopting.iter().position(|(r, _)| *r == replica) {
         Some(at) => {
-            let remembered = chunk.readopting.remove(at);
-            chunk.config.stale.push(remembered);
+            let (_, info) = chunk.readopting.remove(at);
+            chunk.config.stale.push((replica, StaleInfo { suspect: true, ..info }));
             Ok(None)
         }
         None => Ok(Some(replica)),

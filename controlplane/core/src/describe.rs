@@ -97,6 +97,9 @@ pub fn health(config: &ChunkConfig, seen: &Observations, verdicts: &Verdicts) ->
             next_action: "the primary fills another replica, stale ones first".into(),
         });
     }
+    if seen.says_unfit(config.chunk, primary, config.epoch) {
+        return Health::Stuck(lost_primary(config, seen, usable));
+    }
     let opening = seen
         .report(config.chunk, primary)
         .is_some_and(|report| report.state == ReplicaState::Opening);
@@ -109,6 +112,34 @@ pub fn health(config: &ChunkConfig, seen: &Observations, verdicts: &Verdicts) ->
         });
     }
     if in_sync < usize::from(config.copies_wanted) { Health::Degraded } else { Health::Whole }
+}
+
+/// The primary says itself that its store has lost part of the chunk.
+fn lost_primary(
+    config: &ChunkConfig,
+    seen: &Observations,
+    usable: impl Fn(NodeId) -> bool,
+) -> Stuck {
+    let whole: Vec<NodeId> = config
+        .secondaries()
+        .filter(|replica| !seen.says_unfit(config.chunk, *replica, config.epoch))
+        .map(|replica| replica.node)
+        .collect();
+    let cause = format!("the store of {} has lost part of the chunk", config.primary.node);
+    if whole.is_empty() {
+        return Stuck {
+            cause: format!("{cause}, and so have those of all others in sync"),
+            blocked_on: config.in_sync.iter().map(|replica| replica.node).collect(),
+            next_action: "no copy is known to be whole: an operator decides about what is left"
+                .into(),
+        };
+    }
+    let next_action = if whole.iter().any(|node| usable(*node)) {
+        "another in-sync replica is elected".into()
+    } else {
+        "an in-sync secondary must come back".into()
+    };
+    Stuck { cause, blocked_on: whole, next_action }
 }
 
 /// How a volume's chunks are.

@@ -14,7 +14,7 @@
 use crate::record::Record;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
-use ashlar_types::codec::{CodecError, decode};
+use ashlar_types::codec::{BufMut, CodecError, Reader, Wire, decode};
 use ashlar_types::message::data::{History, Uncommitted};
 use ashlar_types::wire_struct;
 use ashlar_types::{ChunkConfig, ChunkId, Epoch, Lsn, ReplicaId, Term};
@@ -36,6 +36,9 @@ pub struct ReplicaDurable {
     pub uncommitted: Vec<Uncommitted>,
     /// A promotion proposed in this epoch whose outcome is unknown.
     pub proposal: Option<Proposed>,
+    /// The store has lost part of this replica: nothing else here, and none of its blocks, proves
+    /// anything. It takes no part until another incarnation takes its place.
+    pub suspect: bool,
 }
 
 /// A promotion proposed and not resolved.
@@ -49,7 +52,32 @@ pub struct Proposed {
 
 wire_struct! {
     Proposed { epoch, learner }
-    ReplicaDurable { replica, config, term, last, committed, uncommitted, proposal }
+}
+
+impl Wire for ReplicaDurable {
+    fn put(&self, out: &mut impl BufMut) {
+        self.replica.put(out);
+        self.config.put(out);
+        self.term.put(out);
+        self.last.put(out);
+        self.committed.put(out);
+        self.uncommitted.put(out);
+        self.proposal.put(out);
+        self.suspect.put(out);
+    }
+    fn get(from: &mut Reader<'_>) -> Result<Self, CodecError> {
+        Ok(Self {
+            replica: Wire::get(from)?,
+            config: Wire::get(from)?,
+            term: Wire::get(from)?,
+            last: Wire::get(from)?,
+            committed: Wire::get(from)?,
+            uncommitted: Wire::get(from)?,
+            proposal: Wire::get(from)?,
+            // Stores of format version 1 end here: they refused to open when they were damaged.
+            suspect: if from.left() == 0 { false } else { Wire::get(from)? },
+        })
+    }
 }
 
 impl ReplicaDurable {
@@ -63,6 +91,7 @@ impl ReplicaDurable {
             committed: Lsn::ZERO,
             uncommitted: Vec::new(),
             proposal: None,
+            suspect: false,
         }
     }
 
@@ -149,6 +178,7 @@ impl ReplicaDurable {
             Record::ProposePromotion { epoch, learner, .. } => {
                 self.proposal = Some(Proposed { epoch: *epoch, learner: *learner });
             }
+            Record::Suspect { .. } => self.suspect = true,
             Record::Fill { .. } | Record::Erase { .. } => {}
         }
     }
@@ -167,6 +197,7 @@ impl ReplicaDurable {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DurableState {
     replicas: BTreeMap<ChunkId, ReplicaDurable>,
+    has_gaps: bool,
 }
 
 impl DurableState {
@@ -198,12 +229,25 @@ impl DurableState {
             | Record::Write { chunk, .. }
             | Record::Fill { chunk, .. }
             | Record::Committed { chunk, .. }
-            | Record::ProposePromotion { chunk, .. } => {
+            | Record::ProposePromotion { chunk, .. }
+            | Record::Suspect { chunk } => {
                 if let Some(replica) = self.replicas.get_mut(chunk) {
                     replica.apply(record);
                 }
             }
         }
+    }
+
+    /// The store has lost records of which nothing is known: of a chunk that it does not know it
+    /// cannot say that it never held it.
+    pub fn note_gaps(&mut self) {
+        self.has_gaps = true;
+    }
+
+    /// See [`Self::note_gaps`].
+    #[must_use]
+    pub const fn has_gaps(&self) -> bool {
+        self.has_gaps
     }
 
     /// One replica.

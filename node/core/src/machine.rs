@@ -18,7 +18,7 @@ use alloc::vec::Vec;
 use ashlar_types::message::cluster::{
     ControlDown, ControlUp, Heartbeat, ReplicaReport, ReplicaState,
 };
-use ashlar_types::message::data::{DataMessage, Network, PeerRefusal, Refusal, Stamp};
+use ashlar_types::message::data::{DataMessage, Network, NotReady, PeerRefusal, Refusal, Stamp};
 use ashlar_types::{
     BlockData, ChunkConfig, ChunkId, Epoch, Generation, NodeId, ReplicaId, SessionId, StartNumber,
     StoreId, Time, VolumeId,
@@ -108,6 +108,8 @@ pub struct NodeCore {
     last_beat: Time,
     last_heartbeat: Time,
     space: (u64, u64),
+    /// The store has lost records: a chunk that it does not know may be one of them.
+    has_gaps: bool,
 }
 
 impl NodeCore {
@@ -136,6 +138,7 @@ impl NodeCore {
             last_beat: now,
             last_heartbeat: now,
             space: (0, 0),
+            has_gaps: recovered.has_gaps(),
         };
         for (chunk, durable) in recovered.into_replicas() {
             core.watch_members(now, &durable.config);
@@ -339,7 +342,12 @@ impl NodeCore {
             Role::Primary(primary) => {
                 primary.on_client(connection, message, &mut replica.durable, context);
             }
-            Role::Member(_) | Role::Out => {
+            // If it was the primary, another is to be elected: until then nobody serves.
+            Role::Suspect if replica.durable.config.primary == replica.durable.replica => {
+                let refusal = Refusal::NotReady(NotReady::OpeningTerm);
+                context.reply(connection, DataMessage::Refused { id, refusal });
+            }
+            Role::Member(_) | Role::Out | Role::Suspect => {
                 let config = Box::new(replica.durable.config.clone());
                 let refusal = Refusal::NotPrimary(config);
                 context.reply(connection, DataMessage::Refused { id, refusal });
@@ -423,25 +431,31 @@ impl NodeCore {
     }
 
     /// Begins to hold a chunk, empty, if a configuration says so. A store that is intact and has
-    /// no such replica has never held this incarnation, so empty is what it must be.
+    /// no such replica has never held this incarnation, so empty is what it must be; one that has
+    /// lost records cannot know, and does not take part under that name. A learner is empty in any
+    /// case.
     fn create_if_named(&mut self, now: Time, config: &ChunkConfig, out: &mut Outbox) {
         self.watch_members(now, config);
-        if let Some(held) = self.replicas.get(&config.chunk) {
-            let other = self.named_here(config).is_some_and(|r| r != held.durable.replica);
-            if other {
-                out.push(Effect::Alarm(Alarm::ConfigRefused { chunk: config.chunk }));
-            }
-            return;
-        }
-        let Some(replica) = self.named_here(config) else { return };
-        if config.check().is_err() {
-            out.push(Effect::Alarm(Alarm::ConfigRefused { chunk: config.chunk }));
-            return;
-        }
+        let Some(named) = self.named_here(config) else { return };
         let chunk = config.chunk;
+        let refused = match self.replicas.get(&chunk) {
+            Some(held) if held.durable.replica == named => return,
+            Some(held) => !held.gives_way_to(named, config) || config.check().is_err(),
+            None => config.check().is_err(),
+        };
+        if refused {
+            out.push(Effect::Alarm(Alarm::ConfigRefused { chunk }));
+            return;
+        }
+        let may_be_lost = self.has_gaps && !config.is_learner(named);
+        self.with_replica(now, chunk, out, |former, context| former.adopt(config, context));
         let (_, mut context) = self.split(now, out);
-        let durable = ReplicaDurable::new(replica, config.clone());
-        let replica = Replica::created(durable, &mut context);
+        let durable = ReplicaDurable::new(named, config.clone());
+        let replica = if may_be_lost {
+            Replica::created_suspect(durable, &mut context)
+        } else {
+            Replica::created(durable, &mut context)
+        };
         self.replicas.insert(chunk, replica);
         self.dirty.insert(chunk);
     }
@@ -475,17 +489,19 @@ impl NodeCore {
     /// until it is confirmed, so one about a replica that is not held is confirmed again.
     fn erase(&mut self, chunk: ChunkId, replica: ReplicaId, out: &mut Outbox) {
         let ours = replica.node == self.me.node && replica.store == self.me.store;
-        let named = |held: &Replica| held.durable.replica == replica;
-        if !ours || self.replicas.get(&chunk).is_some_and(|held| !named(held)) {
+        if !ours {
             return;
         }
-        if let Some(held) = self.replicas.remove(&chunk) {
+        let named = |held: &&Replica| held.durable.replica == replica;
+        // Another incarnation is not what is meant: the one that is meant is not held any more.
+        if let Some(held) = self.replicas.get(&chunk).filter(named) {
             // What is erased vouches for nobody any more.
             let config = &held.durable.config;
             if config.primary.node != self.me.node {
                 let (peer, next) = (config.primary.node, config.epoch.next());
                 self.leases.except(peer, chunk, next, &self.timing);
             }
+            self.replicas.remove(&chunk);
             let seq = self.gate.number(false);
             out.push(Effect::Persist { seq, record: Record::Erase { chunk } });
         }

@@ -97,6 +97,12 @@ pub enum Record {
         /// The chunk.
         chunk: ChunkId,
     },
+    /// The store has lost part of the replica: what it knows and holds proves nothing any more.
+    /// Only another incarnation, filled from the beginning, takes its place (design.md 4.6).
+    Suspect {
+        /// The chunk.
+        chunk: ChunkId,
+    },
 }
 
 impl Record {
@@ -113,7 +119,8 @@ impl Record {
             | Self::Fill { chunk, .. }
             | Self::Committed { chunk, .. }
             | Self::ProposePromotion { chunk, .. }
-            | Self::Erase { chunk } => *chunk,
+            | Self::Erase { chunk }
+            | Self::Suspect { chunk } => *chunk,
         }
     }
 
@@ -129,7 +136,8 @@ impl Record {
             | Self::OpenFill { .. }
             | Self::Committed { .. }
             | Self::ProposePromotion { .. }
-            | Self::Erase { .. } => None,
+            | Self::Erase { .. }
+            | Self::Suspect { .. } => None,
         }
     }
 
@@ -198,6 +206,10 @@ impl Record {
                 out.put_u8(10);
                 chunk.put(out);
             }
+            Self::Suspect { chunk } => {
+                out.put_u8(11);
+                chunk.put(out);
+            }
         }
     }
 
@@ -236,6 +248,7 @@ impl Record {
                 learner: Wire::get(fields)?,
             },
             10 => Self::Erase { chunk },
+            11 => Self::Suspect { chunk },
             other => return Err(CodecError::Case(other)),
         })
     }

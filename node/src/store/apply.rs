@@ -93,6 +93,8 @@ impl Applier {
             checkpoint: self.superblock.checkpoint + 1,
             slots_used: used,
             map_digest: digest,
+            // The checkpoint holds the marks.
+            doubt: self.superblock.doubt.settled(),
             ..self.superblock
         };
         write_superblock(&*self.super_file, &superblock)?;

@@ -9,8 +9,12 @@ use ashlar_types::codec::{BufMut, CodecError, Reader, Wire};
 use ashlar_types::{BLOCK_SIZE, ChunkId, NodeId, StartNumber, StoreId, ZoneId};
 use bytes::Bytes;
 
-/// Newest format version read and written here.
-pub const VERSION: u32 = 1;
+use super::doubt::Doubt;
+
+/// Newest format version read and written here. Version 1 had no doubt: zeros in its place.
+pub const VERSION: u32 = 2;
+/// Oldest format version read here.
+const VERSION_MIN: u32 = 1;
 /// Blocks per slot: a slot is 1 MiB.
 pub const SLOT_BLOCKS: u32 = 256;
 /// Bytes per slot.
@@ -70,12 +74,14 @@ pub(crate) struct Superblock {
     pub(crate) map_digest: u64,
     /// Most slots the data file may have.
     pub(crate) capacity_slots: u32,
+    /// Whose state or content was found damaged and is not marked yet.
+    pub(crate) doubt: Doubt,
 }
 
 ashlar_types::wire_struct! {
     Superblock {
         sequence, store, zone, node, start, journal_bytes, tail, tail_number, tail_chain,
-        checkpoint, slots_used, map_digest, capacity_slots,
+        checkpoint, slots_used, map_digest, capacity_slots, doubt,
     }
 }
 
@@ -92,7 +98,7 @@ impl Superblock {
     pub(crate) fn decode(page: &[u8]) -> Result<Self, Unreadable> {
         let mut reader = Reader::new(opened(page, &SUPER_MAGIC)?);
         match u32::get(&mut reader)? {
-            VERSION => Ok(Self::get(&mut reader)?),
+            VERSION_MIN..=VERSION => Ok(Self::get(&mut reader)?),
             newer if newer > VERSION => Err(Unreadable::Newer(newer)),
             _ => Err(Unreadable::Damaged),
         }
@@ -318,10 +324,16 @@ fn opened<'a>(bytes: &'a [u8], magic: &[u8; 8]) -> Result<&'a [u8], Unreadable> 
 }
 
 /// CRC32C of `bytes` with the four bytes at [`CRC_AT`] as zero.
-fn crc_of(bytes: &[u8]) -> u32 {
+pub(crate) fn crc_of(bytes: &[u8]) -> u32 {
     let crc = crc32c::crc32c(bytes.get(..CRC_AT).unwrap_or_default());
     let crc = crc32c::crc32c_append(crc, &[0; 4]);
     crc32c::crc32c_append(crc, bytes.get(CRC_AT + 4..).unwrap_or_default())
+}
+
+/// The checksum that a structure says it has.
+pub(crate) fn stored_crc(bytes: &[u8]) -> u32 {
+    let stored = bytes.get(CRC_AT..).and_then(|b| b.first_chunk()).copied().unwrap_or_default();
+    u32::from_le_bytes(stored)
 }
 
 pub(crate) fn put(buf: &mut [u8], at: usize, bytes: &[u8]) {
@@ -378,6 +390,7 @@ mod tests {
             slots_used: 8,
             map_digest: 1234,
             capacity_slots: 100,
+            doubt: Doubt::default(),
         }
     }
 
@@ -391,10 +404,15 @@ mod tests {
             assert_eq!(Superblock::decode(&bad), Err(Unreadable::Damaged), "byte {at}");
         }
         let mut newer = page.to_vec();
-        newer[12] = 2;
+        newer[12] = 3;
         let crc = crc_of(&newer);
         newer[8..12].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(Superblock::decode(&newer), Err(Unreadable::Newer(2)));
+        assert_eq!(Superblock::decode(&newer), Err(Unreadable::Newer(3)));
+        let mut older = page.to_vec();
+        older[12] = 1;
+        let crc = crc_of(&older);
+        older[8..12].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(Superblock::decode(&older), Ok(superblock()), "version 1 is read");
     }
 
     #[test]

@@ -6,6 +6,9 @@
 //! the one before it is durable. So at replay, when no continuing group is found at position p:
 //! an intact group with a number above the one expected proves that durable content is gone
 //! (damage); without one, what is missing was never durable (a torn tail).
+//!
+//! Damage to blocks alone concerns the replicas that they belong to: what was recorded is known. Damage
+//! to a head ends the replay there: what follows is unknown, and no replica is to be believed.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -205,6 +208,8 @@ pub(crate) enum Replayed {
     Replica(Vec<u8>),
     /// A record.
     Record(Record),
+    /// A record whose blocks are damaged: its facts hold, its content does not.
+    Damaged(Record),
 }
 
 /// What replay ends with.
@@ -213,9 +218,11 @@ pub(crate) struct ReplayEnd {
     pub(crate) cursor: Cursor,
     /// Highest start number seen.
     pub(crate) start: StartNumber,
-    /// Places of checkpoint groups at the very end, behind `cursor`: a checkpoint that was not
-    /// completed. They must be wiped before anything is written at `cursor`.
+    /// Places of groups behind `cursor`, in order: a checkpoint that was not completed, or what
+    /// follows damage. They must be wiped before anything is written at `cursor`.
     pub(crate) left_over: Vec<u64>,
+    /// Durable groups behind `cursor` are lost.
+    pub(crate) has_gap: bool,
 }
 
 /// Reads the journal from `mark` on, calling `each` in order.
@@ -234,6 +241,11 @@ pub(crate) fn replay(
     let mut parts_left = (mark.number == 1).then_some(0);
     while let Some((head, entries, crc)) = ring.next(&cursor) {
         let Some(items) = ring.items(&head, &entries) else { break };
+        let damaged = items.iter().any(|item| matches!(item, Replayed::Damaged(_)));
+        if damaged && ring.intact_after(head.number).is_none() {
+            // The last group, written in part: nothing in it was durable.
+            break;
+        }
         parts_left = match (head.kind, parts_left) {
             (GroupKind::Checkpoint { part: 0, parts }, None) => Some(parts - 1),
             (GroupKind::Checkpoint { part, parts }, Some(left)) if part + left == parts => {
@@ -260,24 +272,29 @@ pub(crate) fn replay(
         start = start.max(head.start);
         cursor = after(&head, crc);
     }
-    if let Some(at) = ring.intact_after(cursor.number) {
-        tracing::error!(stopped = cursor.end, later = at, "the journal is damaged");
-        let why = "durable groups are unreadable; later ones are intact";
-        return Err(OpenError::Damaged { what: "journal", at: cursor.end, why });
-    }
     if parts_left != Some(0) {
         let why = "the checkpoint that replay begins with is unreadable";
         return Err(OpenError::Damaged { what: "journal", at: mark.end, why });
     }
+    let later = ring.intact_after(cursor.number);
+    if let Some(later) = later {
+        tracing::error!(
+            stopped = cursor.end,
+            later,
+            "durable groups of the journal are unreadable"
+        );
+    }
     if !trailing.is_empty() {
         cursor = before_trailing;
     }
-    Ok(ReplayEnd { cursor, start, left_over: trailing })
+    let left_over = if later.is_some() { ring.all_from(cursor.number) } else { trailing };
+    Ok(ReplayEnd { cursor, start, left_over, has_gap: later.is_some() })
 }
 
 /// Wipes what an incomplete checkpoint left at the end of the journal, so that its room can be
-/// used again however often the process dies there. Last first: each group that remains then
-/// continues an intact one.
+/// used again however often the process dies there; or the groups that damage has cut off, so that
+/// they are not taken for damage again. Last first: each group that remains then continues an
+/// intact one, and damage is seen until the last one is gone.
 pub(crate) fn wipe(file: &dyn DiskFile, size: u64, left_over: &[u64]) -> Result<(), DiskError> {
     let zeros = AlignedBuf::zeroed(PAGE);
     left_over.iter().rev().try_for_each(|at| file.write_durable(&zeros, at % size))
@@ -315,7 +332,7 @@ impl Ring {
         Some((head, first..first + entries.len(), crc))
     }
 
-    /// The items of a group; `None` when a block fails its checksum or an entry makes no sense.
+    /// The items of a group; `None` when an entry makes no sense.
     fn items(&self, head: &GroupHead, entries: &Range<usize>) -> Option<Vec<Replayed>> {
         let mut reader = Reader::new(self.content.get(entries.clone())?);
         let at = as_usize(head.position % self.size);
@@ -339,13 +356,14 @@ impl Ring {
             let mut fields = Reader::new(fields);
             let record = Record::get(&mut fields, data).ok()?;
             fields.finish().ok()?;
-            if let Some(content) = record.content() {
+            let bad = record.content().and_then(|content| {
                 let sums = content.iter().filter_map(|(_, block)| block.map(|(sum, _)| sum));
-                if first_bad(&content.data, sums).is_some() {
-                    return None;
-                }
-            }
-            items.push(Replayed::Record(record));
+                first_bad(&content.data, sums)
+            });
+            items.push(match bad {
+                None => Replayed::Record(record),
+                Some(_) => Replayed::Damaged(record),
+            });
         }
         reader.finish().ok()?;
         Some(items)
@@ -353,10 +371,21 @@ impl Ring {
 
     /// Position of an intact group head with a number above `expected`.
     fn intact_after(&self, expected: u64) -> Option<u64> {
-        (0..self.size / as_u64(PAGE)).find_map(|page| {
+        self.heads().find(|head| head.number > expected).map(|head| head.position)
+    }
+
+    /// Positions of all intact group heads with at least this number, in order of their numbers.
+    fn all_from(&self, number: u64) -> Vec<u64> {
+        let mut found: Vec<_> = self.heads().filter(|head| head.number >= number).collect();
+        found.sort_by_key(|head| head.number);
+        found.into_iter().map(|head| head.position).collect()
+    }
+
+    /// All intact group heads, wherever they are.
+    fn heads(&self) -> impl Iterator<Item = GroupHead> + '_ {
+        (0..self.size / as_u64(PAGE)).filter_map(|page| {
             let (head, _, _) = self.open(page * as_u64(PAGE))?;
-            let in_place = head.position % self.size == page * as_u64(PAGE);
-            (in_place && head.number > expected).then_some(head.position)
+            (head.position % self.size == page * as_u64(PAGE)).then_some(head)
         })
     }
 }

@@ -12,7 +12,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use ashlar_env::disk::{AlignedBuf, DiskError, DiskFile};
 use ashlar_types::{BlockRange, ChunkId, StoreId};
 
+use super::doubt::Doubt;
 use super::format::{MapPage, PAGE, SLOT_BLOCKS, SlotBlocks, Superblock, as_u64, as_usize};
+use super::format::{crc_of, stored_crc};
+use super::rot::{self, Rotten};
 use super::{OpenError, Space};
 
 /// A slot in use.
@@ -42,8 +45,18 @@ pub(crate) struct SlotMap {
     reserved: BTreeSet<(ChunkId, u32)>,
     /// Slots whose space the data file has.
     grown: u32,
-    /// Places of pages that a checkpoint wrote which was never completed.
-    unfinished: Vec<u64>,
+    /// Places of pages that must not count later: of a checkpoint that was never completed, or of
+    /// slots that damage has brought back.
+    void: Vec<u64>,
+}
+
+/// What reading the map brings beside it.
+#[derive(Debug, Default)]
+struct Loading {
+    /// The checkpoint that wrote the page of each part of a chunk.
+    written: BTreeMap<(ChunkId, u32), u64>,
+    rotten: Vec<Rotten>,
+    doubt: Doubt,
 }
 
 /// The slots that a range of blocks touches, each with the part of the range in it, counted from
@@ -64,11 +77,16 @@ impl SlotMap {
         Self { capacity, ..Self::default() }
     }
 
-    /// Reads the map of a store.
-    pub(crate) fn load(file: &dyn DiskFile, sb: &Superblock) -> Result<Self, OpenError> {
+    /// Reads the map of a store; doubts whose pages are damaged. Its digest is then another than the
+    /// superblock's, which must be written before anything else is.
+    pub(crate) fn load(
+        file: &dyn DiskFile,
+        sb: &Superblock,
+        doubt: &mut Doubt,
+    ) -> Result<Self, OpenError> {
         const PAGES_AT_ONCE: usize = 512;
         let mut map = Self::new(sb.capacity_slots);
-        let mut digest = 0u64;
+        let mut loading = Loading { doubt: *doubt, ..Loading::default() };
         let mut slot = 0u32;
         let mut buf = AlignedBuf::zeroed(PAGES_AT_ONCE * PAGE);
         let bytes = u64::from(sb.slots_used) * 2 * as_u64(PAGE);
@@ -78,28 +96,34 @@ impl SlotMap {
             let Some(part) = buf.get_mut(..len) else { break };
             file.read_at(part, at)?;
             for pair in part.chunks(2 * PAGE) {
-                digest = digest.wrapping_add(map.load_slot(slot, pair, sb)?);
+                map.load_slot(slot, pair, sb, &mut loading);
                 slot += 1;
             }
             at += as_u64(len);
         }
-        if digest != sb.map_digest {
-            return Err(OpenError::Damaged { what: "map", at: 0, why: "a page is missing or old" });
+        let lacking = sb.map_digest.wrapping_sub(map.digest());
+        if lacking != 0 {
+            tracing::error!(
+                undecodable = loading.rotten.len(),
+                "pages of the store's map are lost"
+            );
+            rot::judge(lacking, &loading.rotten, &mut loading.doubt);
         }
+        *doubt = loading.doubt;
         Ok(map)
     }
 
-    /// Wipes the pages of a checkpoint that was never completed: the next one takes its number, and
-    /// must not make them count.
-    pub(crate) fn wipe_unfinished(&mut self, file: &dyn DiskFile) -> Result<(), DiskError> {
+    /// Wipes pages that must not count: the next checkpoint takes the number of one that was never
+    /// completed, and must not complete its pages.
+    pub(crate) fn wipe_void(&mut self, file: &dyn DiskFile) -> Result<(), DiskError> {
         let zeros = AlignedBuf::zeroed(PAGE);
-        let places = std::mem::take(&mut self.unfinished);
+        let places = std::mem::take(&mut self.void);
         places.iter().try_for_each(|at| file.write_at(&zeros, *at))?;
         if places.is_empty() { Ok(()) } else { file.sync_data() }
     }
 
     /// Takes in the newer intact copy of a slot's page that a complete checkpoint wrote.
-    fn load_slot(&mut self, slot: u32, pair: &[u8], sb: &Superblock) -> Result<u64, OpenError> {
+    fn load_slot(&mut self, slot: u32, pair: &[u8], sb: &Superblock, loading: &mut Loading) {
         let intact = pair
             .chunks(PAGE)
             .zip(0u8..)
@@ -108,13 +132,26 @@ impl SlotMap {
         let (complete, unfinished): (Vec<_>, Vec<_>) =
             intact.partition(|((page, _), _)| page.checkpoint <= sb.checkpoint);
         let place = |copy: u8| (u64::from(slot) * 2 + u64::from(copy)) * as_u64(PAGE);
-        self.unfinished.extend(unfinished.iter().map(|(_, copy)| place(*copy)));
+        self.void.extend(unfinished.iter().map(|(_, copy)| place(*copy)));
+        let decoded = complete.len() + unfinished.len();
         let newest = complete.into_iter().max_by_key(|((page, _), _)| page.checkpoint);
+        if decoded < 2 {
+            let other = newest.as_ref().map(|((p, crc), _)| (*crc, p.owner.map(|(c, _)| c)));
+            let is_rotten = |page: &&[u8]| {
+                MapPage::decode(page, sb.store).is_none() && page.iter().any(|byte| *byte != 0)
+            };
+            loading.rotten.extend(pair.chunks(PAGE).filter(is_rotten).map(|page| Rotten {
+                slot,
+                stored: stored_crc(page),
+                computed: crc_of(page),
+                other,
+            }));
+        }
         let Some(((page, crc), copy)) = newest else {
             // Never written, or lost: the digest tells.
             self.pages.push(None);
             self.free.insert(slot);
-            return Ok(0);
+            return;
         };
         self.pages.push(Some(PageState { copy, crc }));
         match page.owner {
@@ -123,13 +160,38 @@ impl SlotMap {
             }
             Some((chunk, index)) => {
                 let mapped = Mapped { slot, blocks: page.blocks };
-                if self.chunks.entry(chunk).or_default().insert(index, mapped).is_some() {
-                    let why = "two slots hold the same part of a chunk";
-                    return Err(OpenError::Damaged { what: "map", at: u64::from(slot), why });
-                }
+                self.place(chunk, index, mapped, page.checkpoint, loading);
             }
         }
-        Ok(digest_of(slot, crc))
+    }
+
+    /// Puts a slot in its place. If another one is there, damage has brought one of them back: the
+    /// later page counts, and both are doubted.
+    fn place(
+        &mut self,
+        chunk: ChunkId,
+        index: u32,
+        mapped: Mapped,
+        checkpoint: u64,
+        loading: &mut Loading,
+    ) {
+        let slots = self.chunks.entry(chunk).or_default();
+        let known = loading.written.get(&(chunk, index)).copied();
+        let loses = if known.is_none_or(|known| known < checkpoint) {
+            loading.written.insert((chunk, index), checkpoint);
+            slots.insert(index, mapped).map(|older| older.slot)
+        } else {
+            Some(mapped.slot)
+        };
+        let Some(slot) = loses else { return };
+        tracing::error!(%chunk, index, slot, "two slots hold the same part of a chunk");
+        loading.doubt.add(chunk);
+        if let Some(page) = self.pages.get_mut(as_usize(u64::from(slot))) {
+            *page = None;
+        }
+        self.free.insert(slot);
+        let first = u64::from(slot) * 2 * as_u64(PAGE);
+        self.void.extend([first, first + as_u64(PAGE)]);
     }
 
     /// The slot of one part of a chunk.

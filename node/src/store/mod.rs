@@ -16,12 +16,14 @@
 
 mod apply;
 mod commit;
+mod doubt;
 pub mod format;
 mod journal;
 mod map;
 mod open;
 mod overlay;
 mod reader;
+mod rot;
 mod shared;
 mod threads;
 
@@ -103,8 +105,11 @@ pub enum OpenError {
         /// Newest version read here.
         supported: u32,
     },
-    /// Durable content is gone. The replicas of this store are stale; start with an empty folder.
-    #[error("the store's {what} is damaged at {at}: {why}")]
+    /// Damage that leaves no names: what this store held cannot be said, so nothing can be marked.
+    #[error(
+        "the store's {what} is damaged at {at}: {why}. Move the folder away, keep it, and start \
+         the node under a number that the zone has not used"
+    )]
     Damaged {
         /// superblock, journal, map or data.
         what: &'static str,

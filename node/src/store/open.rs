@@ -1,9 +1,13 @@
-//! Opening a store: making a new one, refusing a foreign or damaged one, replay.
+//! Opening a store: making a new one, refusing a foreign one, replay, doubting what is damaged.
+//!
+//! Damage never keeps a store shut as long as it is known whose it is: the replicas concerned, all of
+//! them if nothing proves less, are marked suspect, durably before anything that shows the damage is
+//! changed. What leaves no names is refused: the superblock, and the checkpoint that replay begins with.
 //!
 //! Files of the folder: `super`, `journal`, `map`, `data`. A new store's `super` gets its name last,
 //! so a folder without it holds nothing; with content in `data` it is damage.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ashlar_env::dice::Dice;
@@ -13,6 +17,7 @@ use ashlar_types::{ChunkId, ReplicaId, StartNumber, StoreId};
 
 use super::apply::{Applier, write_superblock};
 use super::commit::Committer;
+use super::doubt::Doubt;
 use super::format::{PAGE, SLOT_BYTES, Superblock, Unreadable, VERSION, as_u64, as_usize};
 use super::journal::{Cursor, Journal, ReplayEnd, Replayed, replay, wipe};
 use super::map::SlotMap;
@@ -66,7 +71,8 @@ pub(crate) fn open(
     let capacity = slots(options.capacity_bytes)?;
     // Capacity may be raised by configuration, and lowered down to what was ever used.
     superblock.capacity_slots = capacity.max(superblock.slots_used);
-    let mut map = SlotMap::load(&*map_file, &superblock)?;
+    let mut doubt = superblock.doubt;
+    let mut map = SlotMap::load(&*map_file, &superblock, &mut doubt)?;
 
     let mut replayed = Replay::default();
     let content = read_journal(&*journal_file, superblock.journal_bytes)?;
@@ -78,16 +84,25 @@ pub(crate) fn open(
     let end = replay(content, superblock.store, mark, &mut |item| replayed.take(item))?;
     // What replay accepted must not vanish later: it may sit in a volatile cache so far.
     journal_file.sync_data()?;
-    map.wipe_unfinished(&*map_file)?;
-    wipe(&*journal_file, superblock.journal_bytes, &end.left_over)?;
+    replayed.damaged.iter().for_each(|chunk| doubt.add(*chunk));
+    if end.has_gap {
+        doubt.add_gap();
+    }
+    superblock.doubt = doubt;
+    superblock.map_digest = map.digest();
     raise_start(&*super_file, &mut superblock, end.start)?;
+    map.wipe_void(&*map_file)?;
+    wipe(&*journal_file, superblock.journal_bytes, &end.left_over)?;
 
     replayed.end_checkpoint();
     let ReplayEnd { cursor, .. } = end;
-    let Replay { state, replicas, layer, .. } = replayed;
+    let Replay { mut state, replicas, layer, .. } = replayed;
+    doubt.mark(&mut state);
     map.set_grown(grown(&*data_file, &*map_file)?);
     let journal_bytes = superblock.journal_bytes;
     let shared = Shared::new(data_file, map_file, map, replicas, layer, journal_bytes);
+    // The sooner the marks are in a checkpoint, the fewer later replicas a crash would mark too.
+    shared.lock().checkpoint_wanted = doubt.is_open();
     regain(&shared)?;
     let shared = Arc::new(shared);
     let journal = Journal::new(
@@ -118,6 +133,8 @@ struct Replay {
     replicas: BTreeMap<ChunkId, ReplicaId>,
     layer: Layer,
     in_records: bool,
+    /// Chunks with records whose content is damaged.
+    damaged: BTreeSet<ChunkId>,
 }
 
 impl Replay {
@@ -139,6 +156,12 @@ impl Replay {
             Replayed::Record(record) => {
                 self.end_checkpoint();
                 note_record(&mut self.layer, &mut self.replicas, &record);
+                self.state.apply(&record);
+                Ok(())
+            }
+            Replayed::Damaged(record) => {
+                self.end_checkpoint();
+                self.damaged.insert(record.chunk());
                 self.state.apply(&record);
                 Ok(())
             }
@@ -213,6 +236,7 @@ fn make(
         slots_used: 0,
         map_digest: 0,
         capacity_slots: slots(options.capacity_bytes)?,
+        doubt: Doubt::default(),
     };
     let file = disk.open(SUPER_NEW, OpenHow::CREATE.direct())?;
     for sequence in 0..2 {

@@ -475,7 +475,8 @@ pub(crate) fn note_record(
         | Record::OpenTerm { .. }
         | Record::OpenFill { .. }
         | Record::Committed { .. }
-        | Record::ProposePromotion { .. } => {}
+        | Record::ProposePromotion { .. }
+        | Record::Suspect { .. } => {}
     }
 }
 

@@ -1,6 +1,7 @@
 //! Tests of the whole store: a rig that drives it step by step over the in-memory disk.
 
 mod crash;
+mod damage;
 mod faults;
 mod running;
 

@@ -155,8 +155,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "a replica is erased by its full name only",
         file: "node/core/src/machine.rs",
-        take_out: "let named = |held: &Replica| held.durable.replica == replica;",
-        put_in: "let named = |_: &Replica| true;",
+        take_out: "let named = |held: &&Replica| held.durable.replica == replica;",
+        put_in: "let named = |_: &&Replica| true;",
         tests: NODE_RULES,
     },
     Mutant {

@@ -142,18 +142,42 @@ fn a_learner_that_was_never_in_sync_is_forgotten_and_erased() {
 }
 
 #[test]
-fn a_readopted_replica_whose_filling_fails_is_stale_as_before() {
+fn a_readopted_replica_whose_filling_fails_is_stale_again_and_a_base_for_nothing() {
+    let mut zone = Zone::with_volume();
+    let proposer = zone.config(0).primary;
+    let kind = remove(&zone, 0, Evidence::Unreachable {});
+    zone.change(0, kind).unwrap();
+    let remembered = zone.config(0).stale.clone();
+    assert!(!remembered[0].1.suspect);
+    let replica = remembered[0].0;
+    zone.change(0, ChangeKind::ReadoptStale { proposer, replica }).unwrap();
+    assert_eq!(zone.config(0).learners, [replica]);
+    zone.change(0, ChangeKind::RemoveLearner { proposer, replica }).unwrap();
+    let again = zone.config(0).stale.clone();
+    assert_eq!(again[0].0, replica);
+    assert_eq!(again[0].1.last_in_sync, remembered[0].1.last_in_sync);
+    assert!(again[0].1.suspect, "half of it is newer than the other half");
+    assert!(!zone.state.is_erasure(chunk(0), replica));
+}
+
+#[test]
+fn a_replica_that_its_store_has_lost_part_of_comes_back_under_another_name_only() {
     let mut zone = Zone::with_volume();
     let proposer = zone.config(0).primary;
     let kind = remove(&zone, 0, Evidence::ReportedGone {});
     zone.change(0, kind).unwrap();
-    let remembered = zone.config(0).stale.clone();
-    assert!(remembered[0].1.suspect);
-    let replica = remembered[0].0;
-    zone.change(0, ChangeKind::ReadoptStale { proposer, replica }).unwrap();
-    zone.change(0, ChangeKind::RemoveLearner { proposer, replica }).unwrap();
-    assert_eq!(zone.config(0).stale, remembered);
-    assert!(!zone.state.is_erasure(chunk(0), replica));
+    let (replica, info) = zone.config(0).stale[0];
+    assert!(info.suspect);
+    let epoch = zone.change(0, ChangeKind::ReadoptStale { proposer, replica }).unwrap();
+    let config = zone.config(0);
+    let anew = config.learners[0];
+    assert_eq!((anew.node, anew.store), (replica.node, replica.store));
+    assert_eq!(anew.incarnation.0, epoch.0, "later than everything that it may have lost");
+    assert!(config.replicas().all(|named| named != replica));
+    assert!(zone.state.is_erasure(chunk(0), replica));
+    zone.change(0, ChangeKind::RemoveLearner { proposer, replica: anew }).unwrap();
+    assert!(zone.config(0).stale.is_empty(), "it never was in sync under this name");
+    assert!(zone.state.is_erasure(chunk(0), anew));
 }
 
 #[test]

@@ -274,6 +274,23 @@ fn a_primary_whose_replica_turned_stale_is_replaced() {
 }
 
 #[test]
+fn when_every_in_sync_replica_has_lost_part_nobody_is_elected_and_the_chunk_says_why() {
+    let mut zone = Zone::with_volume();
+    let config = zone.config(0);
+    for replica in config.in_sync.clone() {
+        zone.report(0, replica, ReplicaState::Stale);
+    }
+    zone.carry_out();
+    assert_eq!(zone.config(0), config, "a replica that proves nothing was elected");
+    let verdicts = judge_all(zone.now, &zone.state, &zone.seen);
+    let describe::Health::Stuck(stuck) = describe::health(&config, &zone.seen, &verdicts) else {
+        panic!("not stuck");
+    };
+    assert!(stuck.cause.contains("all others in sync"), "{}", stuck.cause);
+    assert_eq!(stuck.blocked_on.len(), config.in_sync.len());
+}
+
+#[test]
 fn a_missing_copy_finds_a_node_with_space_that_holds_none_and_comes_back_by_promotion() {
     let mut zone = Zone::with_volume();
     let config = zone.config(0);

@@ -57,6 +57,8 @@ pub(crate) struct Follower {
     fill: Option<Fill>,
     /// It says itself that it does not hold the replica.
     says_gone: bool,
+    /// In sync, it has said since then that it lacks what it had on stable media.
+    lacks_since: Option<Time>,
     resynced_at: Option<Time>,
     wants_resync: bool,
 }
@@ -70,6 +72,7 @@ impl Follower {
             history: None,
             fill: None,
             says_gone: false,
+            lacks_since: None,
             resynced_at: None,
             wants_resync: false,
         }
@@ -387,19 +390,29 @@ impl Primary {
         durable: &ReplicaDurable,
         context: &mut Context<'_>,
     ) {
+        let committed = self.committed;
         let Some(follower) = self.followers.get_mut(at) else { return };
         match refusal {
             PeerRefusal::NotHeld => follower.says_gone = true,
+            PeerRefusal::Gap(last) => {
+                // In sync means that it had all of this on stable media: its store has lost it,
+                // unless this refusal was overtaken by an acknowledgement on the other network.
+                let had = follower.acked.max(committed);
+                if durable.config.is_in_sync(follower.replica) && *last < had {
+                    let since = *follower.lacks_since.get_or_insert(context.now);
+                    follower.says_gone |= context.now.since(since) >= context.timing.stall;
+                }
+                self.resync(at, durable, context);
+            }
             PeerRefusal::OtherStart(_) => {
                 let proposed = durable.proposal.is_some_and(|p| p.learner == follower.replica);
                 if !proposed {
                     follower.end_fill(context);
                 }
             }
-            PeerRefusal::LowerEpoch(_)
-            | PeerRefusal::LowerTerm(_)
-            | PeerRefusal::NotAdopted(_)
-            | PeerRefusal::Gap(_) => self.resync(at, durable, context),
+            PeerRefusal::LowerEpoch(_) | PeerRefusal::LowerTerm(_) | PeerRefusal::NotAdopted(_) => {
+                self.resync(at, durable, context)
+            }
         }
     }
 

@@ -79,6 +79,9 @@ impl Primary {
             return;
         }
         let opened_now = follower.acked.term < self.term;
+        if lsn >= follower.acked {
+            follower.lacks_since = None;
+        }
         follower.acked = follower.acked.max(lsn);
         follower.acked_by = follower.acked_by.max(start);
         if opened_now {

@@ -50,6 +50,10 @@ impl Replica {
         request: DataMessage,
         context: &mut Context<'_>,
     ) {
+        if self.durable.suspect {
+            self.refuse_as_suspect(from, &request, context);
+            return;
+        }
         let outcome = match request {
             DataMessage::Collect { config, term } => self.on_collect(from, &config, term, context),
             DataMessage::Fetch { epoch, term, range, .. } => {

@@ -7,11 +7,13 @@
 //!                              v
 //!                             Out
 //! ```
-//! The role follows from the adopted configuration alone; a node never chooses it.
+//! The role follows from the adopted configuration alone; a node never chooses it. The one exception
+//! takes no part in anything: a replica that its store has lost part of (`suspect.rs`).
 //!
 //! Path of a write: client 3 of 9 (primary), 5 of 9 (member).
 
 mod member;
+mod suspect;
 
 use crate::context::Context;
 use crate::durable::ReplicaDurable;
@@ -29,6 +31,8 @@ pub(crate) use member::Member;
 pub(crate) enum Role {
     /// Stale: keeps its data, takes no part.
     Out,
+    /// The store has lost part of it: takes no part, whatever the configuration says.
+    Suspect,
     /// In-sync secondary or learner.
     Member(Member),
     /// The primary.
@@ -100,12 +104,15 @@ impl Replica {
     fn take_role(&mut self, context: &mut Context<'_>) {
         let config = &self.durable.config;
         let me = self.durable.replica;
-        if config.primary == me {
+        if self.durable.suspect {
+            self.step_down(context);
+            self.role = Role::Suspect;
+        } else if config.primary == me {
             match &mut self.role {
                 Role::Primary(primary) if primary.term().elected == config.elected => {
                     primary.reconfigured(&mut self.durable, context);
                 }
-                Role::Primary(_) | Role::Member(_) | Role::Out => {
+                Role::Primary(_) | Role::Member(_) | Role::Out | Role::Suspect => {
                     self.step_down(context);
                     let primary = Primary::elected(&mut self.durable, self.lease_ends, context);
                     self.role = Role::Primary(Box::new(primary));
@@ -177,7 +184,7 @@ impl Replica {
                 ReplicaState::Filling { blocks_done: member.blocks_done() }
             }
             Role::Member(_) => ReplicaState::Following,
-            Role::Out => ReplicaState::Stale,
+            Role::Out | Role::Suspect => ReplicaState::Stale,
         };
         ReplicaReport {
             chunk: config.chunk,
@@ -199,7 +206,13 @@ impl Replica {
         assert!(config.check().is_ok(), "{}: adopted a contradiction", config.chunk);
         assert!(self.adopted_durably.0 <= config.epoch, "{}: reports ahead", config.chunk);
         assert!(self.adopted_durably.1 <= config.generation, "{}: reports ahead", config.chunk);
+        assert!(
+            self.durable.suspect == matches!(self.role, Role::Suspect),
+            "{}: takes part although its store has lost part of it",
+            config.chunk
+        );
         match &self.role {
+            Role::Suspect => {}
             Role::Primary(primary) => primary.check(&self.durable),
             Role::Member(_) => {
                 assert!(config.primary != me, "{}: follows itself", config.chunk);

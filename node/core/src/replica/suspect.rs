@@ -1,0 +1,53 @@
+//! A replica that its store has lost part of (design.md 4.6): it says so and does nothing else.
+//!
+//! Its positions prove nothing, nor does the epoch that it believes to have adopted: a later one may
+//! have been lost. So it refuses everything by [`PeerRefusal::NotHeld`], which has it removed, reports
+//! itself stale, which has another primary elected, and never acts under its own name again. It
+//! ends when a configuration gives this store a later incarnation, which starts empty as a learner:
+//! the number of that incarnation is an epoch committed after everything that was lost.
+
+use super::Replica;
+use crate::context::Context;
+use crate::durable::ReplicaDurable;
+use crate::record::Record;
+use ashlar_types::message::data::{DataMessage, PeerRefusal};
+use ashlar_types::{ChunkConfig, NodeId, ReplicaId};
+
+impl Replica {
+    /// A replica that this store may have held and lost: from the start it takes no part.
+    pub(crate) fn created_suspect(mut durable: ReplicaDurable, context: &mut Context<'_>) -> Self {
+        let chunk = durable.config.chunk;
+        durable.suspect = true;
+        let mut replica = Self::created(durable, context);
+        // If only the adoption survives a crash, the store sees that nothing was opened under it.
+        context.persist(&mut replica.durable, Record::Suspect { chunk });
+        replica
+    }
+
+    /// Whether `named` takes this replica's place under `config`: a later incarnation that is to be
+    /// filled. Any other name for a replica held here contradicts what this store knows.
+    pub(crate) fn gives_way_to(&self, named: ReplicaId, config: &ChunkConfig) -> bool {
+        named.incarnation > self.durable.replica.incarnation
+            && config.epoch > self.durable.config.epoch
+            && config.is_learner(named)
+    }
+
+    /// Answers a request without having looked at anything but its configuration.
+    pub(super) fn refuse_as_suspect(
+        &mut self,
+        from: NodeId,
+        request: &DataMessage,
+        context: &mut Context<'_>,
+    ) {
+        match request {
+            DataMessage::Collect { config, .. } | DataMessage::OpenLearner { config, .. } => {
+                self.adopt(config, context);
+            }
+            // Nothing is asked by it.
+            DataMessage::Committed { .. } => return,
+            _other => {}
+        }
+        let (chunk, refusal) = (self.durable.config.chunk, PeerRefusal::NotHeld);
+        context.mirror_eagerly(from, DataMessage::PeerRefused { chunk, refusal });
+    }
+}

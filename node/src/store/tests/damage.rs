@@ -1,0 +1,235 @@
+//! Damage that names its victims: the store opens, and whoever is concerned is never believed again.
+
+use ashlar_env::disk::{Disk, OpenHow};
+
+use super::*;
+
+/// Two replicas with a block each, one group for each record: adopt, adopt, fill, fill.
+///
+/// A group is a page of head and a page for each block.
+fn two_replicas() -> MemDisk {
+    let disk = MemDisk::new();
+    let mut rig = Rig::open(&disk);
+    for record in [adopt(0, 1, 1), adopt(1, 1, 1), fill(0, 0, 1, 9), fill(1, 0, 1, 8)] {
+        rig.append([record]).unwrap();
+        rig.settle().unwrap();
+    }
+    disk
+}
+
+/// Chunks of the replicas that are marked.
+fn suspects(rig: &Rig) -> Vec<u32> {
+    let replicas = rig.parts.state.iter().filter(|(_, replica)| replica.suspect);
+    replicas.map(|(chunk, _)| chunk.index.0).collect()
+}
+
+fn map_page(disk: &MemDisk, slot: u64, copy: u64) -> u64 {
+    let at = (slot * 2 + copy) * 4096;
+    let mut page = vec![0; 4096];
+    disk.open("map", OpenHow::EXISTING).unwrap().read_at(&mut page, at).unwrap();
+    assert!(page.iter().any(|byte| *byte != 0), "nothing was written there");
+    at
+}
+
+#[test]
+fn damage_to_a_head_ends_the_replay_there_and_no_replica_is_believed() {
+    for (at, blocks, known) in [(0, 0, 0), (4096 + 30, 0, 1), (2 * 4096 + 100, 0, 2)] {
+        let disk = two_replicas();
+        disk.flip("journal", at).unwrap();
+        let mut rig = Rig::open(&disk);
+        assert_eq!(suspects(&rig), (0..known).collect::<Vec<_>>(), "{at}");
+        assert!(rig.parts.state.has_gaps(), "{at}: it knows all that it ever held");
+        assert_eq!(rig.blocks().unwrap().len(), blocks);
+        // It goes on from there, and what followed the damage is not taken for damage again.
+        let opened = Record::OpenFill { chunk: chunk(2), base: ashlar_types::Lsn::ZERO.next() };
+        rig.append([adopt(2, 1, 1), opened, fill(2, 5, 1, 7)]).unwrap();
+        rig.checkpoint().unwrap();
+        let mut rig = Rig::open(&disk);
+        assert_eq!(suspects(&rig), (0..known).collect::<Vec<_>>(), "{at}: the new one is whole");
+        assert!(rig.parts.state.has_gaps(), "gaps stay");
+        // One that would be in sync from nothing may be one that was forgotten.
+        rig.append([adopt(1, 9, 9)]).unwrap();
+        rig.checkpoint().unwrap();
+        assert!(suspects(&Rig::open(&disk)).contains(&1), "{at}");
+    }
+}
+
+#[test]
+fn the_last_group_cannot_be_told_from_a_torn_one() {
+    for at in [4 * 4096 + 3, 5 * 4096 + 9] {
+        let disk = two_replicas();
+        disk.flip("journal", at).unwrap();
+        let mut rig = Rig::open(&disk);
+        assert_eq!(rig.blocks().unwrap().len(), 1);
+        assert_eq!(suspects(&rig), [0; 0]);
+        assert!(!rig.parts.state.has_gaps());
+    }
+}
+
+#[test]
+fn damage_to_blocks_concerns_their_replica_alone_and_what_follows_is_kept() {
+    let disk = two_replicas();
+    disk.flip("journal", 3 * 4096 + 17).unwrap();
+    let mut rig = Rig::open(&disk);
+    assert_eq!(suspects(&rig), [0]);
+    assert!(!rig.parts.state.has_gaps());
+    assert_eq!(rig.blocks().unwrap().into_iter().collect::<Vec<_>>(), [((1, 0), 8)]);
+    rig.checkpoint().unwrap();
+    assert_eq!(suspects(&Rig::open(&disk)), [0], "the mark is in the checkpoint");
+}
+
+#[test]
+fn another_incarnation_is_not_marked() {
+    let disk = two_replicas();
+    disk.flip("journal", 3 * 4096 + 17).unwrap();
+    let mut rig = Rig::open(&disk);
+    rig.checkpoint().unwrap();
+    rig.append([adopt(0, 7, 7), fill(0, 3, 1, 5)]).unwrap();
+    rig.settle().unwrap();
+    let mut rig = Rig::open(&disk);
+    assert_eq!(suspects(&rig), [0; 0]);
+    assert_eq!(rig.read(0, 0, 1).unwrap().data_blocks(), 0, "what the former one held is gone");
+    assert_eq!(rig.read(0, 3, 1).unwrap().data_blocks(), 1);
+}
+
+#[test]
+fn doubt_outlives_a_crash_at_every_change() {
+    // A head in the middle; blocks.
+    for (file, at, expected) in
+        [("journal", 2 * 4096 + 30, vec![0, 1]), ("journal", 3 * 4096 + 17, vec![0])]
+    {
+        let mut stop = 1;
+        loop {
+            let disk = two_replicas();
+            disk.flip(file, at).unwrap();
+            disk.stop_after(stop);
+            if let Ok(mut rig) = Rig::try_open(&disk, &SMALL) {
+                let _ended = rig.checkpoint();
+            }
+            let stopped = disk.is_powered_off();
+            disk.crash(&mut SeededDice::new(stop));
+            let rig = Rig::open(&disk);
+            assert_eq!(suspects(&rig), expected, "{file}, change {stop}");
+            assert_eq!(rig.parts.state.has_gaps(), expected.len() > 1, "{file}, change {stop}");
+            if !stopped {
+                break;
+            }
+            stop += 1;
+        }
+        assert!(stop > 6, "the run has only {stop} changes");
+    }
+}
+
+#[test]
+fn a_damaged_checkpoint_leaves_no_names_and_is_refused_with_what_to_do() {
+    let disk = two_replicas();
+    let mut rig = Rig::open(&disk);
+    rig.checkpoint().unwrap();
+    let tail = rig.parts.applier.superblock.tail;
+    assert!(tail > 0);
+    disk.flip("journal", tail + 30).unwrap();
+    let error = Rig::try_open(&disk, &SMALL).map(|_| ()).unwrap_err();
+    assert!(matches!(error, OpenError::Damaged { what: "journal", .. }), "{error:?}");
+    assert!(error.to_string().contains("Move the folder away, keep it"), "{error}");
+}
+
+#[test]
+fn a_damaged_page_of_the_map_concerns_the_owner_that_its_older_copy_names() {
+    // A checksum, the page's own checksum.
+    for byte in [200, 9] {
+        let disk = two_replicas();
+        let mut rig = Rig::open(&disk);
+        rig.checkpoint().unwrap();
+        rig.append([fill(0, 1, 1, 7)]).unwrap();
+        rig.checkpoint().unwrap();
+        // Slot 0 is chunk 0's, written twice; the second time into copy 1.
+        disk.flip("map", map_page(&disk, 0, 1) + byte).unwrap();
+        let mut rig = Rig::open(&disk);
+        assert_eq!(suspects(&rig), [0], "byte {byte}");
+        assert_eq!(rig.read(1, 0, 1).unwrap().data_blocks(), 1, "the other is whole");
+        rig.append([fill(1, 1, 1, 3)]).unwrap();
+        rig.checkpoint().unwrap();
+        let mut rig = Rig::open(&disk);
+        assert_eq!(suspects(&rig), [0], "byte {byte}");
+        assert_eq!(rig.read(1, 0, 2).unwrap().data_blocks(), 2);
+    }
+}
+
+#[test]
+fn a_damaged_page_of_the_map_without_an_older_owner_concerns_all() {
+    let disk = two_replicas();
+    let mut rig = Rig::open(&disk);
+    rig.checkpoint().unwrap();
+    disk.flip("map", map_page(&disk, 1, 0) + 100).unwrap();
+    let mut rig = Rig::open(&disk);
+    assert_eq!(suspects(&rig), [0, 1]);
+    assert!(!rig.parts.state.has_gaps(), "the records are all there");
+    rig.checkpoint().unwrap();
+    assert_eq!(suspects(&Rig::open(&disk)), [0, 1]);
+}
+
+#[test]
+fn two_damaged_pages_are_not_pinned_on_one() {
+    let disk = two_replicas();
+    let mut rig = Rig::open(&disk);
+    rig.checkpoint().unwrap();
+    rig.append([fill(0, 1, 1, 7), fill(1, 1, 1, 7)]).unwrap();
+    rig.checkpoint().unwrap();
+    for slot in 0..2 {
+        disk.flip("map", map_page(&disk, slot, 1) + 100).unwrap();
+    }
+    assert_eq!(suspects(&Rig::open(&disk)), [0, 1]);
+}
+
+#[test]
+fn a_slot_that_damage_brings_back_does_not_take_the_place_of_a_later_one() {
+    let disk = two_replicas();
+    let mut rig = Rig::open(&disk);
+    rig.checkpoint().unwrap();
+    for n in [0, 1] {
+        rig.append([Record::Erase { chunk: chunk(n) }]).unwrap();
+    }
+    rig.checkpoint().unwrap();
+    rig.append([adopt(1, 3, 3), fill(1, 0, 1, 4)]).unwrap();
+    rig.checkpoint().unwrap();
+    // Chunk 1 is in slot 0 now; the page that says that slot 1 is free rots away.
+    disk.flip("map", map_page(&disk, 1, 1) + 100).unwrap();
+    let mut rig = Rig::open(&disk);
+    assert_eq!(suspects(&rig), [1]);
+    assert_eq!(rig.read(1, 0, 1).unwrap().data.first(), Some(&4));
+    rig.append([adopt(1, 5, 5), fill(1, 0, 1, 6)]).unwrap();
+    rig.checkpoint().unwrap();
+    let mut rig = Rig::open(&disk);
+    assert_eq!(suspects(&rig), [0; 0], "it is doubted once");
+    assert_eq!(rig.read(1, 0, 1).unwrap().data.first(), Some(&6));
+}
+
+#[test]
+fn a_store_of_format_version_1_opens_and_becomes_version_2() {
+    let disk = two_replicas();
+    let mut rig = Rig::open(&disk);
+    rig.checkpoint().unwrap();
+    let file = disk.open("super", OpenHow::EXISTING).unwrap();
+    let version = |set: Option<u8>| -> Vec<u8> {
+        (0..2u64)
+            .map(|copy| {
+                let mut page = vec![0; 4096];
+                file.read_at(&mut page, copy * 4096).unwrap();
+                if let Some(version) = set {
+                    page[12] = version;
+                    page[8..12].fill(0);
+                    let crc = crc32c::crc32c(&page);
+                    page[8..12].copy_from_slice(&crc.to_le_bytes());
+                    file.write_at(&page, copy * 4096).unwrap();
+                }
+                page[12]
+            })
+            .collect()
+    };
+    assert_eq!(version(None), [2, 2]);
+    version(Some(1));
+    let mut rig = Rig::open(&disk);
+    assert_eq!(suspects(&rig), [0; 0]);
+    assert_eq!(rig.blocks().unwrap().len(), 2);
+    assert_eq!(version(None), [2, 2]);
+}
