@@ -14,6 +14,8 @@ use crate::failure::Failure;
 use crate::render::{Output, Show, columns};
 use crate::{Global, process, size};
 
+mod status;
+
 /// Commands about volumes.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -42,6 +44,11 @@ pub(crate) enum Command {
     List,
     /// Show one volume.
     Show {
+        /// Id or name.
+        volume: String,
+    },
+    /// Show who holds each chunk of a volume.
+    Status {
         /// Id or name.
         volume: String,
     },
@@ -76,6 +83,7 @@ pub(crate) fn run(command: Command, global: &Global, output: &Output) -> Result<
         }
         Command::List => output.show(&list(&zone)?),
         Command::Show { volume } => output.show(&VolumeView::from(&show(&zone, &volume)?)),
+        Command::Status { volume } => output.show(&status::read(&zone, &volume)?),
         Command::Delete { volume, force } => delete(&zone, volume, force, output),
     }
 }

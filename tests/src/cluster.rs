@@ -16,6 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
+use crate::netns::Netns;
 use crate::{binary, wait};
 
 /// One cluster at a time.
@@ -32,6 +33,8 @@ const STOP_WITHIN: Duration = Duration::from_secs(60);
 pub struct Cluster {
     folder: tempfile::TempDir,
     arguments: Vec<String>,
+    /// Where its processes run, if not in the network of the test.
+    netns: Option<Netns>,
     dev: Option<Dev>,
     _turn: MutexGuard<'static, ()>,
 }
@@ -48,12 +51,19 @@ impl Cluster {
     /// Starts a new cluster with further `arguments` to `ashlar dev`, and waits until it is ready.
     #[must_use]
     pub fn start(arguments: &[&str]) -> Self {
+        Self::start_in(None, arguments)
+    }
+
+    /// The same in a network of its own.
+    #[must_use]
+    pub fn start_in(netns: Option<Netns>, arguments: &[&str]) -> Self {
         // A test that failed with its turn has ended its processes: the next may go on.
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = tempfile::Builder::new().prefix("ashlar-test-").tempdir().expect("a folder");
         let mut cluster = Self {
             folder,
             arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+            netns,
             dev: None,
             _turn: turn,
         };
@@ -65,7 +75,8 @@ impl Cluster {
     pub fn start_again(&mut self) -> Duration {
         assert!(self.dev.is_none(), "the cluster is running");
         let began = Instant::now();
-        let mut child = Command::new(binary::ashlar())
+        let mut child = self
+            .command()
             .args(["dev", "--zones", "1", "--dir"])
             .arg(self.folder())
             .args(&self.arguments)
@@ -82,6 +93,37 @@ impl Cluster {
         dev.wait_for("Ctrl-C stops everything", READY_WITHIN);
         self.dev = Some(dev);
         began.elapsed()
+    }
+
+    /// The binary, to be run where the cluster's processes run.
+    fn command(&self) -> Command {
+        match &self.netns {
+            Some(netns) => netns.command(binary::ashlar()),
+            None => Command::new(binary::ashlar()),
+        }
+    }
+
+    /// The network that the cluster has for itself.
+    #[must_use]
+    pub fn netns(&self) -> &Netns {
+        self.netns.as_ref().expect("the cluster was started in a network of its own")
+    }
+
+    /// `ashlar volume status` of a volume.
+    #[must_use]
+    pub fn chunks(&self, volume: &str) -> Vec<Value> {
+        let output = self.must(&["volume", "status", volume, "-o", "json"]);
+        let status: Value = serde_json::from_str(&output).expect("it is JSON");
+        status["chunks"].as_array().expect("a list of chunks").clone()
+    }
+
+    /// The file that gives an attached volume's content.
+    #[must_use]
+    pub fn fuse_file(&self, volume: &str) -> PathBuf {
+        let status = self.status().expect("a status");
+        let here = status["attached_here"].as_array().expect("what is attached here");
+        let attached = here.iter().find(|attached| attached["name"] == volume);
+        PathBuf::from(attached.expect("it is attached")["fuse_file"].as_str().expect("a file"))
     }
 
     /// The cluster's folder.
@@ -112,7 +154,8 @@ impl Cluster {
     /// Runs a command against this cluster; gives exit code, standard output and standard error.
     #[must_use]
     pub fn ashlar(&self, arguments: &[&str]) -> (i32, String, String) {
-        let output = Command::new(binary::ashlar())
+        let output = self
+            .command()
             .args(arguments)
             .env("ASHLAR_DEV_DIR", self.folder())
             .env("NO_COLOR", "1")
@@ -158,6 +201,12 @@ impl Cluster {
     pub fn kill(&self, name: &str) {
         let pid = wait::until(&format!("{name} to run"), READY_WITHIN, || self.pid(name));
         kill(pid, Signal::SIGKILL).ok();
+    }
+
+    /// Stops a process from running (SIGSTOP) or lets it go on (SIGCONT).
+    pub fn signal(&self, name: &str, signal: Signal) {
+        let pid = wait::until(&format!("{name} to run"), READY_WITHIN, || self.pid(name));
+        kill(pid, signal).expect("send a signal");
     }
 
     /// Stops the cluster as a user does, and checks that it ended well.

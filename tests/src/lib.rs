@@ -16,6 +16,7 @@
 pub mod binary;
 pub mod cluster;
 pub mod needs;
+pub mod netns;
 pub mod tree;
 pub mod wait;
 pub mod writer;

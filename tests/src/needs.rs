@@ -44,6 +44,10 @@ fn has_tool(name: &str) -> bool {
 pub const MOUNT: &[Need] =
     &[Need::Root, Need::Fuse, Need::Loop, Need::Tool("losetup"), Need::Tool("mount")];
 
+/// Everything that a network of its own with rules of its own needs.
+pub const NETWORK: &[Need] =
+    &[Need::Root, Need::Tool("ip"), Need::Tool("ss"), Need::Tool("nft"), Need::Tool("nsenter")];
+
 /// True when the host has it all. Otherwise says what is missing, which in CI is a failure.
 #[must_use]
 pub fn has_all(test: &str, needs: &[Need]) -> bool {

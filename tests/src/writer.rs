@@ -57,11 +57,17 @@ impl Writer {
     /// Writes blocks `0..blocks` of `path` in turn, again and again.
     #[must_use]
     pub fn start(path: &Path, blocks: u64) -> Self {
+        Self::start_apart(path, blocks, 1)
+    }
+
+    /// The same with `stride` blocks from one to the next: in a chunk of its own each, say.
+    #[must_use]
+    pub fn start_apart(path: &Path, blocks: u64, stride: u64) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let count = Arc::new(AtomicU64::new(0));
         let thread = {
             let (path, stop, count) = (path.to_path_buf(), stop.clone(), count.clone());
-            std::thread::spawn(move || write_until(&path, blocks, &stop, &count))
+            std::thread::spawn(move || write_until(&path, blocks, stride, &stop, &count))
         };
         Self { stop, count, thread, path: path.to_path_buf() }
     }
@@ -95,7 +101,13 @@ pub fn prepare(path: &Path, blocks: u64) {
     file.sync_all().expect("flush it");
 }
 
-fn write_until(path: &Path, blocks: u64, stop: &AtomicBool, count: &AtomicU64) -> Seen {
+fn write_until(
+    path: &Path,
+    blocks: u64,
+    stride: u64,
+    stop: &AtomicBool,
+    count: &AtomicU64,
+) -> Seen {
     let mut seen = Seen::default();
     let file = OpenOptions::new()
         .write(true)
@@ -107,7 +119,7 @@ fn write_until(path: &Path, blocks: u64, stop: &AtomicBool, count: &AtomicU64) -
         if stop.load(Ordering::Relaxed) {
             break;
         }
-        let block = number % blocks;
+        let block = number % blocks * stride;
         fill(&mut buffer, number);
         let began = Instant::now();
         if let Err(error) = file.write_all_at(&buffer.0, block * BLOCK as u64) {
