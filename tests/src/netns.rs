@@ -43,7 +43,7 @@ impl Netns {
 
     /// Gives `nft` a script.
     pub fn nft(&self, script: &str) {
-        let _ = self.run("nft", &[script]);
+        run(self.command("nft").arg(script));
     }
 
     /// Bytes that a named counter of table `ip ashlar` has seen.

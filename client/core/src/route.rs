@@ -30,6 +30,11 @@ const ASK_LOST: BackoffPolicy =
 /// Questions about a chunk whose primary is reachable but silent: it may have good reasons.
 const ASK_SILENT: BackoffPolicy =
     BackoffPolicy { first: Duration::from_millis(500), max: Duration::from_secs(4) };
+/// A silent primary is replaced within a few seconds; for so long the questions come often enough
+/// not to be what a client waits for.
+const ELECTION_MAX: Duration = Duration::from_secs(5);
+/// Longest wait between two questions in that time.
+const ASK_IN_ELECTION_MAX: Duration = Duration::from_millis(200);
 /// Questions to the control plane.
 const ASK_MAP: BackoffPolicy =
     BackoffPolicy { first: Duration::from_millis(100), max: Duration::from_secs(2) };
@@ -301,7 +306,9 @@ impl VolumeCore {
         let dice = (self.dice)();
         let Some(chunk) = self.chunk_mut(index) else { return };
         if let Some(doubt) = &mut chunk.doubt {
-            doubt.next = now + doubt.backoff.next_wait(dice);
+            let wait = doubt.backoff.next_wait(dice);
+            let early = now.since(doubt.since) < ELECTION_MAX;
+            doubt.next = now + if early { wait.min(ASK_IN_ELECTION_MAX) } else { wait };
         }
         let members: Vec<NodeId> = chunk
             .config
