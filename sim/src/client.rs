@@ -5,7 +5,7 @@ use ashlar_client_core::{
     Done, Effect, Input, OpError, OpId, Outbox, Payload, Request, VolumeCore, VolumeSettings,
 };
 use ashlar_env::dice::{Dice, SeededDice};
-use ashlar_types::{BLOCK_SIZE, ChunkConfig, Time};
+use ashlar_types::{BLOCK_SIZE, ChunkConfig, Generation, Time};
 use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
 
@@ -26,7 +26,9 @@ enum Pending {
 pub(crate) struct SimClient {
     core: VolumeCore,
     dice: SeededDice,
+    generation: Generation,
     blocks: u64,
+    chunk_blocks: u64,
     pending: BTreeMap<OpId, Pending>,
     next_op: u64,
     /// Version of each content handed out, by its checksum and block.
@@ -40,12 +42,16 @@ pub(crate) struct SimClient {
 impl SimClient {
     pub(crate) fn new(settings: VolumeSettings, configs: Vec<ChunkConfig>, seed: u64) -> Self {
         let blocks = settings.geometry.size_bytes() / BLOCK_SIZE as u64;
+        let chunk_blocks = u64::from(settings.geometry.chunk_blocks());
+        let generation = settings.generation;
         let mut retry_dice = SeededDice::stream(seed, "client retries");
         let core = VolumeCore::new(settings, configs, Box::new(move || retry_dice.next_u64()));
         Self {
             core,
             dice: SeededDice::stream(seed, "client workload"),
+            generation,
             blocks,
+            chunk_blocks,
             pending: BTreeMap::new(),
             next_op: 0,
             versions: BTreeMap::new(),
@@ -56,6 +62,16 @@ impl SimClient {
 
     pub(crate) fn handle(&mut self, now: Time, input: Input, out: &mut Outbox) {
         self.core.handle(now, input, out);
+    }
+
+    /// The attachment that it writes under.
+    pub(crate) const fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// Blocks of a chunk.
+    pub(crate) const fn chunk_blocks(&self) -> u64 {
+        self.chunk_blocks
     }
 
     /// Requests without an answer.
@@ -167,7 +183,13 @@ impl SimClient {
         }
     }
 
-    fn version_of(&self, block: u64, floor: u64, content: Option<(u32, Bytes)>) -> Option<u64> {
+    /// Which write of a block a content comes from.
+    pub(crate) fn version_of(
+        &self,
+        block: u64,
+        floor: u64,
+        content: Option<(u32, Bytes)>,
+    ) -> Option<u64> {
         match content {
             Some((sum, _)) => self.versions.get(&(block, sum)).copied(),
             // A hole: never written, or any zeroing; the one that explains it best.

@@ -26,22 +26,96 @@ use std::time::Duration;
 
 /// How long the client waits for an answer of the control plane.
 const CALL_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a node waits for a member that takes its connection and says nothing.
+const REGISTER_WITHIN: Duration = Duration::from_secs(1);
+/// How long a stream's two ends go on believing in each other while one of them stands still: a
+/// ping and the patience with its answer.
+const PING_MISSED: Duration = Duration::from_secs(3);
 /// Longest pause before a node dials a member again.
 const REDIAL_MAX: Duration = Duration::from_millis(100);
 
 /// What happens at or to the control plane.
 #[derive(Debug)]
 pub(crate) enum ControlEvent {
-    Start { member: u64 },
-    Tick { member: u64, life: u64 },
-    Raft { from: u64, to: u64, life: u64, bytes: Bytes },
-    Open { node: NodeId, life: u64 },
-    Up { session: SessionKey, message: ControlUp },
-    Down { session: SessionKey, message: ControlDown },
-    Close { session: SessionKey, leader: Option<u64> },
-    Probed { member: u64, life: u64, node: NodeId, network: Network },
-    CallEnds { call: CallId },
-    Answered { call: CallId, result: Box<Result<Reply, ApiError>> },
+    Start {
+        member: u64,
+    },
+    Tick {
+        member: u64,
+        life: u64,
+    },
+    Raft {
+        from: u64,
+        to: u64,
+        life: u64,
+        bytes: Bytes,
+    },
+    Open {
+        node: NodeId,
+        life: u64,
+    },
+    Up {
+        session: SessionKey,
+        member: u64,
+        message: ControlUp,
+    },
+    Down {
+        session: SessionKey,
+        node: NodeId,
+        message: ControlDown,
+    },
+    Close {
+        session: SessionKey,
+        leader: Option<u64>,
+    },
+    /// A stream has ended: the member learns of it.
+    Gone {
+        session: SessionKey,
+        member: u64,
+        life: u64,
+    },
+    /// A stream whose other end stands still: it ends if it still does.
+    Missed {
+        session: SessionKey,
+        host: Host,
+    },
+    Call {
+        call: CallId,
+        member: u64,
+        life: u64,
+        request: Request,
+        deadline: Time,
+    },
+    Probed {
+        member: u64,
+        life: u64,
+        node: NodeId,
+        network: Network,
+    },
+    CallEnds {
+        call: CallId,
+    },
+    Answered {
+        call: CallId,
+        result: Box<Result<Reply, ApiError>>,
+    },
+}
+
+impl ControlEvent {
+    /// The process that it happens to, if it is one that can stand still.
+    pub(crate) const fn host(&self) -> Option<Host> {
+        match self {
+            Self::Tick { member, .. }
+            | Self::Probed { member, .. }
+            | Self::Gone { member, .. }
+            | Self::Call { member, .. } => Some(Host::Member(*member)),
+            Self::Raft { to, .. } => Some(Host::Member(*to)),
+            Self::Open { node, .. } | Self::Down { node, .. } => Some(Host::Node(*node)),
+            Self::Up { member, .. } => Some(Host::Member(*member)),
+            Self::CallEnds { .. } | Self::Answered { .. } => Some(Host::Client),
+            Self::Start { .. } | Self::Close { .. } | Self::Missed { .. } => None,
+        }
+    }
 }
 
 /// A stream of a node to a member.
@@ -182,20 +256,35 @@ impl World {
                 }
             }
             ControlEvent::Open { node, life } => self.open_stream(node, life),
-            ControlEvent::Up { session, message } => {
+            ControlEvent::Up { session, message, .. } => {
                 if let Some(known) = self.control.sessions.get(&session).copied()
                     && self.control.is_up(known.member, known.member_life)
                 {
                     self.member_input(known.member, Input::NodeSaid { session, message });
                 }
             }
-            ControlEvent::Down { session, message } => {
+            ControlEvent::Down { session, message, .. } => {
                 let known = self.control.sessions.get(&session).copied();
                 if let Some(known) = known.filter(|s| self.lives(s.node, s.node_life)) {
                     self.input(known.node, node::Input::Control(message));
                 }
             }
             ControlEvent::Close { session, leader } => self.end_session(session, leader),
+            ControlEvent::Gone { session, member, life } => {
+                if self.control.is_up(member, life) {
+                    self.member_input(member, Input::NodeClosed { session });
+                }
+            }
+            ControlEvent::Missed { session, host } => {
+                if self.is_paused(host) {
+                    self.end_session(session, None);
+                }
+            }
+            ControlEvent::Call { call, member, life, request, deadline } => {
+                if self.control.is_up(member, life) {
+                    self.member_input(member, Input::Call { call, request, deadline });
+                }
+            }
             ControlEvent::Probed { member, life, node, network } => {
                 if self.control.is_up(member, life) {
                     let result = self.probe(member, node, network);
@@ -233,6 +322,7 @@ impl World {
 
     /// Ends a member's process at once; its streams break.
     pub(crate) fn crash_member(&mut self, id: u64) {
+        self.pauses.forget(Host::Member(id));
         let Some(member) = self.control.members.get_mut(&id) else { return };
         member.crash(&mut self.dice);
         let broken: Vec<SessionKey> = self
@@ -285,8 +375,9 @@ impl World {
                     self.control_in(REDIAL_MAX, ControlEvent::Close { session, leader: None });
                     return;
                 }
-                let at = self.arrival(Host::Member(id), Host::Node(known.node));
-                self.schedule(at, Event::Control(ControlEvent::Down { session, message }));
+                let node = known.node;
+                let at = self.arrival(Host::Member(id), Host::Node(node));
+                self.schedule(at, Event::Control(ControlEvent::Down { session, node, message }));
             }
             Output::CloseNode { session, error } => {
                 let leader = error.metadata.get("leader").and_then(|text| text.parse().ok());
@@ -325,6 +416,19 @@ impl World {
         }
     }
 
+    /// The streams of a host that stands still end when their pings stay unanswered.
+    pub(crate) fn control_misses(&mut self, host: Host) {
+        let touches = |session: &Session| {
+            Host::Node(session.node) == host || Host::Member(session.member) == host
+        };
+        let sessions: Vec<SessionKey> =
+            self.control.sessions.iter().filter(|(_, s)| touches(s)).map(|(k, _)| *k).collect();
+        for session in sessions {
+            let wait = PING_MISSED + self.draw(Duration::from_secs(1));
+            self.control_in(wait, ControlEvent::Missed { session, host });
+        }
+    }
+
     fn open_stream(&mut self, id: NodeId, life: u64) {
         let streaming = self.control.stream_of.contains_key(&id);
         if !self.lives(id, life) || streaming {
@@ -332,6 +436,12 @@ impl World {
         }
         let member = *self.control.try_next.entry(id).or_insert(1);
         let member_life = self.control.life(member);
+        if self.is_paused(Host::Member(member)) {
+            // The kernel takes the connection, and nobody answers.
+            self.control.try_next.insert(id, member % MEMBERS + 1);
+            self.control_in(REGISTER_WITHIN, ControlEvent::Open { node: id, life });
+            return;
+        }
         let cut = self.is_cut_between(Host::Node(id), Host::Member(member));
         if cut || !self.control.is_up(member, member_life) {
             self.control.try_next.insert(id, member % MEMBERS + 1);
@@ -360,9 +470,8 @@ impl World {
     /// A stream has ended, whoever ended it: both sides learn of it, the node dials again.
     fn end_session(&mut self, key: SessionKey, leader: Option<u64>) {
         let Some(session) = self.control.sessions.remove(&key) else { return };
-        if self.control.is_up(session.member, session.member_life) {
-            self.member_input(session.member, Input::NodeClosed { session: key });
-        }
+        let Session { member, member_life: life, .. } = session;
+        self.carry_out(Event::Control(ControlEvent::Gone { session: key, member, life }));
         if self.control.stream_of.get(&session.node) == Some(&key) {
             self.control.stream_of.remove(&session.node);
         }
@@ -380,8 +489,9 @@ impl World {
             self.control_in(REDIAL_MAX, ControlEvent::Close { session, leader: None });
             return;
         }
-        let at = self.arrival(Host::Node(node), Host::Member(known.member));
-        self.schedule(at, Event::Control(ControlEvent::Up { session, message }));
+        let member = known.member;
+        let at = self.arrival(Host::Node(node), Host::Member(member));
+        self.schedule(at, Event::Control(ControlEvent::Up { session, member, message }));
     }
 
     /// Calls the member that is tried at present.
@@ -389,7 +499,9 @@ impl World {
         let call = CallId(self.control.number());
         let member = self.control.client_tries % MEMBERS + 1;
         let deadline = self.now + CALL_PATIENCE;
-        self.member_input(member, Input::Call { call, request, deadline });
+        let life = self.control.life(member);
+        let event = ControlEvent::Call { call, member, life, request, deadline };
+        self.carry_out(Event::Control(event));
         call
     }
 

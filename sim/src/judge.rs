@@ -4,8 +4,8 @@
 //! - `lost write`: a read returns less than the last write that was acknowledged, or seen, before
 //!   the read began (invariants 2 and 3);
 //! - `unknown content`: a read returns bytes that nobody wrote to that block;
-//! - `two writers`: an acknowledgement under a term below one that was acknowledged under before
-//!   (invariant 1);
+//! - `two writers`: an acknowledgement of a write that a term acknowledged under before does not
+//!   hold (invariant 1). A primary that stood still may tell late what was committed in time;
 //! - `stale read`: a node answers a read that was asked after another had acknowledged a write of
 //!   the chunk under a later term (3);
 //! - `replicas differ`: after healing, in-sync replicas of a chunk are not byte-identical (6);
@@ -14,7 +14,7 @@
 //! Writes of one client to one block are ordered by the client library, so the history of a block
 //! is a list of versions and linearizability is two bounds on the version that a read returns.
 
-use ashlar_types::{ChunkId, NodeId, Term, Time};
+use ashlar_types::{ChunkId, Lsn, NodeId, Term, Time};
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -50,6 +50,8 @@ pub(crate) struct Judge {
     blocks: BTreeMap<u64, BlockHistory>,
     /// Newest term that a write was acknowledged under, by whom, and when first.
     acknowledged_under: BTreeMap<ChunkId, (Term, NodeId, Time)>,
+    /// What each term that was opened took over: the end of its primary's own prefix.
+    taken_over: BTreeMap<ChunkId, BTreeMap<Term, Lsn>>,
     pub(crate) violations: Vec<Violation>,
     pub(crate) writes_acknowledged: u64,
     pub(crate) reads_finished: u64,
@@ -94,20 +96,29 @@ impl Judge {
         }
     }
 
-    /// A node acknowledges a write of a chunk under a term.
-    pub(crate) fn node_acknowledges(&mut self, at: Time, chunk: ChunkId, term: Term, node: NodeId) {
+    /// A primary opens a term with a prefix of its own that ends at `last`.
+    pub(crate) fn term_opened(&mut self, chunk: ChunkId, term: Term, last: Lsn) {
+        self.taken_over.entry(chunk).or_default().entry(term).or_insert(last);
+    }
+
+    /// A node acknowledges the write of a chunk at a position.
+    pub(crate) fn node_acknowledges(&mut self, at: Time, chunk: ChunkId, lsn: Lsn, node: NodeId) {
         let known = self.acknowledged_under.get(&chunk).copied();
-        if let Some((newest, by, _)) = known.filter(|(newest, ..)| *newest > term) {
-            let detail = format!("{node} under {term} after {by} under {newest} in {chunk}");
-            self.violated(at, "two writers", detail);
+        let Some((newest, by, _)) = known.filter(|(newest, ..)| *newest > lsn.term) else {
+            if known.is_none_or(|(newest, ..)| newest < lsn.term) {
+                self.acknowledged_under.insert(chunk, (lsn.term, node, at));
+            }
             return;
-        }
-        if known.is_none_or(|(newest, ..)| newest < term) {
-            self.acknowledged_under.insert(chunk, (term, node, at));
+        };
+        let later = self.taken_over.get(&chunk).into_iter().flatten();
+        let mut between = later.filter(|(term, _)| **term > lsn.term && **term <= newest);
+        if between.any(|(_, last)| *last < lsn) {
+            let detail = format!("{node} at {lsn} after {by} under {newest} in {chunk}");
+            self.violated(at, "two writers", detail);
         }
     }
 
-    /// A node answers a read of a chunk under a term; the client sent it at `asked`.
+    /// A node answers a read of a chunk under a term; it was sent at `asked`.
     pub(crate) fn node_answers_read(
         &mut self,
         at: Time,
@@ -141,7 +152,8 @@ mod tests {
         let volume = VolumeId { zone: ZoneId::default(), uuid: 1 };
         let chunk = ChunkId { volume, index: ChunkIndex(0) };
         let mut judge = Judge::default();
-        judge.node_acknowledges(Time::from_millis(5), chunk, term(2), new);
+        let lsn = Lsn { term: term(2), counter: 1 };
+        judge.node_acknowledges(Time::from_millis(5), chunk, lsn, new);
         let at = Time::from_millis(9);
         judge.node_answers_read(at, Time::from_millis(4), chunk, term(1), old);
         judge.node_answers_read(at, Time::from_millis(6), chunk, term(2), new);
@@ -164,5 +176,21 @@ mod tests {
         assert_eq!(judge.violations.len(), 2, "a version once seen was unseen");
         judge.read_finished(Time::ZERO, 7, 0, 9);
         assert_eq!(judge.violations.len(), 3, "a version from nowhere passed");
+    }
+
+    #[test]
+    fn a_late_word_about_what_was_taken_over_is_no_second_writer() {
+        let term = |elected| Term { elected: Epoch(elected), start: StartNumber(1) };
+        let at = |elected, counter| Lsn { term: term(elected), counter };
+        let volume = "vol-a-000000000000000000000000000000aa".parse().unwrap();
+        let chunk = ChunkId { volume, index: ChunkIndex(0) };
+        let mut judge = Judge::default();
+        judge.node_acknowledges(Time::ZERO, chunk, at(1, 4), NodeId(1));
+        judge.term_opened(chunk, term(2), at(1, 6));
+        judge.node_acknowledges(Time::ZERO, chunk, at(2, 3), NodeId(2));
+        judge.node_acknowledges(Time::ZERO, chunk, at(1, 6), NodeId(1));
+        assert_eq!(judge.violations, Vec::new());
+        judge.node_acknowledges(Time::ZERO, chunk, at(1, 7), NodeId(1));
+        assert_eq!(judge.violations.len(), 1, "the new term does not hold that write");
     }
 }

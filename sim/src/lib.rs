@@ -7,13 +7,25 @@
 //! Not simulated: the shells (sockets, gRPC, files), which the tests in `tests/` run for real.
 
 mod client;
+mod client_side;
 mod control;
 mod faults;
+mod journal;
 mod judge;
+mod kinds;
 mod member;
 mod net;
 mod node;
+mod observer;
+mod pause;
 mod run;
+mod shrink;
+mod span;
+mod wires;
 mod world;
 
-pub use run::{Options, Outcome, Sabotage, run};
+pub use judge::Violation;
+pub use kinds::{FaultKind, Kinds, Tally, UnknownKind};
+pub use run::{Options, Outcome, Sabotage, run, run_logged};
+pub use shrink::shrink;
+pub use span::parse_span;

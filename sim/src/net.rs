@@ -5,7 +5,7 @@
 use ashlar_env::dice::Dice;
 use ashlar_types::message::data::Network;
 use ashlar_types::{NodeId, Time};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// One end of a connection.
@@ -30,10 +30,21 @@ pub(crate) struct Wire {
     pub(crate) network: Network,
 }
 
-#[derive(Debug, Default)]
+impl Wire {
+    /// The other direction.
+    pub(crate) const fn back(self) -> Self {
+        Self { from: self.to, to: self.from, network: self.network }
+    }
+}
+
+#[derive(Debug)]
 struct Link {
-    /// Number of the living connection; none while it is down.
-    connection: Option<u64>,
+    /// Number of the last connection.
+    connection: u64,
+    /// It lives.
+    up: bool,
+    /// It is broken, but what was in flight still reaches the receiver.
+    drains: bool,
     /// The last delivery scheduled on it: later ones do not overtake.
     last_delivery: Time,
 }
@@ -53,8 +64,8 @@ pub(crate) struct Weather {
 #[derive(Debug)]
 pub(crate) struct Net {
     links: BTreeMap<Wire, Link>,
-    /// Directed pairs between which nothing passes at present.
-    cut: BTreeSet<(Host, Host, Network)>,
+    /// Wires on which nothing passes at present, each with the number of its cuts.
+    cuts: BTreeMap<Wire, u32>,
     next_connection: u64,
     pub(crate) weather: Weather,
 }
@@ -71,7 +82,7 @@ pub(crate) enum Fate {
 
 impl Net {
     pub(crate) fn new(weather: Weather) -> Self {
-        Self { links: BTreeMap::new(), cut: BTreeSet::new(), next_connection: 0, weather }
+        Self { links: BTreeMap::new(), cuts: BTreeMap::new(), next_connection: 0, weather }
     }
 
     /// A delay drawn for one message.
@@ -83,23 +94,40 @@ impl Net {
         self.weather.delay_min + Duration::from_nanos(nanos / 1_000 * (share * share / 1_000))
     }
 
-    /// A connection comes up; both directions of `wire` are new.
+    /// A connection comes up: what an earlier one still carried is not read any more.
     pub(crate) fn connect(&mut self, now: Time, wire: Wire) -> u64 {
         self.next_connection += 1;
         let connection = self.next_connection;
-        self.links.insert(wire, Link { connection: Some(connection), last_delivery: now });
+        let link = Link { connection, up: true, drains: false, last_delivery: now };
+        self.links.insert(wire, link);
         connection
     }
 
     /// The number of the living connection.
     pub(crate) fn connection(&self, wire: Wire) -> Option<u64> {
-        self.links.get(&wire).and_then(|link| link.connection)
+        self.links.get(&wire).filter(|link| link.up).map(|link| link.connection)
     }
 
-    /// The connection breaks.
-    pub(crate) fn disconnect(&mut self, wire: Wire) {
+    /// Whether what was sent on a connection still reaches the receiver's process.
+    pub(crate) fn delivers(&self, wire: Wire, connection: u64) -> bool {
+        self.links
+            .get(&wire)
+            .is_some_and(|link| link.connection == connection && (link.up || link.drains))
+    }
+
+    /// The connection breaks; what is in flight still arrives if it `drains`, and until the next
+    /// connection is made.
+    pub(crate) fn disconnect(&mut self, wire: Wire, drains: bool) {
         if let Some(link) = self.links.get_mut(&wire) {
-            link.connection = None;
+            link.drains = drains && (link.up || link.drains);
+            link.up = false;
+        }
+    }
+
+    /// The receiver's process is gone: nothing of what was sent reaches it.
+    pub(crate) fn lose_all_to(&mut self, host: Host) {
+        for (_, link) in self.links.iter_mut().filter(|(wire, _)| wire.to == host) {
+            link.drains = false;
         }
     }
 
@@ -108,28 +136,34 @@ impl Net {
         let touches = |wire: &Wire| wire.from == host || wire.to == host;
         self.links
             .iter()
-            .filter(|(wire, link)| link.connection.is_some() && touches(wire))
+            .filter(|(wire, link)| link.up && touches(wire))
             .map(|(wire, _)| *wire)
             .collect()
     }
 
-    /// Cuts or heals everything between two hosts, one way, on one network.
-    pub(crate) fn set_cut(&mut self, from: Host, to: Host, network: Network, cut: bool) {
-        if cut {
-            self.cut.insert((from, to, network));
-        } else {
-            self.cut.remove(&(from, to, network));
+    /// Lets nothing pass on a wire until it is mended as often as it was cut.
+    pub(crate) fn cut(&mut self, wire: Wire) {
+        *self.cuts.entry(wire).or_default() += 1;
+    }
+
+    /// Takes one cut back.
+    pub(crate) fn mend(&mut self, wire: Wire) {
+        if let Some(count) = self.cuts.get_mut(&wire) {
+            *count -= 1;
+            if *count == 0 {
+                self.cuts.remove(&wire);
+            }
         }
     }
 
     /// Heals every cut.
     pub(crate) fn heal(&mut self) {
-        self.cut.clear();
+        self.cuts.clear();
     }
 
     /// Whether nothing passes that way.
     pub(crate) fn is_cut(&self, wire: Wire) -> bool {
-        self.cut.contains(&(wire.from, wire.to, wire.network))
+        self.cuts.contains_key(&wire)
     }
 
     /// Decides what becomes of a message on `wire`.
@@ -138,11 +172,16 @@ impl Net {
         let lost = self.weather.loss_one_in > 0 && dice.chance(1, self.weather.loss_one_in);
         let cut = self.is_cut(wire);
         let Some(link) = self.links.get_mut(&wire) else { return Fate::NoConnection };
-        let Some(connection) = link.connection else { return Fate::NoConnection };
+        if !link.up {
+            return Fate::NoConnection;
+        }
         if lost || cut {
-            link.connection = None;
+            // What was sent before the loss still arrives.
+            link.up = false;
+            link.drains = true;
             return Fate::Broken;
         }
+        let connection = link.connection;
         let at = (now + delay).max(link.last_delivery);
         link.last_delivery = at;
         Fate::Deliver { at, connection }

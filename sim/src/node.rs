@@ -8,7 +8,7 @@ use ashlar_env::dice::{Dice, SeededDice};
 use ashlar_node_core::durable::DurableState;
 use ashlar_node_core::{Identity, Input, JournalSeq, NodeCore, Outbox, Record, Timing};
 use ashlar_types::{
-    BlockData, BlockRange, ChunkId, NodeId, StartNumber, StoreId, Sums, Time, ZoneId,
+    BlockData, BlockRange, ChunkId, Lsn, NodeId, StartNumber, StoreId, Sums, Time, ZoneId,
 };
 use bytes::{Bytes, BytesMut};
 use std::collections::{BTreeMap, VecDeque};
@@ -83,6 +83,24 @@ pub(crate) struct SimNode {
     /// What the process sees: media and tail.
     pub(crate) live: Blocks,
     core: Option<NodeCore>,
+    /// Position of each write that this process has journalled, by what it wrote.
+    positions: BTreeMap<(ChunkId, WriteMark), Lsn>,
+    /// End of the prefix of each replica, as far as this process has journalled it.
+    ends: BTreeMap<ChunkId, Lsn>,
+}
+
+/// What tells one write of a chunk from another: its range and a digest of its checksums.
+pub(crate) type WriteMark = (BlockRange, u64);
+
+/// The mark of a content.
+pub(crate) fn mark_of(data: &BlockData) -> WriteMark {
+    let mix = |sum: &u32, mixed: u64| (mixed ^ u64::from(*sum)).wrapping_mul(0x0100_0000_01b3);
+    let digest = match &data.sums {
+        Sums::Holes => 0,
+        Sums::Full(sums) => sums.iter().fold(1, |mixed, sum| mix(sum, mixed)),
+        Sums::Mixed(sums) => sums.iter().flatten().fold(2, |mixed, sum| mix(sum, mixed)),
+    };
+    (data.range, digest)
 }
 
 impl SimNode {
@@ -96,6 +114,8 @@ impl SimNode {
             tail: VecDeque::new(),
             live: Blocks::default(),
             core: None,
+            positions: BTreeMap::new(),
+            ends: BTreeMap::new(),
         }
     }
 
@@ -113,6 +133,8 @@ impl SimNode {
         self.identity.start = self.identity.start.next();
         self.live = self.media.blocks.clone();
         let state = self.media.state.clone();
+        self.positions.clear();
+        self.ends = state.iter().map(|(chunk, replica)| (*chunk, replica.last)).collect();
         self.core = Some(NodeCore::new(now, self.identity, self.timing, state, out));
     }
 
@@ -138,8 +160,31 @@ impl SimNode {
         }
     }
 
+    /// The position that this process gave, or was given for, a write.
+    pub(crate) fn position(&self, chunk: ChunkId, mark: WriteMark) -> Option<Lsn> {
+        self.positions.get(&(chunk, mark)).copied()
+    }
+
+    /// End of a replica's prefix.
+    pub(crate) fn end(&self, chunk: ChunkId) -> Lsn {
+        self.ends.get(&chunk).copied().unwrap_or(Lsn::ZERO)
+    }
+
     /// Takes a record for the journal.
     pub(crate) fn append(&mut self, seq: JournalSeq, record: Record) {
+        match &record {
+            Record::Write { chunk, lsn, data, .. } => {
+                self.positions.insert((*chunk, mark_of(data)), *lsn);
+                self.ends.insert(*chunk, *lsn);
+            }
+            Record::OpenTerm { chunk, term, .. } => {
+                self.ends.insert(*chunk, Lsn::opening(*term));
+            }
+            Record::OpenFill { chunk, base } => {
+                self.ends.insert(*chunk, *base);
+            }
+            _facts_without_a_position => {}
+        }
         self.live.apply(&record);
         self.tail.push_back((seq, record));
     }

@@ -2,8 +2,10 @@
 
 use crate::client::SimClient;
 use crate::control::SimControl;
-use crate::faults::Fault;
+use crate::faults::{Fault, Swarm};
+use crate::journal::Sink;
 use crate::judge::Violation;
+use crate::kinds::{FaultKind, Kinds, Tally};
 use crate::net::{Net, Weather};
 use crate::node::SimNode;
 use crate::world::{Event, World};
@@ -26,6 +28,8 @@ pub enum Sabotage {
     None,
     /// Members answer a deposed primary as if no later epoch were adopted: the fence is gone.
     IgnoreEpochs,
+    /// Members tell a deposed primary that it still is the primary: its reads may be stale.
+    ConfirmAlways,
     /// Primaries count a secondary's acknowledgement when the write is sent, not when it comes.
     AcknowledgeEarly,
     /// Holders go on using their read leases for an hour.
@@ -33,7 +37,7 @@ pub enum Sabotage {
 }
 
 /// How long, how large.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Where all chance comes from.
     pub seed: u64,
@@ -43,6 +47,8 @@ pub struct Options {
     pub storm: Duration,
     /// Simulated time after which everything must be whole again.
     pub calm: Duration,
+    /// Kinds of faults that may strike; which of them do, the seed draws.
+    pub kinds: Kinds,
     /// A rule taken out.
     pub sabotage: Sabotage,
     /// Sum up every event, to compare runs; costs a third of the time.
@@ -58,6 +64,7 @@ impl Options {
             nodes: 4,
             storm: Duration::from_secs(10),
             calm: Duration::from_secs(60),
+            kinds: Kinds::ALL,
             sabotage: Sabotage::None,
             digest: true,
         }
@@ -67,6 +74,20 @@ impl Options {
     #[must_use]
     pub const fn of_many(seed: u64) -> Self {
         Self { digest: false, ..Self::new(seed) }
+    }
+
+    /// The command that repeats the run. A taken-out rule is not part of it.
+    #[must_use]
+    pub fn replay_command(&self) -> String {
+        let usual = Self::new(self.seed);
+        let mut command = format!("ashlar sim replay {}", self.seed);
+        if self.kinds.len() < usual.kinds.len() {
+            command.push_str(&format!(" --faults {}", self.kinds));
+        }
+        if self.storm != usual.storm {
+            command.push_str(&format!(" --storm {}ms", self.storm.as_millis()));
+        }
+        command
     }
 }
 
@@ -81,6 +102,10 @@ pub struct Outcome {
     pub reads: u64,
     /// Events simulated.
     pub events: u64,
+    /// Simulated time.
+    pub simulated: Duration,
+    /// Faults that struck, and other things worth counting, by name.
+    pub tally: Tally,
     /// Digest of every event, if it was asked for: equal runs have equal ones.
     pub digest: u64,
 }
@@ -88,9 +113,22 @@ pub struct Outcome {
 /// Runs one seed.
 #[must_use]
 pub fn run(options: Options) -> Outcome {
-    let mut world = build(options);
-    let begun = world.now;
-    let storm_ends = begun + options.storm;
+    run_told(options, None)
+}
+
+/// Runs one seed and tells every event: its simulated time and a line.
+#[must_use]
+pub fn run_logged(options: Options, sink: impl FnMut(Duration, &str) + 'static) -> Outcome {
+    run_told(options, Some(Box::new(sink)))
+}
+
+fn run_told(options: Options, sink: Option<Sink>) -> Outcome {
+    let mut world = build(&options);
+    if let Some(sink) = sink {
+        world.journal.tell(sink);
+    }
+    world.set_up_volume(options.seed);
+    let storm_ends = world.now + options.storm;
     world.schedule_in(Duration::from_millis(300), Event::Fault(Fault::Draw));
     while world.step(storm_ends) && world.judge.violations.is_empty() {}
     if world.judge.violations.is_empty() {
@@ -99,31 +137,38 @@ pub fn run(options: Options) -> Outcome {
         while !world.is_whole() && world.judge.violations.is_empty() && world.step(deadline) {}
         world.judge_end();
     }
+    for violation in &world.judge.violations {
+        world.journal.remark(world.now, &format!("broken: {violation}"));
+    }
     Outcome {
         violations: world.judge.violations,
         writes: world.judge.writes_acknowledged,
         reads: world.judge.reads_finished,
         events: world.events,
-        digest: world.digest,
+        simulated: world.now.since(Time::ZERO),
+        tally: world.tally,
+        digest: world.journal.digest(),
     }
 }
 
-/// A zone with its volume attached and nothing wrong yet.
-fn build(options: Options) -> World {
+/// A zone with nothing wrong yet.
+fn build(options: &Options) -> World {
     let mut dice = SeededDice::stream(options.seed, "swarm");
+    let swarm = Swarm::draw(&mut SeededDice::stream(options.seed, "kinds"), options.kinds);
+    let loss_one_in = 300 + dice.below(3_000);
     let weather = Weather {
         delay_min: Duration::from_micros(20 + dice.below(100)),
         delay_max: Duration::from_micros(200 + dice.below(8_000)),
-        loss_one_in: if dice.chance(1, 3) { 0 } else { 300 + dice.below(3_000) },
+        loss_one_in: if swarm.kinds.contains(FaultKind::Loss) { loss_one_in } else { 0 },
     };
     let zone: ZoneId = "a".parse().unwrap_or_default();
     let control = SimControl::new(zone, options.seed);
-    let mut world = World::new(options, Net::new(weather), control);
+    let mut world = World::new(options, swarm, Net::new(weather), control);
     let timing =
         Timing { readopt_window: Duration::from_secs(3), copy_blocks: 4, ..Timing::default() };
     let timing = match options.sabotage {
         Sabotage::KeepLeases => Timing { lease_used: Duration::from_secs(3_600), ..timing },
-        Sabotage::None | Sabotage::IgnoreEpochs | Sabotage::AcknowledgeEarly => timing,
+        _ => timing,
     };
     for number in 1..=options.nodes {
         let node = NodeId(number);
@@ -131,17 +176,21 @@ fn build(options: Options) -> World {
         world.schedule(Time::from_millis(1), Event::Start { node });
     }
     world.begin_control();
-    match world.set_up(options.seed) {
-        Ok(()) => {
-            world.schedule_in(Duration::from_millis(1), Event::Work);
-            world.schedule_in(Duration::from_millis(2), Event::Probe);
-        }
-        Err(detail) => world.judge.violated(world.now, "not alive", detail),
-    }
     world
 }
 
 impl World {
+    /// Makes the volume, attaches it, and lets the client and the observer begin.
+    fn set_up_volume(&mut self, seed: u64) {
+        match self.set_up(seed) {
+            Ok(()) => {
+                self.schedule_in(Duration::from_millis(1), Event::Work);
+                self.schedule_in(Duration::from_millis(1), Event::Observe);
+            }
+            Err(detail) => self.judge.violated(self.now, "not alive", detail),
+        }
+    }
+
     /// Makes a volume and attaches it, as a person would: again until it works.
     fn set_up(&mut self, seed: u64) -> Result<(), String> {
         let chunk_bytes = CHUNK_BYTES_FLOOR;
@@ -205,6 +254,7 @@ impl World {
     /// No more faults; everything that is down comes back.
     fn quiet_down(&mut self) {
         self.drop_faults();
+        self.wake_all();
         self.net.heal();
         self.net.weather.loss_one_in = 0;
         let down: Vec<NodeId> =
@@ -280,16 +330,18 @@ impl Sabotage {
         node: &SimNode,
         message: &DataMessage,
     ) -> Option<DataMessage> {
-        let Self::IgnoreEpochs = self else { return None };
         let adopted =
             |chunk| node.core().and_then(|core| core.config(chunk)).map(|config| config.epoch);
         match message {
-            DataMessage::Mirror { chunk, epoch, lsn, .. } if adopted(*chunk) > Some(*epoch) => {
+            DataMessage::Mirror { chunk, epoch, lsn, .. }
+                if self == Self::IgnoreEpochs && adopted(*chunk) > Some(*epoch) =>
+            {
                 let (chunk, epoch, lsn, start) = (*chunk, *epoch, *lsn, node.identity.start);
                 Some(DataMessage::MirrorAck { chunk, epoch, lsn, start })
             }
             DataMessage::Confirm { chunk, epoch, term, round }
-                if adopted(*chunk) > Some(*epoch) =>
+                if matches!(self, Self::IgnoreEpochs | Self::ConfirmAlways)
+                    && adopted(*chunk) > Some(*epoch) =>
             {
                 let (chunk, term, round) = (*chunk, *term, *round);
                 Some(DataMessage::Confirmed { chunk, term, round })

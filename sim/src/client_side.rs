@@ -1,0 +1,181 @@
+//! The client's connections: dial, lose, answer; and what its core wants done.
+
+use crate::client::completions;
+use crate::net::{Host, Wire};
+use crate::node::{SimNode, WriteMark, mark_of};
+use crate::observer::is_observers;
+use crate::pause::LOOK_AGAIN;
+use crate::world::{Event, World};
+use ashlar_client_core as client;
+use ashlar_node_core as node;
+use ashlar_node_core::ConnectionId;
+use ashlar_types::message::data::{DataMessage, Network};
+use ashlar_types::{ChunkId, NodeId, SessionId, Time};
+use std::time::Duration;
+
+/// How long a client waits for the answer to its hello.
+const HELLO_WITHIN: Duration = Duration::from_secs(3);
+
+/// A request that was sent to a node.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Asked {
+    chunk: ChunkId,
+    at: Time,
+    /// What a write wrote.
+    write: Option<WriteMark>,
+}
+
+/// The client's wire to a node.
+const fn wire_to(node: NodeId) -> Wire {
+    Wire { from: Host::Client, to: Host::Node(node), network: Network::Primary }
+}
+
+impl World {
+    pub(crate) fn note_asked(&mut self, connection: u64, message: &DataMessage) {
+        let (id, chunk, write) = match message {
+            DataMessage::Read { id, stamp, .. } => (id, stamp.chunk, None),
+            DataMessage::Write { id, stamp, data } => (id, stamp.chunk, Some(mark_of(data))),
+            _neither => return,
+        };
+        let asked = Asked { chunk, at: self.now, write };
+        self.asked.insert((connection, id.0), asked);
+    }
+
+    pub(crate) fn answer_client(
+        &mut self,
+        id: NodeId,
+        connection: ConnectionId,
+        message: DataMessage,
+    ) {
+        let session = self.sessions.get(&id).filter(|(_, forth, _)| *forth == connection.0);
+        let back = session.map(|(.., back)| *back);
+        if back.is_none() && !is_observers(connection) {
+            return;
+        }
+        self.judge_answer(id, connection, &message);
+        let Some(back) = back else {
+            self.answer_observer(message);
+            return;
+        };
+        let wire = wire_to(id).back();
+        if self.net.connection(wire) == Some(back) {
+            self.transmit(wire, message);
+        }
+    }
+
+    /// Holds what a node answers against what others have answered.
+    fn judge_answer(&mut self, id: NodeId, connection: ConnectionId, message: &DataMessage) {
+        let (DataMessage::WriteDone { id: request } | DataMessage::ReadDone { id: request, .. }) =
+            message
+        else {
+            return;
+        };
+        let Some(asked) = self.asked.remove(&(connection.0, request.0)) else { return };
+        let Some(node) = self.nodes.get(&id) else { return };
+        match asked.write.map(|mark| node.position(asked.chunk, mark)) {
+            Some(Some(lsn)) => self.judge.node_acknowledges(self.now, asked.chunk, lsn, id),
+            Some(None) => {}
+            None => {
+                let term = node.end(asked.chunk).term;
+                self.judge.node_answers_read(self.now, asked.at, asked.chunk, term, id);
+            }
+        }
+    }
+
+    pub(crate) fn client_dial(&mut self, node: NodeId, session: SessionId, since: Time) {
+        let forth = wire_to(node);
+        let up = self.nodes.get(&node).is_some_and(SimNode::is_up);
+        let open = up && !self.net.is_cut(forth) && !self.net.is_cut(forth.back());
+        if open && self.is_paused(Host::Node(node)) && self.now.since(since) < HELLO_WITHIN {
+            self.schedule_in(LOOK_AGAIN, Event::ClientDial { node, session, since });
+        } else if open && !self.is_paused(Host::Node(node)) {
+            self.end_client_connection(node);
+            let there = self.net.connect(self.now, forth);
+            let here = self.net.connect(self.now, forth.back());
+            self.sessions.insert(node, (session, there, here));
+            self.last_sessions.insert(node, session);
+            self.client_input(client::Input::LinkUp { node, session });
+        } else {
+            self.client_input(client::Input::LinkDown { node, session });
+        }
+    }
+
+    pub(crate) fn client_link_lost(&mut self, node: NodeId, session: SessionId) {
+        if self.sessions.get(&node).is_some_and(|(known, ..)| *known == session) {
+            self.end_client_connection(node);
+            self.client_input(client::Input::LinkDown { node, session });
+        }
+    }
+
+    /// Both directions of the client's connection to a node end; the node learns of it.
+    fn end_client_connection(&mut self, node: NodeId) {
+        let Some((_, there, _)) = self.sessions.remove(&node) else { return };
+        self.net.disconnect(wire_to(node), false);
+        self.net.disconnect(wire_to(node).back(), false);
+        let life = self.life(node);
+        let connection = ConnectionId(there);
+        self.carry_out(Event::ClientGone { node, life, connection });
+    }
+
+    /// A node learns that a connection of the client is gone.
+    pub(crate) fn client_gone(&mut self, node: NodeId, life: u64, connection: ConnectionId) {
+        if self.lives(node, life) {
+            self.input(node, node::Input::ClientGone { connection });
+        }
+    }
+
+    /// Feeds the client and carries out what it wants.
+    pub(crate) fn client_input(&mut self, input: client::Input) {
+        let mut out = client::Outbox::new();
+        let now = self.now;
+        if let Some(client) = &mut self.client {
+            client.handle(now, input, &mut out);
+        }
+        self.client_effects(out);
+    }
+
+    fn client_effects(&mut self, mut out: client::Outbox) {
+        let Some(client) = &mut self.client else { return };
+        for (op, result) in completions(&mut out) {
+            client.completed(self.now, op, result, &mut self.judge);
+        }
+        for effect in out {
+            match effect {
+                client::Effect::Send { node, session, message } => {
+                    let known = self.sessions.get(&node).filter(|(s, ..)| *s == session);
+                    if let Some(there) = known.map(|(_, there, _)| *there) {
+                        self.note_asked(there, &message);
+                        self.transmit(wire_to(node), message);
+                    }
+                }
+                client::Effect::Connect { node, session } => {
+                    let wait = self.net.delay(&mut self.dice);
+                    let since = self.now;
+                    self.schedule_in(wait, Event::ClientDial { node, session, since });
+                }
+                client::Effect::Disconnect { node, session } => {
+                    if self.sessions.get(&node).is_some_and(|(known, ..)| *known == session) {
+                        self.end_client_connection(node);
+                    }
+                }
+                client::Effect::RefreshMap => self.refresh_map(),
+                client::Effect::Complete { .. } | client::Effect::Turn { .. } => {}
+            }
+        }
+        if !self.client_ticking {
+            self.client_ticking = true;
+            self.schedule_in(Duration::from_millis(10), Event::ClientTick);
+        }
+    }
+
+    pub(crate) fn work(&mut self) {
+        let mut out = client::Outbox::new();
+        let now = self.now;
+        if let Some(client) = &mut self.client {
+            client.work(now, &mut self.judge, &mut out);
+        }
+        self.client_effects(out);
+        let wait = self.draw(Duration::from_millis(3));
+        self.schedule_in(wait, Event::Work);
+    }
+}

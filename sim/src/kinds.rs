@@ -1,0 +1,226 @@
+//! Kinds of faults by name, sets of them, and how often each struck.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use thiserror::Error;
+
+/// A kind of fault that a swarm may draw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FaultKind {
+    /// A node's process dies and comes back.
+    CrashNode,
+    /// A member's process dies and comes back; usually the leader's.
+    CrashMember,
+    /// All processes die at once and come back.
+    CrashAll,
+    /// Two nodes lose each other on one network, one way or both.
+    CutNodes,
+    /// A node loses all nodes and members, on both networks; the client still reaches it.
+    Isolate,
+    /// The client loses a node.
+    CutClient,
+    /// A node loses a member.
+    CutMember,
+    /// Two members lose each other.
+    CutMembers,
+    /// Messages are lost, and their connections with them.
+    Loss,
+    /// A node's process stands still.
+    PauseNode,
+    /// A member's process stands still; usually the leader's.
+    PauseMember,
+    /// The client's process stands still.
+    PauseClient,
+}
+
+impl FaultKind {
+    /// All kinds, in the order of their declaration.
+    pub const ALL: [Self; 12] = [
+        Self::CrashNode,
+        Self::CrashMember,
+        Self::CrashAll,
+        Self::CutNodes,
+        Self::Isolate,
+        Self::CutClient,
+        Self::CutMember,
+        Self::CutMembers,
+        Self::Loss,
+        Self::PauseNode,
+        Self::PauseMember,
+        Self::PauseClient,
+    ];
+
+    /// Its name on the command line and in the tally of a run.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::CrashNode => "crash-node",
+            Self::CrashMember => "crash-member",
+            Self::CrashAll => "crash-all",
+            Self::CutNodes => "cut-nodes",
+            Self::Isolate => "isolate",
+            Self::CutClient => "cut-client",
+            Self::CutMember => "cut-member",
+            Self::CutMembers => "cut-members",
+            Self::Loss => "loss",
+            Self::PauseNode => "pause-node",
+            Self::PauseMember => "pause-member",
+            Self::PauseClient => "pause-client",
+        }
+    }
+
+    /// How often it is drawn, beside the others that are on.
+    pub(crate) const fn weight(self) -> u64 {
+        match self {
+            Self::CrashNode => 6,
+            Self::CrashMember | Self::CutNodes | Self::PauseNode => 3,
+            Self::CutClient | Self::CutMember | Self::Isolate | Self::PauseMember => 2,
+            Self::CrashAll | Self::CutMembers | Self::PauseClient => 1,
+            // Always on where it is on: it is weather.
+            Self::Loss => 0,
+        }
+    }
+}
+
+impl FromStr for FaultKind {
+    type Err = UnknownKind;
+
+    fn from_str(text: &str) -> Result<Self, UnknownKind> {
+        let found = Self::ALL.into_iter().find(|kind| kind.name() == text);
+        found.ok_or_else(|| UnknownKind(text.to_owned()))
+    }
+}
+
+/// A name that no kind of fault has.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("there is no fault {0:?}; the kinds are: {all}", all = Kinds::ALL)]
+pub struct UnknownKind(String);
+
+/// A set of kinds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Kinds(u32);
+
+const _: () = assert!(FaultKind::ALL.len() <= 32, "a set is 32 bits");
+
+impl Kinds {
+    /// No kind.
+    pub const NONE: Self = Self(0);
+    /// Every kind.
+    pub const ALL: Self = Self(u32::MAX);
+
+    /// The set with one more kind.
+    #[must_use]
+    pub const fn with(self, kind: FaultKind) -> Self {
+        Self(self.0 | 1 << kind as u32)
+    }
+
+    /// The set with one kind less.
+    #[must_use]
+    pub const fn without(self, kind: FaultKind) -> Self {
+        Self(self.0 & !(1 << kind as u32))
+    }
+
+    /// Whether a kind is in the set.
+    #[must_use]
+    pub const fn contains(self, kind: FaultKind) -> bool {
+        self.0 & (1 << kind as u32) != 0
+    }
+
+    /// Kinds that are in both sets.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// The kinds, in order.
+    pub fn iter(self) -> impl Iterator<Item = FaultKind> {
+        FaultKind::ALL.into_iter().filter(move |kind| self.contains(*kind))
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn len(self) -> usize {
+        self.iter().count()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl fmt::Display for Kinds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.iter().map(FaultKind::name).collect();
+        f.write_str(if names.is_empty() { "none".into() } else { names.join(",") }.as_str())
+    }
+}
+
+impl fmt::Debug for Kinds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Kinds {
+    type Err = UnknownKind;
+
+    /// Names with commas between them, `all`, or `none`.
+    fn from_str(text: &str) -> Result<Self, UnknownKind> {
+        match text {
+            "all" => Ok(Self::ALL),
+            "none" => Ok(Self::NONE),
+            names => names.split(',').try_fold(Self::NONE, |set, name| {
+                let kind: FaultKind = name.trim().parse()?;
+                Ok(set.with(kind))
+            }),
+        }
+    }
+}
+
+/// How often things happened in a run, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    counts: BTreeMap<&'static str, u64>,
+}
+
+impl Tally {
+    pub(crate) fn note(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+
+    /// How often it happened.
+    #[must_use]
+    pub fn of(&self, what: &str) -> u64 {
+        self.counts.get(what).copied().unwrap_or(0)
+    }
+
+    /// Everything that happened, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        self.counts.iter().map(|(what, count)| (*what, *count))
+    }
+
+    /// Takes the counts of another run in.
+    pub fn add(&mut self, other: &Self) {
+        for (what, count) in other.iter() {
+            *self.counts.entry(what).or_default() += count;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_reads_back_as_it_is_written_and_a_wrong_name_is_named() {
+        for set in [Kinds::NONE, Kinds::NONE.with(FaultKind::Loss).with(FaultKind::CrashAll)] {
+            assert_eq!(set.to_string().parse::<Kinds>().unwrap(), set);
+        }
+        let error = "crash-node,meteor".parse::<Kinds>().unwrap_err().to_string();
+        assert!(error.contains("\"meteor\"") && error.contains("pause-node"), "{error}");
+        assert_eq!(Kinds::ALL.without(FaultKind::Loss).len(), FaultKind::ALL.len() - 1);
+    }
+}

@@ -1,0 +1,155 @@
+//! Nodes' processes and their connections: start, end, dial, lose, deliver.
+
+use crate::net::{Fate, Host, Wire};
+use crate::pause::LOOK_AGAIN;
+use crate::world::{Event, NODE_TICK, World};
+use ashlar_client_core as client;
+use ashlar_env::dice::Dice;
+use ashlar_node_core as node;
+use ashlar_node_core::{ConnectionId, Link};
+use ashlar_types::NodeId;
+use ashlar_types::message::data::{DataMessage, Network};
+use std::time::Duration;
+
+/// How long the dialler of a broken connection may not notice.
+const NOTICE_MAX: Duration = Duration::from_millis(400);
+/// Between two attempts to dial.
+const REDIAL_MAX: Duration = Duration::from_millis(150);
+
+impl World {
+    /// Starts a node's process, if it is down: it ticks, dials its peers and the control plane.
+    pub(crate) fn start_node(&mut self, id: NodeId) {
+        let now = self.now;
+        let Some(node) = self.nodes.get_mut(&id).filter(|node| !node.is_up()) else { return };
+        let mut out = node::Outbox::default();
+        node.start(now, &mut out);
+        let life = node.life;
+        self.effects(id, &mut out);
+        self.schedule_in(NODE_TICK, Event::NodeTick { node: id, life });
+        let peers: Vec<NodeId> = self.nodes.keys().copied().filter(|peer| *peer != id).collect();
+        for to in peers {
+            for network in [Network::Primary, Network::Replication] {
+                let wait = self.draw(REDIAL_MAX);
+                self.schedule_in(wait, Event::Dial { from: id, to, network, life });
+            }
+        }
+        self.control_dial(id, life);
+    }
+
+    /// Ends a node's process at once, whether it runs or stands still.
+    pub(crate) fn crash_node(&mut self, id: NodeId) {
+        let Some(node) = self.nodes.get_mut(&id).filter(|node| node.is_up()) else { return };
+        node.crash(&mut self.dice);
+        let host = Host::Node(id);
+        self.pauses.forget(host);
+        for wire in self.net.wires_of(host) {
+            // What it had sent may still arrive; what was sent to it is lost.
+            let drains = wire.from == host && self.dice.chance(1, 2);
+            self.net.disconnect(wire, drains);
+            self.notice_later(wire);
+        }
+        self.net.lose_all_to(host);
+        self.control_lost(id);
+    }
+
+    /// The dialler of a broken connection will notice after a while.
+    fn notice_later(&mut self, wire: Wire) {
+        let wait = self.draw(NOTICE_MAX);
+        match (wire.from, wire.to) {
+            (Host::Node(from), Host::Node(_)) => {
+                let life = self.life(from);
+                self.schedule_in(wait, Event::LinkLost { wire, life });
+            }
+            (Host::Client, Host::Node(node)) | (Host::Node(node), Host::Client) => {
+                if let Some((session, ..)) = self.sessions.get(&node) {
+                    let session = *session;
+                    self.schedule_in(wait, Event::ClientLinkLost { node, session });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn dial(&mut self, from: NodeId, to: NodeId, network: Network, life: u64) {
+        let wire = Wire { from: Host::Node(from), to: Host::Node(to), network };
+        if !self.lives(from, life) || self.net.connection(wire).is_some() {
+            return;
+        }
+        let peer = self.nodes.get(&to).filter(|peer| peer.is_up()).map(|peer| peer.identity);
+        let cut = self.net.is_cut(wire) || self.net.is_cut(wire.back());
+        match peer.filter(|_| !cut) {
+            // The kernel takes the connection, and nobody answers the hello.
+            Some(_) if self.is_paused(Host::Node(to)) => {
+                self.schedule_in(LOOK_AGAIN, Event::Dial { from, to, network, life });
+            }
+            Some(peer) => {
+                self.net.connect(self.now, wire);
+                let (node, store, start) = (to, peer.store, peer.start);
+                self.input(from, node::Input::LinkUp { node, network, store, start });
+            }
+            None => {
+                let refused = peer.is_none() && !cut;
+                self.input(from, node::Input::LinkDown { node: to, network, refused });
+                let wait = Duration::from_millis(20) + self.draw(REDIAL_MAX);
+                self.schedule_in(wait, Event::Dial { from, to, network, life });
+            }
+        }
+    }
+
+    pub(crate) fn link_lost(&mut self, wire: Wire, life: u64) {
+        let (Host::Node(from), Host::Node(to)) = (wire.from, wire.to) else { return };
+        if !self.lives(from, life) || self.net.connection(wire).is_some() {
+            return;
+        }
+        let network = wire.network;
+        self.input(from, node::Input::LinkDown { node: to, network, refused: false });
+        let wait = self.draw(REDIAL_MAX);
+        self.schedule_in(wait, Event::Dial { from, to, network, life });
+    }
+
+    /// Puts a message on a connection.
+    pub(crate) fn transmit(&mut self, wire: Wire, message: DataMessage) {
+        match self.net.send(self.now, wire, &mut self.dice) {
+            Fate::Deliver { at, connection } => {
+                self.schedule(at, Event::Deliver { wire, connection, message });
+            }
+            Fate::Broken => {
+                if wire.from == Host::Client || wire.to == Host::Client {
+                    self.net.disconnect(wire.back(), false);
+                }
+                self.notice_later(wire);
+            }
+            Fate::NoConnection => {}
+        }
+    }
+
+    /// A message is read at its receiver.
+    pub(crate) fn arrive(&mut self, wire: Wire, connection: u64, message: DataMessage) {
+        match (wire.from, wire.to) {
+            (Host::Node(from), Host::Node(to)) => {
+                let member = self.nodes.get(&to).filter(|node| node.is_up());
+                let instead = member.and_then(|m| self.sabotage.answer_instead(m, &message));
+                if let Some(answer) = instead {
+                    self.transmit(wire.back(), answer);
+                    return;
+                }
+                let from = Link::Peer(from, wire.network);
+                self.input(to, node::Input::Frame { from, message });
+                self.input(to, node::Input::BatchEnd);
+            }
+            (Host::Client, Host::Node(to)) => {
+                let from = Link::Client(ConnectionId(connection));
+                self.input(to, node::Input::Frame { from, message });
+                self.input(to, node::Input::BatchEnd);
+            }
+            (Host::Node(node), Host::Client) => {
+                let known = self.sessions.get(&node).filter(|(_, _, back)| *back == connection);
+                if let Some((session, ..)) = known {
+                    let session = *session;
+                    self.client_input(client::Input::Message { node, session, message });
+                }
+            }
+            _ => {}
+        }
+    }
+}
