@@ -1,18 +1,13 @@
 //! `ashlar sim`: runs the deterministic simulation from the command line.
 //!
-//! A failing seed is printed with the command that replays it. The world and its judgement live in
-//! `sim/`; this file counts seeds and shares them among the host's cores.
+//! A failing seed is made smaller and printed with the one line that replays it. The world and its
+//! judgement live in `sim/`; this folder reads options, shares seeds among the host's cores
+//! (`sweep.rs`) and prints.
 
-use std::cell::Cell;
 use std::io::Write;
-use std::panic;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread;
-use std::time::Instant;
+use std::time::Duration;
 
-use ashlar_sim::{Options, Outcome};
+use ashlar_sim::{Kinds, Options};
 use clap::Subcommand;
 use serde::Serialize;
 
@@ -20,10 +15,15 @@ use crate::failure::{Failure, Kind};
 use crate::process;
 use crate::render::{Output, Show, columns};
 
+mod sweep;
+
+/// Most runs that making a failing seed smaller may take: a minute at most.
+const SHRINKING_RUNS_MAX: usize = 40;
+
 /// Commands of the simulation.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Run one seed, or many in a row.
+    /// Run one seed, or many in a row; stops at the first that fails.
     Run {
         /// The first seed.
         #[arg(long, default_value_t = 1)]
@@ -31,153 +31,163 @@ pub(crate) enum Command {
         /// How many seeds, counting up from the first.
         #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
         seeds: u64,
+        #[command(flatten)]
+        what: What,
     },
+    /// Run many seeds to the end, whatever fails; shows progress and how to replay each failure.
+    Sweep {
+        /// From the first seed to the one after the last, as in 0..1000.
+        #[arg(long, value_parser = seed_range)]
+        seeds: std::ops::Range<u64>,
+        /// Seeds to run at a time.
+        #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=256))]
+        jobs: u16,
+        #[command(flatten)]
+        what: What,
+    },
+    /// Run one seed and show what happened.
+    Replay {
+        /// The seed.
+        seed: u64,
+        /// Print every event.
+        #[arg(long)]
+        log: bool,
+        /// Print events up to this simulated time only, as in 2.5s.
+        #[arg(long, value_parser = span, requires = "log")]
+        until: Option<Duration>,
+        /// Make a failing run smaller, and show how to replay that.
+        #[arg(long)]
+        shrink: bool,
+        #[command(flatten)]
+        what: What,
+    },
+}
+
+/// What is simulated, beside the seed.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(crate) struct What {
+    /// Kinds of faults that may strike, with commas between them; `all`, or `none`.
+    #[arg(long, default_value_t = Kinds::ALL, value_name = "KINDS")]
+    faults: Kinds,
+    /// Simulated time during which faults strike, as in 10s or 1500ms.
+    #[arg(long, default_value = "10s", value_parser = span)]
+    storm: Duration,
+}
+
+impl What {
+    /// The run of a seed.
+    fn options(self, seed: u64) -> Options {
+        Options { kinds: self.faults, storm: self.storm, ..Options::of_many(seed) }
+    }
+}
+
+fn span(text: &str) -> Result<Duration, String> {
+    ashlar_sim::parse_span(text)
+        .ok_or_else(|| format!("`{text}` is not a time; write for example 10s, 2.5s or 150ms"))
+}
+
+fn seed_range(text: &str) -> Result<std::ops::Range<u64>, String> {
+    let wrong = || format!("`{text}` is no range of seeds; write for example 0..1000");
+    let (first, end) = text.split_once("..").ok_or_else(wrong)?;
+    let first: u64 = first.trim().parse().map_err(|_| wrong())?;
+    let end: u64 = end.trim().parse().map_err(|_| wrong())?;
+    if first < end { Ok(first..end) } else { Err(wrong()) }
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// When a seed breaks an invariant; the text names the seed and how to run it again.
+/// When a seed breaks a rule; the text names the seed and how to run it again.
 pub(crate) fn run(command: &Command, output: &Output) -> Result<(), Failure> {
     process::end_on_broken_pipe();
-    let Command::Run { seed, seeds } = command;
-    name_seed_on_panic();
-    let sweep = Sweep::new(*seed, *seeds);
-    let began = Instant::now();
-    thread::scope(|scope| {
-        for _ in 0..thread::available_parallelism().map_or(1, std::num::NonZero::get) {
-            scope.spawn(|| sweep.work());
+    match command {
+        Command::Run { seed, seeds, what } => {
+            let jobs = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+            let seeds = *seed..seed.saturating_add(*seeds);
+            sweep::run(&sweep::Order { seeds, jobs, what: *what, go_on: false }, output)
         }
-    });
-    let found = sweep.found.into_inner().unwrap_or_else(PoisonError::into_inner);
-    if let Some((seed, outcome)) = found.failed {
-        let mut failure = Failure::new(Kind::Error, format!("seed {seed} breaks a rule"));
-        for violation in &outcome.violations {
-            failure = failure.because(violation);
+        Command::Sweep { seeds, jobs, what } => {
+            let (seeds, jobs) = (seeds.clone(), usize::from(*jobs));
+            sweep::run(&sweep::Order { seeds, jobs, what: *what, go_on: true }, output)
         }
-        return Err(failure.try_next(format!("ashlar sim run --seed {seed}")));
-    }
-    output.show(&SweepView {
-        first_seed: *seed,
-        seeds: *seeds,
-        writes: found.writes,
-        reads: found.reads,
-        events: found.events,
-        digest: format!("{:016x}", found.digest),
-        seconds: began.elapsed().as_secs_f64(),
-    })
-}
-
-thread_local! {
-    /// The seed that this thread runs.
-    static SEED: Cell<Option<u64>> = const { Cell::new(None) };
-}
-
-/// A core that finds itself in a state that must not be panics, which ends the process: the seed
-/// that led there must be known all the same.
-fn name_seed_on_panic() {
-    let end = panic::take_hook();
-    panic::set_hook(Box::new(move |info| {
-        if let Some(seed) = SEED.get() {
-            let line = format!(
-                "error: seed {seed} breaks an assertion\n  try: ashlar sim run --seed {seed}"
-            );
-            // Standard error gone: the panic's own words are lost as well.
-            writeln!(std::io::stderr(), "{line}").ok();
-        }
-        end(info);
-    }));
-}
-
-/// Seeds that the threads take in turn, and what they found.
-struct Sweep {
-    next: AtomicU64,
-    end: u64,
-    /// One seed alone: its digest is wanted.
-    single: bool,
-    stop: AtomicBool,
-    found: Mutex<Found>,
-}
-
-#[derive(Default)]
-struct Found {
-    writes: u64,
-    reads: u64,
-    events: u64,
-    /// Of all outcomes, whatever order they came in.
-    digest: u64,
-    /// The lowest seed that failed.
-    failed: Option<(u64, Outcome)>,
-}
-
-impl Sweep {
-    fn new(first: u64, count: u64) -> Self {
-        Self {
-            next: AtomicU64::new(first),
-            end: first.saturating_add(count),
-            single: count == 1,
-            stop: AtomicBool::new(false),
-            found: Mutex::default(),
+        Command::Replay { seed, log, until, shrink, what } => {
+            let options = Options { digest: true, ..what.options(*seed) };
+            replay(options, *log, *until, *shrink, output)
         }
     }
+}
 
-    fn work(&self) {
-        while !self.stop.load(Ordering::Relaxed) {
-            let seed = self.next.fetch_add(1, Ordering::Relaxed);
-            if seed >= self.end {
-                return;
+fn replay(
+    options: Options,
+    log: bool,
+    until: Option<Duration>,
+    shrink: bool,
+    output: &Output,
+) -> Result<(), Failure> {
+    let command = options.replay_command();
+    sweep::name_on_panic(&command);
+    let outcome = if log {
+        ashlar_sim::run_logged(options, move |at, line| {
+            if until.is_none_or(|until| at <= until) {
+                // Standard output gone: the process ends by SIGPIPE before this matters.
+                writeln!(std::io::stdout(), "{line}").ok();
             }
-            SEED.set(Some(seed));
-            let options = if self.single { Options::new(seed) } else { Options::of_many(seed) };
-            let outcome = ashlar_sim::run(options);
-            let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-            found.take(seed, outcome);
-            if found.failed.is_some() {
-                // Lower seeds are under way in other threads and end by themselves.
-                self.stop.store(true, Ordering::Relaxed);
-            }
-        }
+        })
+    } else {
+        ashlar_sim::run(options)
+    };
+    if outcome.violations.is_empty() {
+        let mut rows: Vec<(String, String)> = vec![
+            ("simulated".into(), format!("{:.1} s", outcome.simulated.as_secs_f64())),
+            ("events".into(), outcome.events.to_string()),
+            ("blocks written".into(), outcome.writes.to_string()),
+            ("blocks read and judged".into(), outcome.reads.to_string()),
+            ("digest".into(), format!("{:016x}", outcome.digest)),
+        ];
+        rows.extend(outcome.tally.iter().map(|(what, count)| (what.into(), count.to_string())));
+        return output.show(&ReplayView { seed: options.seed, rows });
     }
+    let smaller = if shrink { ashlar_sim::shrink(options, SHRINKING_RUNS_MAX) } else { options };
+    Err(broken(smaller, &outcome))
 }
 
-impl Found {
-    fn take(&mut self, seed: u64, outcome: Outcome) {
-        self.writes += outcome.writes;
-        self.reads += outcome.reads;
-        self.events += outcome.events;
-        self.digest ^= outcome.digest.rotate_left(u32::try_from(seed % 64).unwrap_or(0));
-        let first = self.failed.as_ref().is_none_or(|(failed, _)| seed < *failed);
-        if first && !outcome.violations.is_empty() {
-            self.failed = Some((seed, outcome));
-        }
+/// The failure of a run that broke rules.
+fn broken(options: Options, outcome: &ashlar_sim::Outcome) -> Failure {
+    let mut failure = Failure::new(Kind::Error, format!("seed {} breaks a rule", options.seed));
+    for violation in &outcome.violations {
+        failure = failure.because(violation);
     }
+    failure.try_next(format!("{} --log", options.replay_command()))
 }
 
-/// A sweep without a failure, as it is printed.
+/// A replay without a failure, as it is printed.
 #[derive(Debug, Serialize)]
-struct SweepView {
-    first_seed: u64,
-    seeds: u64,
-    writes: u64,
-    reads: u64,
-    events: u64,
-    digest: String,
-    seconds: f64,
+struct ReplayView {
+    seed: u64,
+    rows: Vec<(String, String)>,
 }
 
-impl Show for SweepView {
+impl Show for ReplayView {
     fn table(&self) -> String {
-        let row = |name: &str, value: String| [name.to_owned(), value];
         columns(
             ["MEASURE", "VALUE"],
-            [
-                row("seeds", format!("{} from {}, no rule broken", self.seeds, self.first_seed)),
-                row("blocks written", self.writes.to_string()),
-                row("blocks read and judged", self.reads.to_string()),
-                row("events", self.events.to_string()),
-                row("digest", self.digest.clone()),
-                row("took", format!("{:.1} s", self.seconds)),
-            ],
+            self.rows.iter().map(|(name, value)| [name.clone(), value.clone()]),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges_and_times_are_read_as_people_write_them() {
+        assert_eq!(seed_range("3..7"), Ok(3..7));
+        for wrong in ["7", "7..3", "7..7", "a..b", "..", "-1..4"] {
+            assert!(seed_range(wrong).unwrap_err().contains("0..1000"), "{wrong}");
+        }
+        assert_eq!(span("1500ms"), Ok(Duration::from_millis(1_500)));
+        assert_eq!(span("2.5s"), Ok(Duration::from_millis(2_500)));
+        assert!(span("soon").unwrap_err().contains("150ms"));
     }
 }
