@@ -102,8 +102,8 @@ pub enum Refusal {
     /// The nodes chosen by the leader no longer fit.
     #[error("the nodes chosen for the volume are not known or not distinct")]
     Placement,
-    /// The node's number belongs to another store that still holds replicas.
-    #[error("node number {node} is bound to store {store}, which still holds replicas")]
+    /// The node's number belongs to another store, whose process is up.
+    #[error("node number {node} belongs to store {store}, and its process is up")]
     NodeTaken {
         /// The number.
         node: NodeId,
@@ -241,23 +241,13 @@ impl ZoneState {
     /// # Errors
     /// If its number, store or start number contradict what is known.
     pub fn check_registration(&self, node: &NodeRecord) -> Result<(), Refusal> {
-        if let Some(known) = self.nodes.get(&node.node) {
-            // Another store is another node (design.md section 3); the number is free only once
-            // nothing refers to the old store.
-            if known.store != node.store && self.refers_to(known.node) {
-                return Err(Refusal::NodeTaken { node: known.node, store: known.store });
-            }
-            if known.store == node.store && node.start < known.start {
-                let (offered, recorded) = (node.start, known.start);
-                return Err(Refusal::StartBack { offered, recorded });
-            }
+        let known = self.nodes.get(&node.node).filter(|known| known.store == node.store);
+        if let Some(known) = known.filter(|known| node.start < known.start) {
+            let (offered, recorded) = (node.start, known.start);
+            return Err(Refusal::StartBack { offered, recorded });
         }
         let other = self.nodes.values().find(|n| n.store == node.store && n.node != node.node);
         other.map_or(Ok(()), |other| Err(Refusal::StoreTaken { node: other.node }))
-    }
-
-    fn refers_to(&self, node: NodeId) -> bool {
-        self.replicas_on(node) > 0 || self.erasures.iter().any(|(_, replica)| replica.node == node)
     }
 
     fn register(
@@ -268,6 +258,18 @@ impl ZoneState {
         self.check_registration(node)?;
         self.nodes.insert(node.node, node.clone());
         changed.insert(Key::Node(node.node));
+        // With another store its node has other replicas (design.md section 3): the ones of the
+        // store before are gone, and nobody is left to erase them.
+        let gone: Vec<_> = self
+            .erasures
+            .iter()
+            .filter(|(_, replica)| self.is_store_gone(*replica))
+            .copied()
+            .collect();
+        for (chunk, replica) in gone {
+            self.erasures.remove(&(chunk, replica));
+            changed.insert(Key::Erase(chunk, replica));
+        }
         Ok(Answer::Done {})
     }
 
@@ -356,6 +358,9 @@ impl ZoneState {
             let Some(taken) = self.take_chunk(chunk) else { continue };
             changed.insert(Key::Chunk(chunk));
             for replica in taken.config.replicas() {
+                if self.is_store_gone(replica) {
+                    continue;
+                }
                 self.erasures.insert((chunk, replica));
                 changed.insert(Key::Erase(chunk, replica));
             }
@@ -448,7 +453,7 @@ impl ZoneState {
             let epoch = next.chunk.config.epoch;
             self.put_chunk(next.chunk);
             changed.insert(Key::Chunk(id));
-            if let Some(replica) = next.forgotten {
+            if let Some(replica) = next.forgotten.filter(|replica| !self.is_store_gone(*replica)) {
                 self.erasures.insert((id, replica));
                 changed.insert(Key::Erase(id, replica));
             }

@@ -8,6 +8,8 @@
 //! - only a member of the in-sync set is elected; the old primary becomes stale;
 //! - only a learner is promoted; only a stale replica is re-adopted; one whose store has lost part
 //!   of it, or whose filling was given up, comes back as another incarnation, from nothing;
+//! - a stale replica is retired only while as many as are wanted are in sync, or when its node has
+//!   another store now;
 //! - a node never holds two replicas of one chunk.
 
 use crate::command::{ChangeKind, ChunkChange, Evidence, NodeRecord};
@@ -54,6 +56,12 @@ pub enum ChangeRefusal {
     /// The node holds a replica of the chunk.
     #[error("the node holds a replica of the chunk")]
     HoldsReplica,
+    /// Too few are in sync to give a replica up.
+    #[error("fewer than {copies_wanted} replicas are in sync")]
+    NotWhole {
+        /// Replicas that must be in sync.
+        copies_wanted: u8,
+    },
     /// The node never registered.
     #[error("the node is not known")]
     UnknownNode,
@@ -116,6 +124,11 @@ pub fn next<'a>(
         ChangeKind::PromoteLearner { proposer, replica, durable: _ } => {
             by_primary(old, *proposer)?;
             promote(&mut next.chunk, *replica)?;
+        }
+        ChangeKind::Retire { replica } => {
+            let gone = node(replica.node).is_some_and(|node| node.store != replica.store);
+            retire(&mut next.chunk.config, *replica, gone)?;
+            next.forgotten = Some(*replica);
         }
     }
     next.chunk.config.check()?;
@@ -271,6 +284,18 @@ fn promote(chunk: &mut Chunk, replica: ReplicaId) -> Result<(), ChangeRefusal> {
     leave_learners(&mut chunk.config.learners, replica)?;
     chunk.readopting.retain(|(r, _)| *r != replica);
     chunk.config.in_sync.push(replica);
+    Ok(())
+}
+
+/// Gives a stale replica up. Its name is never used again: another replica on that node would have
+/// another incarnation. So whoever is asked to erase it by its full name, however late, erases
+/// nothing that is needed.
+fn retire(config: &mut ChunkConfig, replica: ReplicaId, gone: bool) -> Result<(), ChangeRefusal> {
+    let at = config.stale.iter().position(|(r, _)| *r == replica).ok_or(ChangeRefusal::NotStale)?;
+    if config.in_sync.len() < usize::from(config.copies_wanted) && !gone {
+        return Err(ChangeRefusal::NotWhole { copies_wanted: config.copies_wanted });
+    }
+    config.stale.remove(at);
     Ok(())
 }
 

@@ -205,6 +205,12 @@ pub enum ChangeKind {
         /// Its contiguous durable prefix when this was proposed.
         durable: Lsn,
     },
+    /// A stale replica is not needed any more (as many as are wanted are in sync, and each has
+    /// durably recorded that it is), or is gone with its store.
+    Retire {
+        /// The replica.
+        replica: ReplicaId,
+    },
 }
 
 /// The leader's judgement about a replica that leaves the in-sync set.
@@ -231,6 +237,7 @@ wire_enum! { ChangeKind {
     3 => AddLearner { proposer, node },
     4 => RemoveLearner { proposer, replica },
     5 => PromoteLearner { proposer, replica, durable },
+    6 => Retire { replica },
 } }
 wire_enum! { Action {
     0 => RegisterNode { node },

@@ -1,5 +1,5 @@
 //! What the leader proposes next: elections, answers to primaries, volumes that became ready,
-//! erasures that were confirmed, ports to try.
+//! stale replicas that nobody needs any more, erasures that were confirmed, ports to try.
 //!
 //! Pure: state and observations in, plan out. Planning twice changes nothing, since every change
 //! is a compare-and-set; what is already on its way is left out.
@@ -47,6 +47,7 @@ pub fn plan(now: Time, state: &ZoneState, seen: &Observations) -> Plan {
         }
         planner.judge(proposal, &mut plan);
     }
+    retire(state, seen, &mut plan);
     plan.ready = state.creating().filter(|volume| all_serve(*volume, state, seen)).collect();
     plan.erased = state
         .erasures()
@@ -68,9 +69,10 @@ fn elect(state: &ZoneState, seen: &Observations, verdicts: &Verdicts, plan: &mut
             if config.primary.node != *node || seen.is_proposed(config.chunk, config.epoch) {
                 continue;
             }
-            let Some(evidence) = reason_to_elect(config, verdict, seen) else { continue };
+            let Some(evidence) = reason_to_elect(config, verdict, state, seen) else { continue };
             let fit = |replica: &ReplicaId| {
                 verdicts.get(&replica.node).is_some_and(Verdict::is_usable)
+                    && !state.is_store_gone(*replica)
                     && !seen.says_unfit(config.chunk, *replica, config.epoch)
             };
             let best = config
@@ -91,12 +93,45 @@ fn elect(state: &ZoneState, seen: &Observations, verdicts: &Verdicts, plan: &mut
     }
 }
 
+/// Gives up stale replicas of chunks that are whole again: all that are wanted are in sync under
+/// this epoch, and each has reported that it adopted the epoch durably (design.md section 3). Those
+/// that went with their store are given up at once, so that their node can hold the chunk again.
+/// Comes last: it is never urgent.
+fn retire(state: &ZoneState, seen: &Observations, plan: &mut Plan) {
+    for config in state.configs_with_stale() {
+        if plan.changes.len() >= CHANGES_PER_COMMAND_MAX {
+            return;
+        }
+        let busy = seen.is_proposed(config.chunk, config.epoch)
+            || plan.changes.iter().any(|change| change.chunk == config.chunk);
+        let gone = |replica: &ReplicaId| state.is_store_gone(*replica);
+        let whole = config.in_sync.len() >= usize::from(config.copies_wanted)
+            && config.learners.is_empty()
+            && config.in_sync.iter().all(|replica| owns(config, *replica, seen));
+        let mut stale = config.stale.iter().map(|(replica, _)| replica);
+        if let Some(replica) = stale.find(|replica| !busy && (whole || gone(replica))) {
+            let kind = ChangeKind::Retire { replica: *replica };
+            plan.changes.push(ChunkChange { chunk: config.chunk, epoch: config.epoch, kind });
+        }
+    }
+}
+
+/// Whether a replica has durably recorded that it holds the chunk under its present epoch.
+fn owns(config: &ChunkConfig, replica: ReplicaId, seen: &Observations) -> bool {
+    seen.report(config.chunk, replica).is_some_and(|report| {
+        report.adopted >= config.epoch
+            && matches!(report.state, ReplicaState::Serving | ReplicaState::Following)
+    })
+}
+
 fn reason_to_elect(
     config: &ChunkConfig,
     verdict: &Verdict,
+    state: &ZoneState,
     seen: &Observations,
 ) -> Option<Evidence> {
-    if seen.says_unfit(config.chunk, config.primary, config.epoch) {
+    let unfit = seen.says_unfit(config.chunk, config.primary, config.epoch);
+    if unfit || state.is_store_gone(config.primary) {
         return Some(Evidence::ReportedGone {});
     }
     match verdict {
@@ -173,6 +208,9 @@ impl Judge<'_> {
                 if !config.is_stale(*replica) {
                     return Err("the replica is not known as stale".into());
                 }
+                if self.state.is_store_gone(*replica) {
+                    return Err(format!("{} has another store now", replica.node));
+                }
                 self.must_be_usable(replica.node)?;
                 Ok(ChangeKind::ReadoptStale { proposer, replica: *replica })
             }
@@ -209,7 +247,8 @@ impl Judge<'_> {
         if !config.is_in_sync(replica) || replica == config.primary {
             return Err("the replica is not an in-sync secondary".into());
         }
-        let unfit = self.seen.says_unfit(config.chunk, replica, config.epoch);
+        let unfit = self.seen.says_unfit(config.chunk, replica, config.epoch)
+            || self.state.is_store_gone(replica);
         if reason == RemovalReason::ReportedGone || unfit {
             return Ok(Evidence::ReportedGone {});
         }

@@ -203,6 +203,8 @@ pub struct ZoneState {
     pub(crate) erasures: BTreeSet<(ChunkId, ReplicaId)>,
     /// Volumes that are not ready yet.
     pub(crate) creating: BTreeSet<VolumeId>,
+    /// Chunks with stale replicas.
+    with_stale: BTreeSet<ChunkId>,
     /// Chunks whose configuration names a node.
     held: BTreeMap<NodeId, BTreeSet<ChunkId>>,
     /// Chunks that a node is the primary of.
@@ -226,6 +228,7 @@ impl ZoneState {
             token_expiry: BTreeSet::new(),
             erasures: BTreeSet::new(),
             creating: BTreeSet::new(),
+            with_stale: BTreeSet::new(),
             held: BTreeMap::new(),
             primaries: BTreeMap::new(),
             allocated: BTreeMap::new(),
@@ -290,6 +293,17 @@ impl ZoneState {
         self.held.get(&node).into_iter().flatten().filter_map(|chunk| self.config(*chunk))
     }
 
+    /// Whether a replica's node has registered another store since: an empty or exchanged disk.
+    #[must_use]
+    pub fn is_store_gone(&self, replica: ReplicaId) -> bool {
+        self.nodes.get(&replica.node).is_some_and(|node| node.store != replica.store)
+    }
+
+    /// Configurations with stale replicas, in order of chunk.
+    pub fn configs_with_stale(&self) -> impl Iterator<Item = &ChunkConfig> {
+        self.with_stale.iter().filter_map(|chunk| self.config(*chunk))
+    }
+
     /// All nodes, in order of number.
     pub fn nodes(&self) -> impl Iterator<Item = &NodeRecord> {
         self.nodes.values()
@@ -347,6 +361,9 @@ impl ZoneState {
             *self.allocated.entry(replica.node).or_default() += bytes;
         }
         *self.primaries.entry(chunk.config.primary.node).or_default() += 1;
+        if !chunk.config.stale.is_empty() {
+            self.with_stale.insert(id);
+        }
         self.chunks.insert(id, chunk);
     }
 
@@ -354,6 +371,7 @@ impl ZoneState {
     pub(crate) fn take_chunk(&mut self, id: ChunkId) -> Option<Chunk> {
         let bytes = self.bytes_of(id);
         let chunk = self.chunks.remove(&id)?;
+        self.with_stale.remove(&id);
         for replica in chunk.config.replicas() {
             if let Some(held) = self.held.get_mut(&replica.node) {
                 held.remove(&id);

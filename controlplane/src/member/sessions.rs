@@ -5,11 +5,12 @@
 //! its configurations, its orders to erase; then whatever changes. A newer stream of a node ends
 //! the older one.
 
-use super::lead::Pending;
+use super::lead::{Lead, Pending};
 use super::{Member, Now, Output, SessionKey};
 use crate::errors;
 use ashlar_controlplane_core::apply::{Answer, Refusal};
 use ashlar_controlplane_core::command::{Action, NodeRecord};
+use ashlar_controlplane_core::verdict;
 use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_types::message::cluster::{
     CLUSTER_PROTOCOL_VERSION, ControlDown, ControlUp, PeerAddress, Registration,
@@ -103,6 +104,7 @@ impl Member {
         self.state
             .check_registration(&record)
             .map_err(|refusal| errors::refusal(&refusal, None))?;
+        self.check_store(now, &record)?;
         if self.state.node(record.node) == Some(&record) {
             return Ok(true);
         }
@@ -113,6 +115,24 @@ impl Member {
             lead.pending.insert(index, Some(Pending::Node { term, session }));
         }
         Ok(false)
+    }
+
+    /// A node may come back with another store: its disk was exchanged. Not while the process with
+    /// the store that is known is up: then two are started under one number.
+    fn check_store(&self, now: Now, record: &NodeRecord) -> Result<(), ApiError> {
+        let Some(known) = self.state.node(record.node).filter(|n| n.store != record.store) else {
+            return Ok(());
+        };
+        let fresh = |lead: &Lead| verdict::is_fresh(now.time, known.node, &lead.seen);
+        if self.lead.as_ref().is_some_and(fresh) {
+            let refusal = Refusal::NodeTaken { node: known.node, store: known.store };
+            return Err(errors::refusal(&refusal, None));
+        }
+        tracing::warn!(
+            node = %known.node, before = %known.store, now = %record.store,
+            "the node comes with another store; its replicas on the one before count as gone"
+        );
+        Ok(())
     }
 
     fn check_words(&self, registration: &Registration) -> Result<(), ApiError> {

@@ -533,3 +533,25 @@ fn a_newer_stream_of_a_node_ends_the_older_one() {
             if *session == old && error.reason == Reason::SessionReplaced
     )));
 }
+
+#[test]
+fn a_node_comes_with_another_store_only_when_the_process_with_the_one_before_is_silent() {
+    let mut world = World::new(11);
+    world.settle();
+    let leader = world.serving().unwrap();
+    let mut exchanged = || {
+        let session = SessionKey(9_999);
+        let now = world.now();
+        let member = world.hosts.get_mut(&leader).unwrap().member.as_mut().unwrap();
+        let mut out = Vec::new();
+        let registration = Registration { store: StoreId(77), ..registration(1) };
+        member.handle(now, Input::NodeOpened { session, registration }, &mut out).unwrap();
+        world.millis += 3_000;
+        out.into_iter().find_map(|output| match output {
+            Output::CloseNode { session: closed, error } if closed == session => Some(error),
+            _ => None,
+        })
+    };
+    assert_eq!(exchanged().unwrap().reason, Reason::NodeIdTaken);
+    assert!(exchanged().is_none(), "an exchanged disk could never come back");
+}

@@ -174,4 +174,25 @@ pub(super) const MUTANTS: &[Mutant] = &[
         put_in: "if wire.index == 0 {",
         tests: RAFT,
     },
+    Mutant {
+        rule: "a stale replica is retired only while as many as are wanted are in sync",
+        file: "controlplane/core/src/change.rs",
+        take_out: "if config.in_sync.len() < usize::from(config.copies_wanted) && !gone {",
+        put_in: "if false {",
+        tests: CORE,
+    },
+    Mutant {
+        rule: "a stale replica is retired only when each later owner has recorded that it is one",
+        file: "controlplane/core/src/plan.rs",
+        take_out: "report.adopted >= config.epoch\n            && matches!",
+        put_in: "matches!",
+        tests: CORE,
+    },
+    Mutant {
+        rule: "a primary whose store was exchanged is replaced",
+        file: "controlplane/core/src/plan.rs",
+        take_out: "if unfit || state.is_store_gone(config.primary) {",
+        put_in: "if unfit {",
+        tests: CORE,
+    },
 ];

@@ -240,20 +240,51 @@ fn a_deleted_volume_leaves_erasures_until_they_are_confirmed() {
 }
 
 #[test]
-fn a_node_number_is_bound_to_its_store_while_anything_refers_to_it() {
-    let mut zone = Zone::with_volume();
-    let other = NodeRecord { store: StoreId(77), ..record(1) };
-    assert!(matches!(zone.state.check_registration(&other), Err(Refusal::NodeTaken { .. })));
+fn a_store_is_bound_to_its_node_and_never_set_back() {
+    let zone = Zone::with_volume();
     let foreign = NodeRecord { store: StoreId(2), ..record(9) };
     assert!(matches!(zone.state.check_registration(&foreign), Err(Refusal::StoreTaken { .. })));
     let back = NodeRecord { start: StartNumber(0), ..record(1) };
     assert!(matches!(zone.state.check_registration(&back), Err(Refusal::StartBack { .. })));
-    let delete = Action::DeleteVolume { token: None, volume: volume_id(1), force: false };
-    zone.apply(delete).answer.unwrap();
-    assert!(zone.state.check_registration(&other).is_err(), "erasures refer to it");
-    let replicas: Vec<_> = zone.state.erasures().collect();
-    zone.apply(Action::Forget { replicas }).answer.unwrap();
-    assert_eq!(zone.state.check_registration(&other), Ok(()));
+}
+
+#[test]
+fn a_stale_replica_is_retired_only_while_as_many_as_wanted_are_in_sync() {
+    let mut zone = Zone::with_volume();
+    let config = zone.config(0);
+    let member = config.secondaries().next().unwrap();
+    let retire = |replica| ChangeKind::Retire { replica };
+    assert_eq!(zone.change(0, retire(member)), Err("the replica is not known as stale".into()));
+    let kind = remove(&zone, 0, Evidence::Unreachable {});
+    zone.change(0, kind).unwrap();
+    let refused = "fewer than 3 replicas are in sync".into();
+    assert_eq!(zone.change(0, retire(member)), Err(refused));
+    let spare = (1..=4).map(NodeId).find(|n| config.replicas().all(|r| r.node != *n)).unwrap();
+    let proposer = config.primary;
+    zone.change(0, ChangeKind::AddLearner { proposer, node: spare }).unwrap();
+    let replica = zone.config(0).learners[0];
+    let durable = ashlar_types::Lsn::ZERO;
+    zone.change(0, ChangeKind::PromoteLearner { proposer, replica, durable }).unwrap();
+    zone.change(0, retire(member)).unwrap();
+    assert!(zone.config(0).stale.is_empty());
+    assert!(zone.state.is_erasure(chunk(0), member), "its holder is told to erase it");
+}
+
+#[test]
+fn replicas_of_a_store_that_was_exchanged_are_given_up_and_nobody_is_asked_to_erase_them() {
+    let mut zone = Zone::with_volume();
+    let member = zone.config(0).secondaries().next().unwrap();
+    let kind = remove(&zone, 0, Evidence::Unreachable {});
+    zone.change(0, kind).unwrap();
+    let node = NodeRecord { store: StoreId(77), ..record(member.node.0) };
+    zone.apply(Action::RegisterNode { node }).answer.unwrap();
+    assert!(zone.state.is_store_gone(member));
+    zone.change(0, ChangeKind::Retire { replica: member }).unwrap();
+    assert_eq!(zone.state.erasures().count(), 0);
+    // The node can hold the chunk again, on its new store.
+    let proposer = zone.config(0).primary;
+    zone.change(0, ChangeKind::AddLearner { proposer, node: member.node }).unwrap();
+    assert_eq!(zone.config(0).learners[0].store, StoreId(77));
 }
 
 #[test]

@@ -308,6 +308,57 @@ fn a_missing_copy_finds_a_node_with_space_that_holds_none_and_comes_back_by_prom
     assert_eq!(zone.config(0).in_sync.len(), 3);
 }
 
+fn retired(plan: &Plan) -> usize {
+    plan.changes.iter().filter(|c| matches!(c.kind, ChangeKind::Retire { .. })).count()
+}
+
+#[test]
+fn a_stale_replica_is_retired_once_every_later_owner_has_recorded_that_it_is_one() {
+    let mut zone = Zone::with_volume();
+    let config = zone.config(0);
+    let lost = config.secondaries().next().unwrap();
+    zone.propose(0, Change::RemoveSecondary { replica: lost, reason: RemovalReason::Refused });
+    zone.carry_out();
+    zone.propose(0, Change::SeekLearner);
+    zone.carry_out();
+    let learner = zone.config(0).learners[0];
+    zone.propose(0, Change::PromoteLearner { replica: learner, durable: Lsn::ZERO });
+    zone.carry_out();
+    let owners = zone.config(0).in_sync;
+    for owner in &owners {
+        assert_eq!(retired(&zone.plan()), 0, "an owner has not recorded it");
+        zone.report(0, *owner, ReplicaState::Following);
+    }
+    assert_eq!(retired(&zone.carry_out()), 1);
+    assert!(zone.config(0).stale.is_empty());
+    assert!(zone.state.is_erasure(chunk(0), lost));
+    assert_eq!(retired(&zone.plan()), 0);
+}
+
+#[test]
+fn an_exchanged_disk_loses_its_primaries_and_its_replicas_and_can_be_filled_again() {
+    let mut zone = Zone::with_volume();
+    let index = primaries_of(&zone, 1)[0];
+    let old = zone.config(index).primary;
+    let node = NodeRecord { store: StoreId(77), ..record(1) };
+    zone.apply(Action::RegisterNode { node }).answer.unwrap();
+    let plan = zone.carry_out();
+    assert_eq!(elected(&plan), 1, "its process is up, but not with that store");
+    assert!(zone.config(index).is_stale(old));
+    // Chunks in which it was a secondary: their primaries say so, and are believed.
+    let other = zone.state.configs().find(|c| c.secondaries().any(|r| r == old)).cloned().unwrap();
+    let index_of_other = other.chunk.index.0;
+    let gone = Change::RemoveSecondary { replica: old, reason: RemovalReason::ReportedGone };
+    zone.propose(index_of_other, gone);
+    let retired = retired(&zone.carry_out()) + retired(&zone.carry_out());
+    assert_eq!(retired, 2, "at once: their bytes are gone");
+    assert!(zone.config(index).replicas().all(|replica| replica.node != NodeId(1)));
+    assert_eq!(zone.state.erasures().count(), 0);
+    zone.propose(index, Change::SeekLearner);
+    zone.carry_out();
+    assert_eq!(zone.config(index).learners.len(), 1);
+}
+
 #[test]
 fn without_space_a_search_is_refused_with_the_reason_for_each_node() {
     let mut zone = Zone::with_volume();
