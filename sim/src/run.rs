@@ -337,7 +337,7 @@ impl Sabotage {
                 if self == Self::IgnoreEpochs && adopted(*chunk) > Some(*epoch) =>
             {
                 let (chunk, epoch, lsn, start) = (*chunk, *epoch, *lsn, node.identity.start);
-                Some(DataMessage::MirrorAck { chunk, epoch, lsn, start })
+                Some(DataMessage::MirrorAck { chunk, epoch, lsn, start, fill: None })
             }
             DataMessage::Confirm { chunk, epoch, term, round }
                 if matches!(self, Self::IgnoreEpochs | Self::ConfirmAlways)

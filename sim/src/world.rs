@@ -314,7 +314,8 @@ impl World {
     fn acknowledge_early(&mut self, id: NodeId, to: NodeId, message: &DataMessage) {
         let DataMessage::Mirror { chunk, epoch, lsn, .. } = message else { return };
         let Some(start) = self.nodes.get(&to).map(|node| node.identity.start) else { return };
-        let message = DataMessage::MirrorAck { chunk: *chunk, epoch: *epoch, lsn: *lsn, start };
+        let message =
+            DataMessage::MirrorAck { chunk: *chunk, epoch: *epoch, lsn: *lsn, start, fill: None };
         self.input(id, node::Input::Frame { from: Link::Peer(to, Network::Primary), message });
     }
 

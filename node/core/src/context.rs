@@ -119,8 +119,8 @@ impl Context<'_> {
 
     /// The message of an acknowledgement.
     pub(crate) fn ack_effect(&self, chunk: ChunkId, ack: Acknowledge) -> Effect {
-        let message =
-            DataMessage::MirrorAck { chunk, epoch: ack.epoch, lsn: ack.lsn, start: self.me.start };
+        let Acknowledge { epoch, lsn, fill, .. } = ack;
+        let message = DataMessage::MirrorAck { chunk, epoch, lsn, start: self.me.start, fill };
         Effect::Send { to: self.peer(ack.to), message }
     }
 

@@ -38,6 +38,8 @@ pub struct Acknowledge {
     pub epoch: Epoch,
     /// The prefix.
     pub lsn: Lsn,
+    /// Base of the fill that it belongs to.
+    pub fill: Option<Lsn>,
 }
 
 /// What a group commit sets free.

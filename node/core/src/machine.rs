@@ -589,12 +589,7 @@ impl NodeCore {
         for replica in replicas.values() {
             let config = &replica.durable.config;
             if matches!(replica.role, Role::Member(_)) && config.primary.node == node {
-                let ack = crate::gate::Acknowledge {
-                    to: node,
-                    epoch: config.epoch,
-                    lsn: replica.durable.last,
-                };
-                context.acknowledge(config.chunk, ack);
+                context.acknowledge(config.chunk, replica.prefix(node));
             }
         }
     }

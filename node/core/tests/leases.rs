@@ -111,6 +111,7 @@ fn a_lease_of_a_process_that_has_not_acknowledged_the_term_covers_nothing() {
         epoch: Epoch(1),
         lsn: Lsn::opening(term(1, 1)),
         start: StartNumber(2),
+        fill: None,
     };
     hands.peer_says(3, again);
     assert!(!asks(&hands.client_says(read(2, 1))));

@@ -75,7 +75,13 @@ fn a_pair_without_its_primary_network_mirrors_over_the_other_one() {
         "a secondary that answers on one network is not lost"
     );
     let epoch = hands.core.config(chunk()).unwrap().epoch;
-    let message = DataMessage::MirrorAck { chunk: chunk(), epoch, lsn: at, start: StartNumber(1) };
+    let message = DataMessage::MirrorAck {
+        chunk: chunk(),
+        epoch,
+        lsn: at,
+        start: StartNumber(1),
+        fill: None,
+    };
     let from = Link::Peer(NodeId(3), Network::Replication);
     assert!(is_done(&hands.feed(Input::Frame { from, message }), 1));
 }

@@ -364,7 +364,7 @@ fn a_learner_keeps_what_a_later_write_put_and_takes_no_copy_for_another_process(
 fn almost_filled() -> (Hands, Term) {
     let mut hands = serving(with_learner(2));
     let of = term(1, 1);
-    hands.ack(4, Lsn::opening(of));
+    hands.ack_of(4, Lsn::opening(of), Some(Lsn::opening(of)));
     let sent = hands.answer_reads(0);
     assert!(sent.iter().any(|(to, m)| *to == NodeId(4) && matches!(m, DataMessage::Copy { .. })));
     (hands, of)

@@ -338,7 +338,7 @@ fn serving(written: u64) -> Hands {
         }
         for peer in [2, 3] {
             let start = StartNumber(1);
-            hands.peer_says(peer, DataMessage::MirrorAck { chunk, epoch, lsn, start });
+            hands.peer_says(peer, DataMessage::MirrorAck { chunk, epoch, lsn, start, fill: None });
         }
     }
     assert_eq!(hands.state(), ReplicaState::Serving);
@@ -369,7 +369,10 @@ fn a_secondary_that_lacks_what_it_acknowledged_is_removed() {
     hands.peer_says(3, behind(at(2)));
     assert!(removals(&mut hands).is_empty(), "the refusal may have been overtaken");
     let (start, lsn) = (StartNumber(1), at(3));
-    hands.peer_says(3, DataMessage::MirrorAck { chunk: chunk(), epoch: Epoch(1), lsn, start });
+    hands.peer_says(
+        3,
+        DataMessage::MirrorAck { chunk: chunk(), epoch: Epoch(1), lsn, start, fill: None },
+    );
     removals(&mut hands);
     hands.peer_says(3, behind(at(2)));
     assert!(removals(&mut hands).is_empty(), "it has acknowledged all in between");

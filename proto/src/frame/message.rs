@@ -142,7 +142,9 @@ pub(super) fn put_message_body(message: &DataMessage, out: &mut BytesMut) {
             put!(out, chunk, epoch, lsn, committed);
             put_content(data, out);
         }
-        DataMessage::MirrorAck { chunk, epoch, lsn, start } => put!(out, chunk, epoch, lsn, start),
+        DataMessage::MirrorAck { chunk, epoch, lsn, start, fill } => {
+            put!(out, chunk, epoch, lsn, start, fill);
+        }
         DataMessage::Committed { chunk, epoch, lsn } => put!(out, chunk, epoch, lsn),
         DataMessage::Confirm { chunk, epoch, term, round } => put!(out, chunk, epoch, term, round),
         DataMessage::Confirmed { chunk, term, round } => put!(out, chunk, term, round),
@@ -300,6 +302,7 @@ fn get_peer_message(kind: u8, body: &mut Reader<'_>) -> Result<DataMessage, Fram
             epoch: Wire::get(body)?,
             lsn: Wire::get(body)?,
             start: Wire::get(body)?,
+            fill: Wire::get(body)?,
         },
         COMMITTED => DataMessage::Committed {
             chunk: Wire::get(body)?,

@@ -290,6 +290,8 @@ pub enum DataMessage {
         lsn: Lsn,
         /// Start number of the sender's process.
         start: StartNumber,
+        /// Base of the fill whose stream the sender has received; none outside of a fill.
+        fill: Option<Lsn>,
     },
     /// Everything up to `lsn` is committed.
     Committed {

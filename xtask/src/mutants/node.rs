@@ -180,4 +180,32 @@ pub(super) const MUTANTS: &[Mutant] = &[
         put_in: "if primary && now.since(since) >= timing.beat =>",
         tests: NODE_RULES,
     },
+    Mutant {
+        rule: "only an acknowledgement that names the fill counts for it",
+        file: "node/core/src/primary/write.rs",
+        take_out: "if base != Some(fill.base) {",
+        put_in: "if base.is_some_and(|base| base != fill.base) {",
+        tests: NODE_RULES,
+    },
+    Mutant {
+        rule: "a learner is not taken back by an older opening",
+        file: "node/core/src/replica/member.rs",
+        take_out: "if known.is_some_and(|known| base < known) {",
+        put_in: "if known.is_some_and(|_| false) {",
+        tests: NODE_RULES,
+    },
+    Mutant {
+        rule: "a learner takes no copy that was read before its fill began",
+        file: "node/core/src/replica/member.rs",
+        take_out: "let former = copy.read_at < receiving.base;",
+        put_in: "let former = false;",
+        tests: NODE_RULES,
+    },
+    Mutant {
+        rule: "copies of two fills are never numbered alike",
+        file: "node/core/src/primary/fill.rs",
+        take_out: "self.copies += 1;",
+        put_in: "self.copies = 1;",
+        tests: NODE_RULES,
+    },
 ];

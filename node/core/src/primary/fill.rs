@@ -9,6 +9,8 @@
 //!   they are everything;
 //! - a copy carries only committed content and the position that it was read at;
 //! - a fill belongs to one process of the learner: another start number voids it;
+//! - only an acknowledgement that names the fill's base counts for it, and no copy's number is used
+//!   twice in a term: answers that were meant for an earlier fill are void;
 //! - from the journalled proposal on, writes wait for the learner (`Primary::is_required`).
 
 use super::{Follower, Primary};
@@ -32,7 +34,6 @@ pub(super) struct Fill {
     pub(super) base: Lsn,
     opened_at: Time,
     next_block: u32,
-    next_number: u64,
     copies: BTreeMap<u64, Copy>,
 }
 
@@ -88,7 +89,6 @@ impl Primary {
                 base,
                 opened_at: context.now,
                 next_block: 0,
-                next_number: 0,
                 copies: BTreeMap::new(),
             });
             assert!(base.term == term, "a fill starts in a term that is open");
@@ -165,10 +165,10 @@ impl Primary {
             let count = context.timing.copy_blocks.min(blocks - fill.next_block);
             let range = BlockRange::new(fill.next_block, count);
             fill.next_block += count;
-            fill.next_number += 1;
+            self.copies += 1;
             let copy = Copy { range, read_at: durable.last, state: CopyState::Reading };
-            fill.copies.insert(fill.next_number, copy);
-            let purpose = ReadFor::Fill(replica, fill.learner_start, fill.next_number);
+            fill.copies.insert(self.copies, copy);
+            let purpose = ReadFor::Fill(replica, fill.learner_start, self.copies);
             context.read(chunk, range, purpose);
         }
         let complete = fill.next_block >= blocks && fill.copies.is_empty();

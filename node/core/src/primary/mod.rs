@@ -137,6 +137,8 @@ pub(crate) struct Primary {
     withheld: Vec<(ConnectionId, RequestId)>,
     reads: Reads,
     proposals: Proposals,
+    /// Number of the last copy read for a learner.
+    copies: u64,
     committed_told: Lsn,
 }
 
@@ -163,6 +165,7 @@ impl Primary {
             withheld: Vec::new(),
             reads: Reads::default(),
             proposals: Proposals::default(),
+            copies: 0,
             committed_told: Lsn::ZERO,
         };
         primary.match_followers(&durable.config, context);
@@ -360,9 +363,9 @@ impl Primary {
                     self.on_fetched(from, data, durable, context);
                 }
             }
-            DataMessage::MirrorAck { lsn, start, .. } => {
+            DataMessage::MirrorAck { lsn, start, fill, .. } => {
                 if lsn.term == self.term {
-                    self.on_mirror_ack(at, lsn, start, durable, context);
+                    self.on_mirror_ack(at, (start, fill), lsn, durable, context);
                 }
             }
             DataMessage::Confirmed { term, round, .. } => {

@@ -57,12 +57,13 @@ impl Primary {
     pub(super) fn on_mirror_ack(
         &mut self,
         at: usize,
+        stream: (StartNumber, Option<Lsn>),
         lsn: Lsn,
-        start: StartNumber,
         durable: &mut ReplicaDurable,
         context: &mut Context<'_>,
     ) {
         let Some(follower) = self.followers.get_mut(at) else { return };
+        let (start, base) = stream;
         let required = durable.config.is_in_sync(follower.replica)
             || durable.proposal.is_some_and(|p| p.learner == follower.replica);
         if !required {
@@ -71,7 +72,9 @@ impl Primary {
                 follower.end_fill(context);
                 return;
             }
-            if lsn < fill.base {
+            // A learner that has not heard of the fill may say what it has, or take a write that
+            // overtook the opening: the opening will take it back to the base.
+            if base != Some(fill.base) {
                 return;
             }
         }

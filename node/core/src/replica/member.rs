@@ -6,7 +6,9 @@
 //! - an opening is accepted only if this replica is complete to the position it rests on, and its
 //!   ranges are journalled as uncommitted with it;
 //! - a learner never overwrites a block that a later write touched, and takes copies only for the
-//!   process that is being filled.
+//!   process and the fill that they were read for;
+//! - a learner is never taken back by an opening older than its own, and says with every
+//!   acknowledgement which fill it belongs to.
 
 use super::{Replica, Role};
 use crate::context::{Context, ReadFor};
@@ -210,7 +212,12 @@ impl Replica {
             return Err(PeerRefusal::Gap(self.durable.last));
         }
         let Role::Member(member) = &mut self.role else { return Err(PeerRefusal::NotHeld) };
-        if member.receiving.as_ref().is_none_or(|r| r.base != base) {
+        let known = member.receiving.as_ref().map(|receiving| receiving.base);
+        if known.is_some_and(|known| base < known) {
+            // Overtaken by a later opening: going back would forget what came since.
+            return Ok(());
+        }
+        if known != Some(base) {
             member.receiving = Some(Receiving { base, touched: BTreeMap::new(), blocks_done: 0 });
             let chunk = config.chunk;
             context.persist(&mut self.durable, Record::OpenFill { chunk, base });
@@ -247,10 +254,17 @@ impl Replica {
         Ok(())
     }
 
+    /// What this replica has on stable media once its journal is synced, for its primary.
+    pub(crate) fn prefix(&self, to: NodeId) -> Acknowledge {
+        let fill = match &self.role {
+            Role::Member(member) => member.receiving.as_ref().map(|receiving| receiving.base),
+            Role::Primary(_) | Role::Out | Role::Suspect => None,
+        };
+        Acknowledge { to, epoch: self.durable.config.epoch, lsn: self.durable.last, fill }
+    }
+
     fn acknowledge_prefix(&self, to: NodeId, context: &mut Context<'_>) {
-        let epoch = self.durable.config.epoch;
-        let ack = Acknowledge { to, epoch, lsn: self.durable.last };
-        context.acknowledge(self.durable.config.chunk, ack);
+        context.acknowledge(self.durable.config.chunk, self.prefix(to));
     }
 
     /// Answers only if no later epoch or term is known here: the asking primary is still the one.
@@ -286,7 +300,9 @@ impl Replica {
         let Role::Member(Member { receiving: Some(receiving) }) = &mut self.role else {
             return Err(PeerRefusal::Gap(self.durable.last));
         };
-        if copy.data.range.end() > blocks || receiving.base.term != copy.read_at.term {
+        // Read before this fill began: a write in between may not have come here.
+        let former = copy.read_at < receiving.base;
+        if copy.data.range.end() > blocks || receiving.base.term != copy.read_at.term || former {
             return Err(PeerRefusal::Gap(self.durable.last));
         }
         receiving.blocks_done = receiving.blocks_done.saturating_add(copy.data.range.count);

@@ -196,9 +196,15 @@ impl Hands {
     }
 
     pub fn ack(&mut self, peer: u32, at: Lsn) -> Vec<(NodeId, DataMessage)> {
+        self.ack_of(peer, at, None)
+    }
+
+    /// An acknowledgement of a learner, in the fill from that base on.
+    pub fn ack_of(&mut self, peer: u32, at: Lsn, fill: Option<Lsn>) -> Vec<(NodeId, DataMessage)> {
         let epoch = self.core.config(chunk()).unwrap().epoch;
         let start = StartNumber(1);
-        self.peer_says(peer, DataMessage::MirrorAck { chunk: chunk(), epoch, lsn: at, start })
+        let message = DataMessage::MirrorAck { chunk: chunk(), epoch, lsn: at, start, fill };
+        self.peer_says(peer, message)
     }
 
     pub fn collected(
