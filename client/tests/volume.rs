@@ -8,7 +8,7 @@ mod zone;
 
 use ashlar_client::daemon::{self, DaemonConfig, DaemonError};
 use ashlar_client::device::IoError;
-use ashlar_client::{Volume, VolumeOptions, WaitPolicy};
+use ashlar_client::{Volume, VolumeOptions, VolumeStatus, WaitPolicy};
 use ashlar_types::NodeId;
 use bytes::Bytes;
 use common::noise;
@@ -22,6 +22,20 @@ const SIZE: u64 = 8 << 20;
 async fn attach(zone: &Zone) -> Volume {
     let options = VolumeOptions { client_name: "test".to_owned(), ..Default::default() };
     Volume::attach(&zone.endpoints(), "demo", options).await.unwrap()
+}
+
+/// Waits until the volume's status is as wanted.
+async fn wait_for(volume: &Volume, wanted: impl Fn(&VolumeStatus) -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !wanted(&volume.status().await) {
+        assert!(Instant::now() < deadline, "it never came: {:?}", volume.status().await);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits until a request is being carried out.
+async fn under_way(volume: &Volume) {
+    wait_for(volume, |status| status.requests > 0).await;
 }
 
 #[tokio::test]
@@ -56,7 +70,7 @@ async fn io_goes_on_after_a_killed_primary_with_and_without_a_control_plane() {
     let started = Instant::now();
     let blocked = volume.write(0, block(100));
     let elected = async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        under_way(&volume).await;
         zone.elect_away_from(NodeId(1));
     };
     let (written, ()) = tokio::join!(blocked, elected);
@@ -96,7 +110,8 @@ async fn with_all_nodes_gone_requests_wait_and_then_complete() {
     (1..=3).for_each(|node| zone.kill_node(NodeId(node)));
     let write = volume.write(5, Bytes::from_static(b"late"));
     let back = async {
-        tokio::time::sleep(Duration::from_millis(700)).await;
+        // Its chunk does not answer any more, and the request still waits.
+        wait_for(&volume, |status| !status.doubtful_chunks.is_empty()).await;
         assert!(volume.status().await.requests > 0);
         for node in 1..=3 {
             zone.start_node(NodeId(node)).await;

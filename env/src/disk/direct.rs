@@ -12,12 +12,16 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::{Disk, DiskError, DiskFile, OpenHow, check_aligned, check_name};
 
 const LOCK_NAME: &str = ".lock";
+/// How long the process before this one may take to be gone. A store in regular use is refused then.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_RETRY: Duration = Duration::from_millis(10);
 
 /// A folder. Dropping it releases the lock.
 #[derive(Debug)]
@@ -43,11 +47,7 @@ impl RealDisk {
             .write(true)
             .open(folder.join(LOCK_NAME))
             .map_err(|e| io_error("open the lock of", &shown, &e))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(DiskError::Locked { folder: shown }),
-            Err(TryLockError::Error(e)) => return Err(io_error("lock", &shown, &e)),
-        }
+        take_lock(&lock, &shown)?;
         Ok(Self {
             folder: folder.to_owned(),
             handle,
@@ -86,6 +86,24 @@ impl RealDisk {
 }
 
 /// Creates the missing part of `folder` and syncs every parent it changed.
+/// Takes the lock of a folder. A process that was killed holds it until the kernel has taken the
+/// process apart, which may be after its successor has started: so the lock is waited for, a while.
+fn take_lock(lock: &File, shown: &str) -> Result<(), DiskError> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(LOCK_RETRY);
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(DiskError::Locked { folder: shown.to_owned() });
+            }
+            Err(TryLockError::Error(e)) => return Err(io_error("lock", shown, &e)),
+        }
+    }
+}
+
 fn create_folder(folder: &Path) -> io::Result<()> {
     if folder.is_dir() {
         return Ok(());
