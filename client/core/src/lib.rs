@@ -10,6 +10,7 @@
 #![no_std]
 extern crate alloc;
 
+mod check;
 mod input;
 mod link;
 #[cfg(test)]

@@ -74,12 +74,25 @@ impl WriteOrder {
         self.active.range(..range.end()).next_back().is_some_and(|(_, (end, _))| *end > range.first)
     }
 
-    /// Panics if two active writes overlap.
+    /// Whether the write has its turn.
+    pub(crate) fn is_active(&self, slot: u16, range: BlockRange) -> bool {
+        #[cfg(test)]
+        if self.broken {
+            return true;
+        }
+        self.active.get(&range.first).is_some_and(|(end, s)| *s == slot && *end == range.end())
+    }
+
+    /// Panics if two active writes overlap, or one waits for nothing.
     pub(crate) fn check(&self) {
         let mut last = 0;
         for (first, (end, _)) in &self.active {
             assert!(*first >= last && end > first, "two overlapping writes are in flight");
             last = *end;
+        }
+        for (at, (slot, range)) in self.waiting.iter().enumerate() {
+            let ahead = self.waiting.iter().take(at).any(|(_, other)| other.overlaps(*range));
+            assert!(ahead || self.meets_active(*range), "write {slot} waits for nothing");
         }
     }
 }

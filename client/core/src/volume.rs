@@ -10,14 +10,13 @@
 
 use crate::input::{Done, Effect, Fence, Input, OpError, OpId, Outbox, PARTS_MAX, VolumeSettings};
 use crate::link::{Link, Node};
-use crate::op::{Content, Op, Part, PartState};
+use crate::op::{Op, Part, PartState};
 use crate::order::WriteOrder;
 use crate::route::{Chunk, MapWish};
 use crate::slab::Slab;
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
-use ashlar_types::limit::REQUESTS_PER_CONNECTION_MAX;
 use ashlar_types::{ChunkConfig, ChunkIndex, Epoch, NodeId, SessionId, Time};
 use core::fmt;
 use core::time::Duration;
@@ -304,35 +303,5 @@ impl VolumeCore {
                 out.push(Effect::Disconnect { node: id, session });
             }
         }
-    }
-
-    /// Asserts the invariants. Called after every input in debug builds and by the simulator.
-    ///
-    /// # Panics
-    /// If one is broken.
-    pub fn check(&self) {
-        assert!(self.parts.len() <= PARTS_MAX, "more parts than the table may hold");
-        for chunk in &self.chunks {
-            chunk.order.check();
-        }
-        let mut in_flight: BTreeMap<NodeId, usize> = BTreeMap::new();
-        let mut reading = 0_usize;
-        for (_, part) in self.parts.iter() {
-            assert!(self.ops.contains_key(&part.op), "a part without its request");
-            reading += usize::from(matches!(part.content, Content::Read));
-            if let PartState::InFlight { node, .. } = part.state {
-                *in_flight.entry(node).or_default() += 1;
-            }
-        }
-        assert!(reading <= self.parts.len());
-        for (id, node) in &self.nodes {
-            let counted = in_flight.get(id).copied().unwrap_or(0);
-            assert!(counted == node.in_flight, "parts in flight are counted wrongly");
-            assert!(counted <= REQUESTS_PER_CONNECTION_MAX, "too many requests on a connection");
-        }
-        assert!(
-            self.fenced.is_none() || self.ops.is_empty(),
-            "a request is open after the attachment has ended"
-        );
     }
 }
