@@ -28,6 +28,24 @@ struct Mutant {
     tests: &'static [&'static str],
 }
 
+fn all() -> impl Iterator<Item = &'static Mutant> {
+    [node::MUTANTS, lease::MUTANTS, store::MUTANTS, control::MUTANTS, client::MUTANTS]
+        .into_iter()
+        .flatten()
+}
+
+/// Mutants whose text does not stand in its file exactly once: the code has moved on.
+pub(crate) fn outdated(repository: &Path) -> Vec<String> {
+    let is_there = |mutant: &&Mutant| {
+        let text = fs::read_to_string(repository.join(mutant.file)).unwrap_or_default();
+        text.matches(mutant.take_out).count() == 1
+    };
+    let outdated = all().filter(|mutant| !is_there(mutant));
+    outdated
+        .map(|m| format!("{}: the text of the rule «{}» is not there once", m.file, m.rule))
+        .collect()
+}
+
 /// Runs every mutant whose file or rule holds `only`; gives the rules that no test guards.
 ///
 /// # Errors
@@ -36,12 +54,8 @@ pub(crate) fn run(repository: &Path, only: &str) -> anyhow::Result<Vec<&'static 
     let work = repository.join("target/mutants");
     let sources = work.join("src");
     copy_sources(repository, &sources)?;
-    let tables = [node::MUTANTS, lease::MUTANTS, store::MUTANTS, control::MUTANTS, client::MUTANTS];
-    let chosen: Vec<&Mutant> = tables
-        .into_iter()
-        .flatten()
-        .filter(|mutant| mutant.file.contains(only) || mutant.rule.contains(only))
-        .collect();
+    let chosen: Vec<&Mutant> =
+        all().filter(|mutant| mutant.file.contains(only) || mutant.rule.contains(only)).collect();
     if chosen.is_empty() {
         bail!("no file and no rule of the tables holds «{only}»");
     }

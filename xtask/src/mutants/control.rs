@@ -77,11 +77,11 @@ pub(super) const MUTANTS: &[Mutant] = &[
         tests: CORE,
     },
     Mutant {
-        rule: "a node number is bound to its store",
-        file: "controlplane/core/src/apply.rs",
-        take_out: "if known.store != node.store && self.refers_to(known.node) {",
+        rule: "two processes with different stores never share a node number",
+        file: "controlplane/src/member/sessions.rs",
+        take_out: "if self.lead.as_ref().is_some_and(fresh) {",
         put_in: "if false {",
-        tests: CORE,
+        tests: &["-p", "ashlar-controlplane", "--lib"],
     },
     Mutant {
         rule: "replicas of a deleted volume are remembered until erased",

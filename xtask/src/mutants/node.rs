@@ -92,8 +92,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "a read is not answered before a question asked after its arrival is",
         file: "node/core/src/primary/read.rs",
-        take_out: "op.round <= confirmed && op.seen",
-        put_in: "op.seen",
+        take_out: "leased || op.round <= confirmed",
+        put_in: "true",
         tests: NODE_RULES,
     },
     Mutant {

@@ -48,6 +48,7 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<Report> {
     ties::check(&files, &mut report);
     edges::check(&metadata, &mut report);
     supply::check(&metadata, &mut report);
+    report.problems.extend(crate::mutants::outdated(root));
     Ok(report)
 }
 
