@@ -253,16 +253,11 @@ impl Step<'_> {
         let wanted_here = now.config.epoch >= epoch && now.config.names(self.me);
         let refused = wanted_here && !self.without(Mutation::EraseWithoutIncarnation);
         let keep = !self.without(Mutation::ErasureForgetsEpoch);
-        if now.held == 0 && epoch > now.erased && keep {
-            // Not here yet: a configuration that is still on its way must not bring it.
-            self.persist(|durable| durable.erased = epoch);
-            return;
-        }
         if now.held == 0 || !named || refused {
             return;
         }
         self.persist(|durable| {
-            let erased = if keep { epoch } else { 0 };
+            let erased = if keep { durable.config.epoch } else { 0 };
             *durable = Durable { erased, ..Durable::default() };
         });
         self.node.role = Role::Out;

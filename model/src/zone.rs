@@ -372,9 +372,9 @@ impl Zone {
         self.net.retain(|message| match message.body {
             Body::PromoteLearner { epoch, .. } => epoch == current,
             Body::Beat { sent_at, .. } | Body::BeatReply { sent_at, .. } => sent_at + hold > clock,
-            Body::Erase { epoch, incarnation } => {
+            Body::Erase { incarnation, .. } => {
                 let stable = &nodes[message.to].stable;
-                let past = stable.held > incarnation || stable.erased >= epoch;
+                let past = stable.held != incarnation && stable.held != 0;
                 !past || scene.mutation == Mutation::EraseWithoutIncarnation
             }
             Body::Collected { .. }

@@ -14,10 +14,10 @@
 use crate::record::Record;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
-use ashlar_types::codec::{BufMut, CodecError, Reader, Wire, decode};
+use ashlar_types::codec::{BufMut, CodecError, Reader, Wire, decode, encode};
 use ashlar_types::message::data::{History, Uncommitted};
 use ashlar_types::wire_struct;
-use ashlar_types::{ChunkConfig, ChunkId, Epoch, Lsn, ReplicaId, Term};
+use ashlar_types::{ChunkConfig, ChunkId, Epoch, Lsn, NodeId, ReplicaId, Term};
 
 /// What must be kept of one replica (design.md 4.6).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -197,7 +197,23 @@ impl ReplicaDurable {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DurableState {
     replicas: BTreeMap<ChunkId, ReplicaDurable>,
+    /// The epoch of each replica that was erased: what it refused stays refused.
+    erased: BTreeMap<ChunkId, Epoch>,
     has_gaps: bool,
+}
+
+/// Stands in a checkpoint where a replica's node stands: no node has this number.
+const ERASED: NodeId = NodeId(u32::MAX);
+
+/// What a checkpoint keeps of an erased replica.
+struct Erased {
+    mark: NodeId,
+    chunk: ChunkId,
+    epoch: Epoch,
+}
+
+wire_struct! {
+    Erased { mark, chunk, epoch }
 }
 
 impl DurableState {
@@ -216,11 +232,14 @@ impl DurableState {
                     None => {
                         let new = ReplicaDurable::new(*replica, config.clone());
                         self.replicas.insert(chunk, new);
+                        self.erased.remove(&chunk);
                     }
                 }
             }
             Record::Erase { chunk } => {
-                self.replicas.remove(chunk);
+                if let Some(replica) = self.replicas.remove(chunk) {
+                    self.erased.insert(*chunk, replica.config.epoch);
+                }
             }
             Record::FollowTerm { chunk, .. }
             | Record::TakeOver { chunk, .. }
@@ -261,6 +280,11 @@ impl DurableState {
         self.replicas.iter()
     }
 
+    /// Chunks of which a replica was erased, with the epoch that it had adopted.
+    pub fn erased(&self) -> impl Iterator<Item = (ChunkId, Epoch)> + '_ {
+        self.erased.iter().map(|(chunk, epoch)| (*chunk, *epoch))
+    }
+
     /// Hands the replicas out.
     #[must_use]
     pub fn into_replicas(self) -> BTreeMap<ChunkId, ReplicaDurable> {
@@ -279,9 +303,11 @@ impl DurableState {
         self.replicas.is_empty()
     }
 
-    /// The state as byte strings, one for each replica: what a checkpoint writes.
+    /// The state as byte strings, one for each replica, held or erased: what a checkpoint writes.
     pub fn encode(&self) -> impl Iterator<Item = Vec<u8>> + '_ {
-        self.replicas.values().map(ashlar_types::codec::encode)
+        let erased =
+            self.erased().map(|(chunk, epoch)| encode(&Erased { mark: ERASED, chunk, epoch }));
+        self.replicas.values().map(encode).chain(erased)
     }
 
     /// Takes in one byte string of [`Self::encode`], as found in a checkpoint.
@@ -289,6 +315,11 @@ impl DurableState {
     /// # Errors
     /// If the bytes are no replica.
     pub fn load(&mut self, bytes: &[u8]) -> Result<(), CodecError> {
+        if NodeId::get(&mut Reader::new(bytes))? == ERASED {
+            let Erased { chunk, epoch, .. } = decode(bytes)?;
+            self.erased.insert(chunk, epoch);
+            return Ok(());
+        }
         let replica: ReplicaDurable = decode(bytes)?;
         self.replicas.insert(replica.config.chunk, replica);
         Ok(())

@@ -108,6 +108,10 @@ pub struct NodeCore {
     last_beat: Time,
     last_heartbeat: Time,
     space: (u64, u64),
+    /// Chunks whose replica here was erased, and the epoch that it had adopted. An older
+    /// configuration may still be on its way, from a primary that was replaced long ago: it must
+    /// not bring the replica back, empty and in sync with that primary.
+    erased: BTreeMap<ChunkId, Epoch>,
     /// The store has lost records: a chunk that it does not know may be one of them.
     has_gaps: bool,
 }
@@ -138,6 +142,7 @@ impl NodeCore {
             last_beat: now,
             last_heartbeat: now,
             space: (0, 0),
+            erased: recovered.erased().collect(),
             has_gaps: recovered.has_gaps(),
         };
         for (chunk, durable) in recovered.into_replicas() {
@@ -438,6 +443,9 @@ impl NodeCore {
         self.watch_members(now, config);
         let Some(named) = self.named_here(config) else { return };
         let chunk = config.chunk;
+        if self.erased.get(&chunk).is_some_and(|erased| config.epoch <= *erased) {
+            return;
+        }
         let refused = match self.replicas.get(&chunk) {
             Some(held) if held.durable.replica == named => return,
             Some(held) => !held.gives_way_to(named, config) || config.check().is_err(),
@@ -457,6 +465,7 @@ impl NodeCore {
             Replica::created(durable, &mut context)
         };
         self.replicas.insert(chunk, replica);
+        self.erased.remove(&chunk);
         self.dirty.insert(chunk);
     }
 
@@ -501,6 +510,7 @@ impl NodeCore {
                 let (peer, next) = (config.primary.node, config.epoch.next());
                 self.leases.except(peer, chunk, next, &self.timing);
             }
+            self.erased.insert(chunk, config.epoch);
             self.replicas.remove(&chunk);
             let seq = self.gate.number(false);
             out.push(Effect::Persist { seq, record: Record::Erase { chunk } });

@@ -208,4 +208,18 @@ pub(super) const MUTANTS: &[Mutant] = &[
         put_in: "self.copies = 1;",
         tests: NODE_RULES,
     },
+    Mutant {
+        rule: "an older configuration does not bring an erased replica back",
+        file: "node/core/src/machine.rs",
+        take_out: "if self.erased.get(&chunk).is_some_and(|erased| config.epoch <= *erased) {",
+        put_in: "if self.erased.get(&chunk).is_some_and(|_| false) {",
+        tests: NODE_RULES,
+    },
+    Mutant {
+        rule: "a checkpoint keeps what an erased replica refused",
+        file: "node/core/src/durable.rs",
+        take_out: "self.replicas.values().map(encode).chain(erased)",
+        put_in: "self.replicas.values().map(encode).chain(erased.take(0))",
+        tests: NODE_RULES,
+    },
 ];
