@@ -341,6 +341,12 @@ fn sound(alarm: &Alarm) {
         Alarm::Unreadable { chunk, range } => {
             tracing::error!(%chunk, %range, "blocks of the chunk cannot be read");
         }
+        Alarm::Repaired { chunk, range } => {
+            tracing::warn!(%chunk, %range, "damaged blocks are written anew");
+        }
+        Alarm::Lost { chunk, range } => {
+            tracing::error!(%chunk, %range, "no in-sync replica can read these blocks");
+        }
     }
 }
 

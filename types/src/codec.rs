@@ -418,6 +418,10 @@ impl Wire for PeerRefusal {
                 start.put(out);
             }
             Self::NotHeld => out.put_u8(5),
+            Self::Damaged(range) => {
+                out.put_u8(6);
+                range.put(out);
+            }
         }
     }
     fn get(from: &mut Reader<'_>) -> Result<Self, CodecError> {
@@ -428,6 +432,7 @@ impl Wire for PeerRefusal {
             3 => Self::Gap(Lsn::get(from)?),
             4 => Self::OtherStart(StartNumber::get(from)?),
             5 => Self::NotHeld,
+            6 => Self::Damaged(BlockRange::get(from)?),
             other => return Err(CodecError::Case(other)),
         })
     }

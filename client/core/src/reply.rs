@@ -126,6 +126,8 @@ impl VolumeCore {
             | DataMessage::Confirmed { .. }
             | DataMessage::Copy { .. }
             | DataMessage::CopyAck { .. }
+            | DataMessage::Recall { .. }
+            | DataMessage::Recalled { .. }
             | DataMessage::PeerRefused { .. } => self.disconnect(now, id, session, out),
         }
         self.pump(now, id, out);

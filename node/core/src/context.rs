@@ -10,7 +10,8 @@ use crate::timing::Timing;
 use alloc::collections::{BTreeMap, BTreeSet};
 use ashlar_types::message::data::DataMessage;
 use ashlar_types::{
-    BlockRange, ChunkConfig, ChunkId, NodeId, ReplicaId, StartNumber, StoreId, Term, Time, ZoneId,
+    BlockRange, ChunkConfig, ChunkId, Lsn, NodeId, ReplicaId, StartNumber, StoreId, Term, Time,
+    ZoneId,
 };
 
 /// Who this node is.
@@ -37,6 +38,10 @@ pub(crate) enum ReadFor {
     Fill(ReplicaId, StartNumber, u64),
     /// Another primary takes this range over.
     Fetch(NodeId, Term),
+    /// A range that is being repaired, by the number of the repair at the primary.
+    Repair(u64),
+    /// A primary cannot read this block; the content at a position is wanted.
+    Recall(NodeId, Lsn),
 }
 
 /// Reads asked of the store and not answered yet.

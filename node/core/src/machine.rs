@@ -20,8 +20,8 @@ use ashlar_types::message::cluster::{
 };
 use ashlar_types::message::data::{DataMessage, Network, NotReady, PeerRefusal, Refusal, Stamp};
 use ashlar_types::{
-    BlockData, ChunkConfig, ChunkId, Epoch, Generation, NodeId, ReplicaId, SessionId, StartNumber,
-    StoreId, Time, VolumeId,
+    BlockData, BlockRange, ChunkConfig, ChunkId, Epoch, Generation, NodeId, ReplicaId, SessionId,
+    StartNumber, StoreId, Time, VolumeId,
 };
 
 /// Everything that can happen to a node.
@@ -565,12 +565,14 @@ impl NodeCore {
         if content.is_none() {
             out.push(Effect::Alarm(Alarm::Unreadable { chunk, range }));
         }
-        if let ReadFor::Fetch(to, term) = purpose {
-            if let Some(data) = content {
-                let message = DataMessage::Fetched { chunk, term, data };
-                let to = Link::Peer(to, self.peers.via(to));
-                out.push(Effect::Send { to, message });
-            }
+        let asked = match purpose {
+            ReadFor::Fetch(to, _) | ReadFor::Recall(to, _) => Some(to),
+            _own => None,
+        };
+        if let Some(to) = asked {
+            let message = answer(chunk, range, purpose, content);
+            let to = Link::Peer(to, self.peers.via(to));
+            out.push(Effect::Send { to, message });
             return;
         }
         self.with_replica(now, chunk, out, |replica, context| {
@@ -622,5 +624,19 @@ impl NodeCore {
         self.dirty.clear();
         out.push(Effect::Control(ControlUp::Replicas(reports)));
         self.last_heartbeat = Time::ZERO;
+    }
+}
+
+/// What a peer is told that asked for content.
+fn answer(
+    chunk: ChunkId,
+    range: BlockRange,
+    purpose: ReadFor,
+    content: Option<BlockData>,
+) -> DataMessage {
+    match (purpose, content) {
+        (ReadFor::Fetch(_, term), Some(data)) => DataMessage::Fetched { chunk, term, data },
+        (ReadFor::Recall(_, at), Some(data)) => DataMessage::Recalled { chunk, at, data },
+        _unreadable => DataMessage::PeerRefused { chunk, refusal: PeerRefusal::Damaged(range) },
     }
 }

@@ -81,6 +81,20 @@ pub enum Alarm {
         /// The range.
         range: BlockRange,
     },
+    /// As primary: a range that was damaged somewhere is written anew everywhere.
+    Repaired {
+        /// The chunk.
+        chunk: ChunkId,
+        /// The range.
+        range: BlockRange,
+    },
+    /// As primary: no in-sync replica can read the range.
+    Lost {
+        /// The chunk.
+        chunk: ChunkId,
+        /// The range.
+        range: BlockRange,
+    },
 }
 
 /// Effects in order.

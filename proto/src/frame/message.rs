@@ -32,6 +32,8 @@ const CONFIRMED: u8 = 45;
 const COPY: u8 = 46;
 const COPY_ACK: u8 = 47;
 const PEER_REFUSED: u8 = 48;
+const RECALL: u8 = 49;
+const RECALLED: u8 = 50;
 
 pub(super) fn kind_and_data(frame: &Frame) -> (u8, Option<&Bytes>) {
     match frame {
@@ -67,6 +69,8 @@ pub(super) const fn message_kind_and_data(message: &DataMessage) -> (u8, Option<
         DataMessage::Copy { data, .. } => (COPY, Some(&data.data)),
         DataMessage::CopyAck { .. } => (COPY_ACK, None),
         DataMessage::PeerRefused { .. } => (PEER_REFUSED, None),
+        DataMessage::Recall { .. } => (RECALL, None),
+        DataMessage::Recalled { data, .. } => (RECALLED, Some(&data.data)),
     }
 }
 
@@ -156,6 +160,11 @@ pub(super) fn put_message_body(message: &DataMessage, out: &mut BytesMut) {
             put!(out, chunk, term, learner_start, number);
         }
         DataMessage::PeerRefused { chunk, refusal } => put!(out, chunk, refusal),
+        DataMessage::Recall { chunk, epoch, at, range } => put!(out, chunk, epoch, at, range),
+        DataMessage::Recalled { chunk, at, data } => {
+            put!(out, chunk, at);
+            put_content(data, out);
+        }
     }
 }
 
@@ -165,7 +174,7 @@ pub(super) fn decode(kind: u8, body: &[u8], data: Bytes) -> Result<Frame, FrameE
     let (frame, took_data) = match kind {
         HELLO => (Frame::Hello(get_hello(&mut body)?), false),
         HELLO_REPLY => (Frame::HelloReply(get_hello_reply(&mut body)?), false),
-        WRITE | READ_DONE | FETCHED | MIRROR | COPY => {
+        WRITE | READ_DONE | FETCHED | MIRROR | COPY | RECALLED => {
             (Frame::Message(get_content_message(kind, &mut body, data)?), true)
         }
         READ..=REFUSED => (Frame::Message(get_client_message(kind, &mut body)?), false),
@@ -241,6 +250,11 @@ fn get_content_message(
             read_at: Wire::get(body)?,
             learner_start: Wire::get(body)?,
             number: Wire::get(body)?,
+            data: content(body, data)?,
+        },
+        RECALLED => DataMessage::Recalled {
+            chunk: Wire::get(body)?,
+            at: Wire::get(body)?,
             data: content(body, data)?,
         },
         other => return Err(FrameError::Kind(other)),
@@ -320,15 +334,28 @@ fn get_peer_message(kind: u8, body: &mut Reader<'_>) -> Result<DataMessage, Fram
             term: Wire::get(body)?,
             round: Wire::get(body)?,
         },
+        PEER_REFUSED => {
+            DataMessage::PeerRefused { chunk: Wire::get(body)?, refusal: Wire::get(body)? }
+        }
+        other => get_copy_message(other, body)?,
+    })
+}
+
+/// What fills learners and repairs blocks.
+fn get_copy_message(kind: u8, body: &mut Reader<'_>) -> Result<DataMessage, FrameError> {
+    Ok(match kind {
         COPY_ACK => DataMessage::CopyAck {
             chunk: Wire::get(body)?,
             term: Wire::get(body)?,
             learner_start: Wire::get(body)?,
             number: Wire::get(body)?,
         },
-        PEER_REFUSED => {
-            DataMessage::PeerRefused { chunk: Wire::get(body)?, refusal: Wire::get(body)? }
-        }
+        RECALL => DataMessage::Recall {
+            chunk: Wire::get(body)?,
+            epoch: Wire::get(body)?,
+            at: Wire::get(body)?,
+            range: Wire::get(body)?,
+        },
         other => return Err(FrameError::Kind(other)),
     })
 }

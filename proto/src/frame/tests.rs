@@ -53,6 +53,17 @@ fn some_frames() -> Vec<Frame> {
             data: BlockData::holes(BlockRange::new(0, 9_000)),
         }),
         Frame::Message(DataMessage::PeerRefused { chunk: chunk(), refusal: PeerRefusal::Gap(lsn) }),
+        Frame::Message(DataMessage::PeerRefused {
+            chunk: chunk(),
+            refusal: PeerRefusal::Damaged(BlockRange::new(3, 4)),
+        }),
+        Frame::Message(DataMessage::Recall {
+            chunk: chunk(),
+            epoch: Epoch(5),
+            at: lsn,
+            range: BlockRange::new(3, 1),
+        }),
+        Frame::Message(DataMessage::Recalled { chunk: chunk(), at: lsn, data: content_of(1) }),
     ]
 }
 

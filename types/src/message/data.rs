@@ -13,6 +13,7 @@
 //! | `Committed` | primary | member | nothing |
 //! | `Confirm` | primary | secondary | `Confirmed`, `PeerRefused` |
 //! | `Copy` | primary | learner | `CopyAck` |
+//! | `Recall` | primary | in-sync secondary | `Recalled`, `PeerRefused` |
 //!
 //! A node sends every message to a peer on the connection that it dialled itself, answers too; so
 //! each direction of a pair is one ordered stream.
@@ -348,6 +349,26 @@ pub enum DataMessage {
         /// Number of the copy.
         number: u64,
     },
+    /// A primary that cannot read a block asks for the content that all replicas have at `at`.
+    Recall {
+        /// The chunk.
+        chunk: ChunkId,
+        /// Epoch of the primary.
+        epoch: Epoch,
+        /// End of the primary's prefix; everything up to it is committed.
+        at: Lsn,
+        /// The blocks.
+        range: BlockRange,
+    },
+    /// The content at that position.
+    Recalled {
+        /// The chunk.
+        chunk: ChunkId,
+        /// Position of the question.
+        at: Lsn,
+        /// The content.
+        data: BlockData,
+    },
     /// The sender cannot follow the primary's last message about the chunk.
     PeerRefused {
         /// The chunk.
@@ -442,6 +463,9 @@ pub enum PeerRefusal {
     /// The member holds no such replica (any more).
     #[error("no such replica is held here")]
     NotHeld,
+    /// The range cannot be read here, or holds other content than at the primary.
+    #[error("{0} is damaged here")]
+    Damaged(BlockRange),
 }
 
 impl DataMessage {
@@ -463,6 +487,8 @@ impl DataMessage {
             | Self::Confirmed { chunk, .. }
             | Self::Copy { chunk, .. }
             | Self::CopyAck { chunk, .. }
+            | Self::Recall { chunk, .. }
+            | Self::Recalled { chunk, .. }
             | Self::PeerRefused { chunk, .. } => Some(*chunk),
             Self::Read { .. }
             | Self::Write { .. }

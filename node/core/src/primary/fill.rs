@@ -13,6 +13,7 @@
 //!   twice in a term: answers that were meant for an earlier fill are void;
 //! - from the journalled proposal on, writes wait for the learner (`Primary::is_required`).
 
+use super::repair::Whose;
 use super::{Follower, Primary};
 use crate::context::{Context, ReadFor};
 use crate::durable::ReplicaDurable;
@@ -73,6 +74,7 @@ impl Primary {
             let process = context.peers.process(replica.node);
             let ready = durable.config.is_learner(replica)
                 && follower.fill.is_none()
+                && self.repairs.let_fill(context.now)
                 && durable.proposal.is_none_or(|proposed| proposed.learner != replica)
                 && context.peers.reachable(replica.node)
                 && *context.fills < context.timing.fills_max;
@@ -201,7 +203,7 @@ impl Primary {
         start: StartNumber,
         number: u64,
         content: Option<BlockData>,
-        durable: &ReplicaDurable,
+        durable: &mut ReplicaDurable,
         context: &mut Context<'_>,
     ) {
         let Some(follower) = self.followers.iter_mut().find(|f| f.replica == learner) else {
@@ -217,8 +219,12 @@ impl Primary {
                 copy.state = CopyState::Read { data, seen };
                 self.send_ready_copies(durable, context);
             }
-            // Unreadable here: this replica cannot be the source of this fill.
-            None => follower.end_fill(context),
+            // Unreadable here: it begins again once this is repaired.
+            None => {
+                let range = copy.range;
+                follower.end_fill(context);
+                self.want_repair(range, Whose::Own, durable, context);
+            }
         }
     }
 

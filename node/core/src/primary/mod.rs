@@ -19,6 +19,7 @@ mod fill;
 mod opening;
 mod propose;
 mod read;
+mod repair;
 mod write;
 
 use crate::context::{Context, ReadFor};
@@ -38,6 +39,7 @@ use fill::Fill;
 use opening::Phase;
 use propose::Proposals;
 use read::Reads;
+use repair::Repairs;
 
 /// Shortest time between two resends of everything to one member: a burst of refusals for one
 /// cause must not multiply the resends.
@@ -136,6 +138,7 @@ pub(crate) struct Primary {
     /// Committed while fewer than `copies_min` were in sync: acknowledged when enough are again.
     withheld: Vec<(ConnectionId, RequestId)>,
     reads: Reads,
+    repairs: Repairs,
     proposals: Proposals,
     /// Number of the last copy read for a learner.
     copies: u64,
@@ -164,6 +167,7 @@ impl Primary {
             in_flight_bytes: 0,
             withheld: Vec::new(),
             reads: Reads::default(),
+            repairs: Repairs::default(),
             proposals: Proposals::default(),
             copies: 0,
             committed_told: Lsn::ZERO,
@@ -228,6 +232,7 @@ impl Primary {
     pub(crate) fn dismiss(&mut self, config: &ChunkConfig, context: &mut Context<'_>) {
         self.waiting_bytes = 0;
         self.in_flight_bytes = 0;
+        self.repairs = Repairs::default();
         let waiting = self.waiting.drain(..).map(|w| (w.connection, w.id));
         let in_flight = self.in_flight.drain(..).filter_map(|write| write.reply);
         let reads = self.reads.drain();
@@ -379,6 +384,12 @@ impl Primary {
                     self.on_copy_ack(at, learner_start, number, durable, context);
                 }
             }
+            DataMessage::Recalled { at, data, .. } => {
+                self.on_recalled(from, at, data, durable, context);
+            }
+            DataMessage::PeerRefused { refusal: PeerRefusal::Damaged(range), .. } => {
+                self.on_member_damaged(from, range, durable, context);
+            }
             DataMessage::PeerRefused { refusal, .. } => {
                 self.on_refused(at, &refusal, durable, context);
             }
@@ -397,6 +408,7 @@ impl Primary {
         let Some(follower) = self.followers.get_mut(at) else { return };
         match refusal {
             PeerRefusal::NotHeld => follower.says_gone = true,
+            PeerRefusal::Damaged(_) => {}
             PeerRefusal::Gap(last) => {
                 // In sync means that it had all of this on stable media: its store has lost it,
                 // unless this refusal was overtaken by an acknowledgement on the other network.
@@ -464,6 +476,7 @@ impl Primary {
         self.settle_reads(durable, context);
         self.tell_committed(durable, context);
         if self.is_serving() {
+            self.go_on_repairing(durable, context);
             self.begin_fills(durable, context);
         }
         self.propose(durable, context);
@@ -502,22 +515,17 @@ impl Primary {
                     self.reads.filled(number, data, seen);
                     self.settle_reads(durable, context);
                 }
-                None => {
-                    if let Some((connection, id)) = self.reads.fail(number) {
-                        let refusal = Refusal::Unreadable(range);
-                        context.reply(connection, DataMessage::Refused { id, refusal });
-                    }
-                }
+                None => self.on_unreadable(number, durable, context),
             },
-            ReadFor::Overwrite(term) => {
-                if let Some(data) = content.filter(|_| term == self.term) {
-                    self.overwrite(data, durable, context);
-                }
-            }
+            ReadFor::Overwrite(term) => match content.filter(|_| term == self.term) {
+                Some(data) => self.overwrite(data, durable, context),
+                None => self.recall_overwrite(durable, context),
+            },
             ReadFor::Fill(learner, start, number) => {
                 self.on_fill_blocks(learner, start, number, content, durable, context);
             }
-            ReadFor::Fetch(..) => {}
+            ReadFor::Repair(number) => self.on_repair_blocks(number, content, durable, context),
+            ReadFor::Fetch(..) | ReadFor::Recall(..) => {}
         }
     }
 

@@ -43,6 +43,8 @@ pub(super) enum Phase {
         ranges: Vec<BlockRange>,
         /// Ranges that have their position; the read of the next one is under way.
         begun: usize,
+        /// When a range that cannot be read here was last looked after.
+        asked_at: Time,
     },
     /// Requests of clients are carried out.
     Serving,
@@ -138,7 +140,7 @@ impl Primary {
         self.fetch_next(durable, context);
     }
 
-    fn fetch_next(&mut self, durable: &mut ReplicaDurable, context: &mut Context<'_>) {
+    pub(super) fn fetch_next(&mut self, durable: &mut ReplicaDurable, context: &mut Context<'_>) {
         let Phase::Fetching { source, left, asked_at } = &mut self.phase else { return };
         let Some(range) = left.front().copied() else {
             self.open(durable, context);
@@ -157,6 +159,12 @@ impl Primary {
         durable: &mut ReplicaDurable,
         context: &mut Context<'_>,
     ) {
+        if matches!(self.phase, Phase::Overwriting { .. }) {
+            if self.recalled_overwrite(from) {
+                self.overwrite(data, durable, context);
+            }
+            return;
+        }
         let Phase::Fetching { source, left, .. } = &mut self.phase else { return };
         if *source != from || left.front() != Some(&data.range) {
             return;
@@ -187,7 +195,7 @@ impl Primary {
                 follower.history = None;
             }
         }
-        self.phase = Phase::Overwriting { base, ranges, begun: 0 };
+        self.phase = Phase::Overwriting { base, ranges, begun: 0, asked_at: context.now };
         for at in 0..self.followers.len() {
             self.resend_opening(at, durable, context);
         }
@@ -284,7 +292,13 @@ impl Primary {
                     self.fetch_next(durable, context);
                 }
             }
-            Phase::Overwriting { .. } => {
+            Phase::Overwriting { asked_at, .. } => {
+                if context.now.since(*asked_at) >= retry {
+                    *asked_at = context.now;
+                    if self.retry_overwrite() {
+                        self.read_next_overwrite(durable, context);
+                    }
+                }
                 for at in 0..self.followers.len() {
                     let due = self.followers.get(at).is_some_and(|follower| {
                         follower.acked.term < self.term

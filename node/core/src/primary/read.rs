@@ -23,11 +23,23 @@ use core::time::Duration;
 #[derive(Debug)]
 struct ReadOp {
     to: (ConnectionId, RequestId),
+    range: BlockRange,
+    /// The store could not give the content; it is read again after a repair, once.
+    failed: Failed,
     /// The first round of questions that was asked after this read arrived.
     round: u64,
     content: Option<BlockData>,
     /// Newest write that the content may show.
     seen: Lsn,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failed {
+    Never,
+    /// It waits for the repair.
+    Now,
+    /// It was read again.
+    Once,
 }
 
 #[derive(Debug)]
@@ -54,7 +66,8 @@ impl Reads {
     pub(super) fn add(&mut self, to: (ConnectionId, RequestId), range: BlockRange) -> u64 {
         debug_assert!(range.count > 0, "ranges are checked before");
         self.last_number += 1;
-        let op = ReadOp { to, round: self.asked + 1, content: None, seen: Lsn::ZERO };
+        let (failed, round) = (Failed::Never, self.asked + 1);
+        let op = ReadOp { to, range, failed, round, content: None, seen: Lsn::ZERO };
         self.ops.insert(self.last_number, op);
         self.last_number
     }
@@ -71,9 +84,35 @@ impl Reads {
         }
     }
 
-    /// The store cannot give the content: the read ends.
-    pub(super) fn fail(&mut self, number: u64) -> Option<(ConnectionId, RequestId)> {
-        self.ops.remove(&number).map(|op| op.to)
+    /// The store cannot give the content. The first time the read waits for a repair of the range;
+    /// the second time it ends.
+    #[expect(clippy::type_complexity, reason = "whom to tell, of what")]
+    pub(super) fn note_failed(
+        &mut self,
+        number: u64,
+    ) -> Result<BlockRange, Option<(BlockRange, (ConnectionId, RequestId))>> {
+        let Some(op) = self.ops.get_mut(&number) else { return Err(None) };
+        if op.failed == Failed::Never {
+            op.failed = Failed::Now;
+            return Ok(op.range);
+        }
+        Err(self.ops.remove(&number).map(|op| (op.range, op.to)))
+    }
+
+    /// Ends the reads that wait for the repair of a range that cannot be repaired.
+    pub(super) fn fail_over(&mut self, range: BlockRange) -> Vec<(ConnectionId, RequestId)> {
+        let hit = |_: &u64, op: &mut ReadOp| op.failed == Failed::Now && op.range.overlaps(range);
+        self.ops.extract_if(.., hit).map(|(_, op)| op.to).collect()
+    }
+
+    /// The reads that waited for a repair: they are to be read again.
+    pub(super) fn take_failed(&mut self) -> Vec<(u64, BlockRange)> {
+        let waiting = self.ops.iter_mut().filter(|(_, op)| op.failed == Failed::Now);
+        let again = waiting.map(|(number, op)| {
+            op.failed = Failed::Once;
+            (*number, op.range)
+        });
+        again.collect()
     }
 
     pub(super) fn drain(&mut self) -> Vec<(ConnectionId, RequestId)> {

@@ -22,6 +22,7 @@ impl Primary {
                 false => 0,
             });
         durable.config.may_acknowledge()
+            && !self.repairs.hold()
             && uncommitted < WRITES_IN_FLIGHT_PER_CHUNK_MAX as u64
             && self.in_flight_bytes <= context.timing.chunk_bytes_max
     }
@@ -139,6 +140,7 @@ impl Primary {
         self.release_withheld(durable, context);
         self.drop_finished();
         self.try_serve(durable, context);
+        self.go_on_repairing(durable, context);
         self.pump(durable, context);
         self.finish_reads(durable, context);
         self.send_ready_copies(durable, context);

@@ -83,6 +83,9 @@ impl Replica {
                 let copy = CopyFrame { read_at, learner_start, number, data };
                 self.on_copy(from, epoch, copy, context)
             }
+            DataMessage::Recall { epoch, at, range, .. } => {
+                self.on_recall(from, epoch, at, range, context)
+            }
             _other => Ok(()),
         };
         if let Err(refusal) = outcome {
@@ -160,6 +163,28 @@ impl Replica {
         self.fence_term(term)?;
         if range.end() <= self.durable.config.blocks {
             context.read(self.durable.config.chunk, range, ReadFor::Fetch(from, term));
+        }
+        Ok(())
+    }
+
+    /// Gives content as it is at a position, to a primary that cannot read its own. Every member in
+    /// sync is exactly there, since nothing is in flight.
+    fn on_recall(
+        &self,
+        from: NodeId,
+        epoch: Epoch,
+        at: Lsn,
+        range: BlockRange,
+        context: &mut Context<'_>,
+    ) -> Result<(), PeerRefusal> {
+        self.fence_epoch(from, epoch)?;
+        self.fence_term(at.term)?;
+        let config = &self.durable.config;
+        if !config.is_in_sync(self.durable.replica) || self.durable.last != at {
+            return Err(PeerRefusal::Gap(self.durable.last));
+        }
+        if range.count > 0 && range.end() <= config.blocks {
+            context.read(config.chunk, range, ReadFor::Recall(from, at));
         }
         Ok(())
     }

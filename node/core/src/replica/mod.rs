@@ -164,6 +164,7 @@ impl Replica {
             | DataMessage::MirrorAck { .. }
             | DataMessage::Confirmed { .. }
             | DataMessage::CopyAck { .. }
+            | DataMessage::Recalled { .. }
             | DataMessage::PeerRefused { .. } => {
                 if let Role::Primary(primary) = &mut self.role {
                     primary.on_answer(from, message, &mut self.durable, context);

@@ -1,0 +1,327 @@
+//! Blocks that cannot be read, here or at a member, are written anew (design.md section 8).
+//!
+//! ```text
+//!  unreadable here --> read by halves, down to single blocks --> Recall from a member --> write
+//!  a member says so --> read here -----------------------------------------------------> write
+//! ```
+//! Rules:
+//! - a repair is an ordered write of committed content under a new position, like any other;
+//! - no write gets a position while a repair is under way, so that none can be undone by it;
+//! - a member is asked only when everything assigned is committed, and what it answers counts only
+//!   as long as nothing else was assigned: its content at that very position;
+//! - a block that no in-sync replica can read is said to be so. It is never guessed.
+//!
+//! An opening that meets an unreadable range takes the content of another in-sync member instead: the
+//! range is not known to be committed, so the content of each of them is as good (design.md 4.5).
+
+use super::opening::Phase;
+use super::{Follower, Primary};
+use crate::context::{Context, ReadFor};
+use crate::durable::ReplicaDurable;
+use crate::outbox::{Alarm, Effect};
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use ashlar_types::message::data::{DataMessage, Refusal};
+use ashlar_types::{BlockData, BlockRange, Lsn, NodeId, Time};
+
+/// Ranges that wait for repair. What is beyond is found again by the next read or scrub.
+const WAITING_MAX: usize = 64;
+
+/// How long fills rest after a block was found lost, in stalls: 5 s by default.
+const REST_STALLS: u32 = 10;
+
+/// Why a range is repaired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// It cannot be read here.
+    Own,
+    /// A member cannot read it, or holds other content.
+    Member,
+}
+
+/// All repairs of a chunk, one at a time.
+#[derive(Debug, Default)]
+pub(super) struct Repairs {
+    waiting: VecDeque<(BlockRange, Whose)>,
+    present: Option<Repair>,
+    last_number: u64,
+    /// Members that were asked for the range that an opening is to overwrite next.
+    opening: Vec<NodeId>,
+    /// Until then no fill begins: it would meet the same block again at once.
+    rest_until: Time,
+}
+
+#[derive(Debug)]
+struct Repair {
+    number: u64,
+    range: BlockRange,
+    whose: Whose,
+    step: Step,
+}
+
+#[derive(Debug)]
+enum Step {
+    /// The store here is reading it.
+    Reading,
+    /// Unreadable here: a member is to be asked, or was.
+    Recalling { asked: Option<Asked>, failed: Vec<NodeId> },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    source: NodeId,
+    at: Lsn,
+    since: Time,
+}
+
+impl Repairs {
+    /// Whether writes have to wait.
+    pub(super) fn hold(&self) -> bool {
+        self.present.is_some() || !self.waiting.is_empty()
+    }
+
+    /// Whether a learner may be filled from here.
+    pub(super) fn let_fill(&self, now: Time) -> bool {
+        !self.hold() && now >= self.rest_until
+    }
+}
+
+impl Primary {
+    /// Takes in that a range has to be repaired.
+    pub(super) fn want_repair(
+        &mut self,
+        range: BlockRange,
+        whose: Whose,
+        durable: &mut ReplicaDurable,
+        context: &mut Context<'_>,
+    ) {
+        let inside = range.count > 0 && range.end() <= durable.config.blocks;
+        let known = self.repairs.waiting.iter().any(|(waiting, _)| *waiting == range)
+            || self.repairs.present.as_ref().is_some_and(|repair| repair.range == range);
+        if !inside || known || !self.is_serving() || self.repairs.waiting.len() >= WAITING_MAX {
+            return;
+        }
+        self.repairs.waiting.push_back((range, whose));
+        self.go_on_repairing(durable, context);
+    }
+
+    /// Begins the next repair, or goes on with the present one; lets the writes go after the last.
+    pub(super) fn go_on_repairing(
+        &mut self,
+        durable: &mut ReplicaDurable,
+        context: &mut Context<'_>,
+    ) {
+        if self.repairs.present.is_some() {
+            self.recall(durable, context);
+            return;
+        }
+        let Some((range, whose)) = self.repairs.waiting.pop_front() else { return };
+        self.repairs.last_number += 1;
+        let number = self.repairs.last_number;
+        self.repairs.present = Some(Repair { number, range, whose, step: Step::Reading });
+        context.read(durable.config.chunk, range, ReadFor::Repair(number));
+    }
+
+    /// The store here has read the range of the present repair.
+    pub(super) fn on_repair_blocks(
+        &mut self,
+        number: u64,
+        content: Option<BlockData>,
+        durable: &mut ReplicaDurable,
+        context: &mut Context<'_>,
+    ) {
+        let Some(repair) = self.repairs.present.as_mut().filter(|r| r.number == number) else {
+            return;
+        };
+        let (range, whose) = (repair.range, repair.whose);
+        match content {
+            Some(data) if whose == Whose::Member => self.write_repair(data, durable, context),
+            // This part of the range is whole.
+            Some(_) => self.end_repair(durable, context),
+            None if range.count > 1 => {
+                let half = range.count / 2;
+                let second = BlockRange::new(range.first + half, range.count - half);
+                self.repairs.waiting.push_front((second, whose));
+                self.repairs.waiting.push_front((BlockRange::new(range.first, half), whose));
+                self.end_repair(durable, context);
+            }
+            None => {
+                repair.step = Step::Recalling { asked: None, failed: Vec::new() };
+                self.recall(durable, context);
+            }
+        }
+    }
+
+    /// Asks a member for the block, once nothing is in flight; gives up when all have failed.
+    fn recall(&mut self, durable: &mut ReplicaDurable, context: &mut Context<'_>) {
+        let at = durable.last;
+        let Some(Repair { range, step: Step::Recalling { asked, failed }, .. }) =
+            &mut self.repairs.present
+        else {
+            return;
+        };
+        if self.committed != at {
+            return;
+        }
+        let in_sync = |f: &&Follower| durable.config.is_in_sync(f.replica);
+        let due = asked.is_none_or(|asked| {
+            context.now.since(asked.since) >= context.timing.retry || asked.at != at
+        });
+        let mut left = self
+            .followers
+            .iter()
+            .filter(in_sync)
+            .map(|follower| follower.replica.node)
+            .filter(|node| !failed.contains(node))
+            .peekable();
+        if left.peek().is_none() {
+            let (range, chunk) = (*range, durable.config.chunk);
+            self.repairs.rest_until = context.now + context.timing.stall * REST_STALLS;
+            context.out.push(Effect::Alarm(Alarm::Lost { chunk, range }));
+            for (connection, id) in self.reads.fail_over(range) {
+                let refusal = Refusal::Unreadable(range);
+                context.reply(connection, DataMessage::Refused { id, refusal });
+            }
+            self.end_repair(durable, context);
+            return;
+        }
+        let Some(source) = left.find(|node| context.peers.reachable(*node)).filter(|_| due) else {
+            return;
+        };
+        *asked = Some(Asked { source, at, since: context.now });
+        let (chunk, epoch, range) = (durable.config.chunk, durable.config.epoch, *range);
+        context.mirror_eagerly(source, DataMessage::Recall { chunk, epoch, at, range });
+    }
+
+    /// A member's content of a block, as it was at a position.
+    pub(super) fn on_recalled(
+        &mut self,
+        from: NodeId,
+        at: Lsn,
+        data: BlockData,
+        durable: &mut ReplicaDurable,
+        context: &mut Context<'_>,
+    ) {
+        let Some(Repair { range, step: Step::Recalling { asked: Some(asked), .. }, .. }) =
+            &self.repairs.present
+        else {
+            return;
+        };
+        // An answer to an earlier question may be older than a write since.
+        if asked.source == from && asked.at == at && durable.last == at && data.range == *range {
+            self.write_repair(data, durable, context);
+        }
+    }
+
+    /// A member cannot read a range, or holds other content than this replica.
+    pub(super) fn on_member_damaged(
+        &mut self,
+        from: NodeId,
+        range: BlockRange,
+        durable: &mut ReplicaDurable,
+        context: &mut Context<'_>,
+    ) {
+        match &mut self.phase {
+            Phase::Overwriting { .. } if self.repairs.opening.last() == Some(&from) => {
+                self.recall_overwrite(durable, context);
+                return;
+            }
+            // A write that only this member has cannot be committed: it is as if it had never come.
+            Phase::Fetching { source, left, .. }
+                if *source == from && left.front() == Some(&range) =>
+            {
+                left.pop_front();
+                self.fetch_next(durable, context);
+                return;
+            }
+            _serving => {}
+        }
+        if let Some(Repair { range: wanted, step: Step::Recalling { asked, failed }, .. }) =
+            &mut self.repairs.present
+            && asked.is_some_and(|asked| asked.source == from)
+            && *wanted == range
+        {
+            failed.push(from);
+            *asked = None;
+            self.recall(durable, context);
+            return;
+        }
+        let named = |f: &Follower| f.replica.node == from && durable.config.is_in_sync(f.replica);
+        if self.followers.iter().any(named) {
+            self.want_repair(range, Whose::Member, durable, context);
+        }
+    }
+
+    fn write_repair(
+        &mut self,
+        data: BlockData,
+        durable: &mut ReplicaDurable,
+        context: &mut Context<'_>,
+    ) {
+        let (chunk, range) = (durable.config.chunk, data.range);
+        context.out.push(Effect::Alarm(Alarm::Repaired { chunk, range }));
+        self.assign(data, None, durable, context);
+        self.end_repair(durable, context);
+    }
+
+    /// After the last one, reads that had failed are tried again and writes go on.
+    fn end_repair(&mut self, durable: &mut ReplicaDurable, context: &mut Context<'_>) {
+        self.repairs.present = None;
+        self.go_on_repairing(durable, context);
+        if !self.repairs.hold() {
+            for (number, range) in self.reads.take_failed() {
+                context.read(durable.config.chunk, range, ReadFor::Client(number));
+            }
+            self.pump(durable, context);
+        }
+    }
+
+    /// The store cannot read what a client wants: it is repaired, and read again once.
+    pub(super) fn on_unreadable(
+        &mut self,
+        number: u64,
+        durable: &mut ReplicaDurable,
+        context: &mut Context<'_>,
+    ) {
+        match self.reads.note_failed(number) {
+            Ok(range) => self.want_repair(range, Whose::Own, durable, context),
+            Err(Some((range, (connection, id)))) => {
+                let refusal = Refusal::Unreadable(range);
+                context.reply(connection, DataMessage::Refused { id, refusal });
+            }
+            // Its client is gone.
+            Err(None) => {}
+        }
+    }
+
+    /// The range to overwrite next cannot be read here: asks the next member for it. Once all have
+    /// failed, the whole question begins again after a while.
+    pub(super) fn recall_overwrite(&mut self, durable: &ReplicaDurable, context: &mut Context<'_>) {
+        let Phase::Overwriting { ranges, begun, .. } = &self.phase else { return };
+        let Some(range) = ranges.get(*begun).copied() else { return };
+        let next = self
+            .followers
+            .iter()
+            .filter(|f| durable.config.is_in_sync(f.replica))
+            .map(|f| f.replica.node)
+            .find(|node| !self.repairs.opening.contains(node) && context.peers.reachable(*node));
+        let Some(source) = next else { return };
+        self.repairs.opening.push(source);
+        let (chunk, epoch, term) = (durable.config.chunk, durable.config.epoch, self.term);
+        context.mirror_eagerly(source, DataMessage::Fetch { chunk, epoch, term, range });
+    }
+
+    /// Whether a member's content stands in for what this replica cannot read while it opens.
+    pub(super) fn recalled_overwrite(&mut self, from: NodeId) -> bool {
+        let asked = self.repairs.opening.last() == Some(&from);
+        if asked {
+            self.repairs.opening.clear();
+        }
+        asked
+    }
+
+    /// Begins the question for an unreadable range of an opening again.
+    pub(super) fn retry_overwrite(&mut self) -> bool {
+        !core::mem::take(&mut self.repairs.opening).is_empty()
+    }
+}
