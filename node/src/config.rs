@@ -33,6 +33,10 @@ const JOURNAL_BYTES_STEP: u64 = 64 << 10;
 const CAPACITY_BYTES_MIN: u64 = 64 << 20;
 /// How long a stale replica is preferred to a new home (design.md section 7).
 const READOPT_SECONDS_DEFAULT: u64 = 600;
+/// Rate of the scrub on an idle node: a small part of what any disk gives.
+const SCRUB_BYTES_DEFAULT: u64 = 16 << 20;
+/// A week: the time for which damage that nobody reads may stay, on a disk of up to 10 TB.
+const SCRUB_CYCLE_SECONDS_DEFAULT: u64 = 7 * 24 * 3_600;
 
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +62,10 @@ pub struct Config {
     pub io_engine: EngineChoice,
     /// How long a stale replica is preferred to a new home.
     pub readopt_window: Duration,
+    /// Bytes that the background scrub reads in a second while there is nothing else to do; 0: none.
+    pub scrub_bytes_per_second: u64,
+    /// Time in which it reads every block once.
+    pub scrub_cycle: Duration,
 }
 
 /// Why a node cannot be started with a configuration.
@@ -103,6 +111,10 @@ struct Raw {
     io_engine: String,
     #[serde(default = "default_readopt_seconds")]
     readopt_window_seconds: u64,
+    #[serde(default = "default_scrub_bytes")]
+    scrub_bytes_per_second: u64,
+    #[serde(default = "default_scrub_cycle_seconds")]
+    scrub_cycle_seconds: u64,
     #[serde(default)]
     insecure: bool,
 }
@@ -117,6 +129,14 @@ fn default_engine() -> String {
 
 const fn default_readopt_seconds() -> u64 {
     READOPT_SECONDS_DEFAULT
+}
+
+const fn default_scrub_bytes() -> u64 {
+    SCRUB_BYTES_DEFAULT
+}
+
+const fn default_scrub_cycle_seconds() -> u64 {
+    SCRUB_CYCLE_SECONDS_DEFAULT
 }
 
 fn wrong(field: &'static str, problem: impl ToString, remedy: &'static str) -> ConfigError {
@@ -173,6 +193,8 @@ impl FromStr for Config {
             capacity_bytes: raw.capacity_bytes,
             io_engine,
             readopt_window: Duration::from_secs(raw.readopt_window_seconds),
+            scrub_bytes_per_second: raw.scrub_bytes_per_second,
+            scrub_cycle: Duration::from_secs(raw.scrub_cycle_seconds),
         })
     }
 }
@@ -191,6 +213,13 @@ fn check_sizes(raw: &Raw) -> Result<(), ConfigError> {
             "capacity_bytes",
             format!("{} is too small", raw.capacity_bytes),
             "give it 64 MiB (67108864) or more: one chunk must fit",
+        ));
+    }
+    if raw.scrub_cycle_seconds == 0 {
+        return Err(wrong(
+            "scrub_cycle_seconds",
+            "0 is no time",
+            "give it 1 or more; scrub_bytes_per_second = 0 turns the scrub off",
         ));
     }
     if raw.control.is_empty() {
@@ -262,6 +291,8 @@ mod tests {
         assert_eq!(config.node, NodeId(3));
         assert_eq!(config.journal_bytes, 256 << 20);
         assert_eq!(config.readopt_window, Duration::from_secs(600));
+        assert_eq!(config.scrub_bytes_per_second, 16 << 20);
+        assert_eq!(config.scrub_cycle, Duration::from_secs(604_800));
         assert_eq!(config.io_engine, EngineChoice::Auto);
         assert_eq!(config.control, ["http://127.3.1.1:7100", "http://127.3.1.2:7100"]);
     }
@@ -281,6 +312,7 @@ mod tests {
             ("17179869184", "4096", "capacity_bytes"),
             ("node = 3", "node = 3\njournal_bytes = 1", "journal_bytes"),
             ("node = 3", "node = 3\nio_engine = \"magic\"", "io_engine"),
+            ("node = 3", "node = 3\nscrub_cycle_seconds = 0", "scrub_cycle_seconds"),
         ] {
             let text = GOOD.replace(from, to);
             match text.parse::<Config>() {

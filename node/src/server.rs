@@ -192,7 +192,12 @@ fn machine(
     store: Store,
 ) -> Machine<Store> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let timing = Timing { readopt_window: config.readopt_window, ..Timing::default() };
+    let timing = Timing {
+        readopt_window: config.readopt_window,
+        scrub_bytes_per_second: config.scrub_bytes_per_second,
+        scrub_cycle: config.scrub_cycle,
+        ..Timing::default()
+    };
     let mut out = Outbox::default();
     let now = Time::from_nanos(clock.now_nanos());
     let core = NodeCore::new(now, me, timing, state, &mut out);

@@ -128,6 +128,7 @@ impl VolumeCore {
             | DataMessage::CopyAck { .. }
             | DataMessage::Recall { .. }
             | DataMessage::Recalled { .. }
+            | DataMessage::Compare { .. }
             | DataMessage::PeerRefused { .. } => self.disconnect(now, id, session, out),
         }
         self.pump(now, id, out);

@@ -42,6 +42,10 @@ pub(crate) enum ReadFor {
     Repair(u64),
     /// A primary cannot read this block; the content at a position is wanted.
     Recall(NodeId, Lsn),
+    /// The scrub, with the end of the prefix when it asked.
+    Scrub(Lsn),
+    /// A primary wants to know whether the content has this digest.
+    Compare(NodeId, u64),
 }
 
 /// Reads asked of the store and not answered yet.
@@ -49,9 +53,16 @@ pub(crate) enum ReadFor {
 pub(crate) struct Tickets {
     last: ReadTicket,
     open: BTreeMap<ReadTicket, (ChunkId, BlockRange, ReadFor)>,
+    /// Of all reads, those of the scrub.
+    scrubbed: u64,
 }
 
 impl Tickets {
+    /// Reads that were not the scrub's.
+    pub(crate) const fn foreground(&self) -> u64 {
+        self.last.0 - self.scrubbed
+    }
+
     /// Takes the ticket of an answer back.
     pub(crate) fn redeem(&mut self, ticket: ReadTicket) -> Option<(ChunkId, BlockRange, ReadFor)> {
         self.open.remove(&ticket)
@@ -132,6 +143,9 @@ impl Context<'_> {
     /// Asks the store for blocks.
     pub(crate) fn read(&mut self, chunk: ChunkId, range: BlockRange, purpose: ReadFor) {
         self.tickets.last.0 += 1;
+        if matches!(purpose, ReadFor::Scrub(_) | ReadFor::Compare(..)) {
+            self.tickets.scrubbed += 1;
+        }
         let ticket = self.tickets.last;
         self.tickets.open.insert(ticket, (chunk, range, purpose));
         self.out.push(Effect::Read { ticket, chunk, range });

@@ -66,6 +66,12 @@ impl Gate {
         self.numbered
     }
 
+    /// The last record numbered.
+    #[must_use]
+    pub const fn numbered(&self) -> JournalSeq {
+        self.numbered
+    }
+
     /// Everything up to here is on stable media.
     #[must_use]
     pub const fn durable(&self) -> JournalSeq {

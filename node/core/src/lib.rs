@@ -17,6 +17,7 @@ mod context;
 mod lease;
 mod primary;
 mod replica;
+mod scrub;
 
 pub use context::Identity;
 pub use machine::{Input, NodeCore};

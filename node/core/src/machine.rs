@@ -11,6 +11,7 @@ use crate::outbox::{Alarm, ConnectionId, Effect, Link, Outbox, ReadTicket};
 use crate::peers::Peers;
 use crate::record::{JournalSeq, Record};
 use crate::replica::{Replica, Role};
+use crate::scrub::{Scrub, digest};
 use crate::timing::Timing;
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -23,6 +24,7 @@ use ashlar_types::{
     BlockData, BlockRange, ChunkConfig, ChunkId, Epoch, Generation, NodeId, ReplicaId, SessionId,
     StartNumber, StoreId, Time, VolumeId,
 };
+use core::ops::Bound;
 
 /// Everything that can happen to a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,6 +116,7 @@ pub struct NodeCore {
     erased: BTreeMap<ChunkId, Epoch>,
     /// The store has lost records: a chunk that it does not know may be one of them.
     has_gaps: bool,
+    scrub: Scrub,
 }
 
 impl NodeCore {
@@ -144,6 +147,7 @@ impl NodeCore {
             space: (0, 0),
             erased: recovered.erased().collect(),
             has_gaps: recovered.has_gaps(),
+            scrub: Scrub::new(now),
         };
         for (chunk, durable) in recovered.into_replicas() {
             core.watch_members(now, &durable.config);
@@ -283,6 +287,9 @@ impl NodeCore {
         for replica in replicas.values_mut() {
             replica.on_tick(&mut context);
         }
+        let work = self.gate.numbered().0 + self.tickets.foreground();
+        self.scrub.on_tick(now, work, self.space.1, &self.timing);
+        self.go_on_scrubbing(now, out);
         if now.since(self.last_heartbeat) >= self.timing.heartbeat {
             self.last_heartbeat = now;
             let (capacity_bytes, used_bytes) = self.space;
@@ -291,6 +298,30 @@ impl NodeCore {
             out.push(Effect::Control(ControlUp::Heartbeat(heartbeat)));
         }
         self.report_changes(out);
+    }
+
+    /// Has the store read what the scrub looks at next, if it may.
+    fn go_on_scrubbing(&mut self, now: Time, out: &mut Outbox) {
+        let replicas = &self.replicas;
+        let whole = |(chunk, replica): (&ChunkId, &Replica)| {
+            replica.is_scrubbed().then_some((*chunk, replica.durable.config.blocks))
+        };
+        let next = |after: Option<ChunkId>| {
+            let behind = after.map_or(Bound::Unbounded, Bound::Excluded);
+            replicas.range((behind, Bound::Unbounded)).find_map(whole)
+        };
+        let blocks_of =
+            |chunk: ChunkId| replicas.get_key_value(&chunk).and_then(whole).map(|w| w.1);
+        let Some((chunk, range)) = self.scrub.take(next, blocks_of) else { return };
+        self.with_replica(now, chunk, out, |replica, context| {
+            context.read(chunk, range, ReadFor::Scrub(replica.durable.last));
+        });
+    }
+
+    /// How often the scrub has read all replicas since the process started.
+    #[must_use]
+    pub const fn scrub_cycles(&self) -> u64 {
+        self.scrub.cycles()
     }
 
     /// A beat to every peer, over each network.
@@ -565,14 +596,19 @@ impl NodeCore {
         if content.is_none() {
             out.push(Effect::Alarm(Alarm::Unreadable { chunk, range }));
         }
-        let asked = match purpose {
-            ReadFor::Fetch(to, _) | ReadFor::Recall(to, _) => Some(to),
-            _own => None,
-        };
-        if let Some(to) = asked {
-            let message = answer(chunk, range, purpose, content);
-            let to = Link::Peer(to, self.peers.via(to));
-            out.push(Effect::Send { to, message });
+        if let ReadFor::Scrub(at) = purpose {
+            self.scrub.on_read(content.as_ref());
+            self.with_replica(now, chunk, out, |replica, context| {
+                replica.on_scrubbed(at, range, content, context);
+            });
+            self.go_on_scrubbing(now, out);
+            return;
+        }
+        if let ReadFor::Fetch(to, _) | ReadFor::Recall(to, _) | ReadFor::Compare(to, _) = purpose {
+            if let Some(message) = answer(chunk, range, purpose, content) {
+                let to = Link::Peer(to, self.peers.via(to));
+                out.push(Effect::Send { to, message });
+            }
             return;
         }
         self.with_replica(now, chunk, out, |replica, context| {
@@ -627,16 +663,17 @@ impl NodeCore {
     }
 }
 
-/// What a peer is told that asked for content.
+/// What a peer is told that asked for content, or whether it is the same as its own.
 fn answer(
     chunk: ChunkId,
     range: BlockRange,
     purpose: ReadFor,
     content: Option<BlockData>,
-) -> DataMessage {
-    match (purpose, content) {
+) -> Option<DataMessage> {
+    Some(match (purpose, content) {
         (ReadFor::Fetch(_, term), Some(data)) => DataMessage::Fetched { chunk, term, data },
         (ReadFor::Recall(_, at), Some(data)) => DataMessage::Recalled { chunk, at, data },
-        _unreadable => DataMessage::PeerRefused { chunk, refusal: PeerRefusal::Damaged(range) },
-    }
+        (ReadFor::Compare(_, wanted), Some(data)) if digest(&data) == wanted => return None,
+        _other => DataMessage::PeerRefused { chunk, refusal: PeerRefusal::Damaged(range) },
+    })
 }

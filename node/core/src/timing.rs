@@ -39,6 +39,10 @@ pub struct Timing {
     /// Bytes of content that may wait for one chunk, that may be in flight, and that may be kept
     /// for its learners: three bounds of this size each.
     pub chunk_bytes_max: usize,
+    /// Bytes that the scrub reads in a second while the node has nothing else to do; 0: no scrub.
+    pub scrub_bytes_per_second: u64,
+    /// Time in which the scrub reads every block once (section 8).
+    pub scrub_cycle: Duration,
     /// Mirrored writes kept for a learner beyond those not committed; above, its fill starts over.
     pub learner_lag_max: usize,
 }
@@ -61,6 +65,8 @@ impl Default for Timing {
             copy_blocks: 64,
             waiting_max: 2_048,
             chunk_bytes_max: 64 << 20,
+            scrub_bytes_per_second: 0,
+            scrub_cycle: Duration::from_secs(7 * 24 * 3_600),
             learner_lag_max: 4_096,
         }
     }

@@ -34,6 +34,7 @@ const COPY_ACK: u8 = 47;
 const PEER_REFUSED: u8 = 48;
 const RECALL: u8 = 49;
 const RECALLED: u8 = 50;
+const COMPARE: u8 = 51;
 
 pub(super) fn kind_and_data(frame: &Frame) -> (u8, Option<&Bytes>) {
     match frame {
@@ -71,6 +72,7 @@ pub(super) const fn message_kind_and_data(message: &DataMessage) -> (u8, Option<
         DataMessage::PeerRefused { .. } => (PEER_REFUSED, None),
         DataMessage::Recall { .. } => (RECALL, None),
         DataMessage::Recalled { data, .. } => (RECALLED, Some(&data.data)),
+        DataMessage::Compare { .. } => (COMPARE, None),
     }
 }
 
@@ -164,6 +166,9 @@ pub(super) fn put_message_body(message: &DataMessage, out: &mut BytesMut) {
         DataMessage::Recalled { chunk, at, data } => {
             put!(out, chunk, at);
             put_content(data, out);
+        }
+        DataMessage::Compare { chunk, epoch, at, range, digest } => {
+            put!(out, chunk, epoch, at, range, digest);
         }
     }
 }
@@ -349,6 +354,13 @@ fn get_copy_message(kind: u8, body: &mut Reader<'_>) -> Result<DataMessage, Fram
             term: Wire::get(body)?,
             learner_start: Wire::get(body)?,
             number: Wire::get(body)?,
+        },
+        COMPARE => DataMessage::Compare {
+            chunk: Wire::get(body)?,
+            epoch: Wire::get(body)?,
+            at: Wire::get(body)?,
+            range: Wire::get(body)?,
+            digest: Wire::get(body)?,
         },
         RECALL => DataMessage::Recall {
             chunk: Wire::get(body)?,

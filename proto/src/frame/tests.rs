@@ -64,6 +64,13 @@ fn some_frames() -> Vec<Frame> {
             range: BlockRange::new(3, 1),
         }),
         Frame::Message(DataMessage::Recalled { chunk: chunk(), at: lsn, data: content_of(1) }),
+        Frame::Message(DataMessage::Compare {
+            chunk: chunk(),
+            epoch: Epoch(5),
+            at: lsn,
+            range: BlockRange::new(3, 64),
+            digest: 1 << 40,
+        }),
     ]
 }
 

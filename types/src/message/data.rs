@@ -14,6 +14,7 @@
 //! | `Confirm` | primary | secondary | `Confirmed`, `PeerRefused` |
 //! | `Copy` | primary | learner | `CopyAck` |
 //! | `Recall` | primary | in-sync secondary | `Recalled`, `PeerRefused` |
+//! | `Compare` | primary | in-sync secondary | nothing, or `PeerRefused` |
 //!
 //! A node sends every message to a peer on the connection that it dialled itself, answers too; so
 //! each direction of a pair is one ordered stream.
@@ -369,6 +370,20 @@ pub enum DataMessage {
         /// The content.
         data: BlockData,
     },
+    /// What the primary holds of a range at a position: a secondary that holds something else there
+    /// says that it is damaged.
+    Compare {
+        /// The chunk.
+        chunk: ChunkId,
+        /// Epoch of the primary.
+        epoch: Epoch,
+        /// End of the primary's prefix.
+        at: Lsn,
+        /// The blocks.
+        range: BlockRange,
+        /// Made of the blocks' checksums.
+        digest: u64,
+    },
     /// The sender cannot follow the primary's last message about the chunk.
     PeerRefused {
         /// The chunk.
@@ -489,6 +504,7 @@ impl DataMessage {
             | Self::CopyAck { chunk, .. }
             | Self::Recall { chunk, .. }
             | Self::Recalled { chunk, .. }
+            | Self::Compare { chunk, .. }
             | Self::PeerRefused { chunk, .. } => Some(*chunk),
             Self::Read { .. }
             | Self::Write { .. }

@@ -525,7 +525,8 @@ impl Primary {
                 self.on_fill_blocks(learner, start, number, content, durable, context);
             }
             ReadFor::Repair(number) => self.on_repair_blocks(number, content, durable, context),
-            ReadFor::Fetch(..) | ReadFor::Recall(..) => {}
+            ReadFor::Fetch(..) | ReadFor::Recall(..) | ReadFor::Scrub(_) | ReadFor::Compare(..) => {
+            }
         }
     }
 

@@ -320,6 +320,24 @@ impl Primary {
         asked
     }
 
+    /// The scrub cannot read a range here.
+    pub(crate) fn on_scrub_damage(
+        &mut self,
+        range: BlockRange,
+        durable: &mut ReplicaDurable,
+        context: &mut Context<'_>,
+    ) {
+        self.want_repair(range, Whose::Own, durable, context);
+    }
+
+    /// Whether no write over the range was assigned after `at`, as far as can be told; `last` is the
+    /// newest one assigned.
+    pub(crate) fn untouched_since(&self, at: Lsn, range: BlockRange, last: Lsn) -> bool {
+        let later = || self.in_flight.iter().filter(|write| write.lsn > at);
+        let all_known = later().next().is_some_and(|first| first.lsn == at.next());
+        last == at || (all_known && !later().any(|write| write.data.range.overlaps(range)))
+    }
+
     /// Begins the question for an unreadable range of an opening again.
     pub(super) fn retry_overwrite(&mut self) -> bool {
         !core::mem::take(&mut self.repairs.opening).is_empty()

@@ -83,6 +83,9 @@ impl Replica {
                 let copy = CopyFrame { read_at, learner_start, number, data };
                 self.on_copy(from, epoch, copy, context)
             }
+            DataMessage::Compare { epoch, at, range, digest, .. } => {
+                self.on_compare(from, (epoch, at), range, digest, context)
+            }
             DataMessage::Recall { epoch, at, range, .. } => {
                 self.on_recall(from, epoch, at, range, context)
             }
@@ -96,7 +99,7 @@ impl Replica {
 
     /// Refuses what was sent under another epoch than the adopted one, or by another node than
     /// that epoch's primary. This is the fence.
-    fn fence_epoch(&self, from: NodeId, epoch: Epoch) -> Result<(), PeerRefusal> {
+    pub(super) fn fence_epoch(&self, from: NodeId, epoch: Epoch) -> Result<(), PeerRefusal> {
         let config = &self.durable.config;
         if epoch > config.epoch {
             return Err(PeerRefusal::NotAdopted(config.epoch));
@@ -111,7 +114,7 @@ impl Replica {
     }
 
     /// Refuses a term below the one followed.
-    fn fence_term(&self, term: Term) -> Result<(), PeerRefusal> {
+    pub(super) fn fence_term(&self, term: Term) -> Result<(), PeerRefusal> {
         if term < self.durable.term {
             return Err(PeerRefusal::LowerTerm(self.durable.term));
         }

@@ -13,6 +13,7 @@
 //! Path of a write: client 3 of 9 (primary), 5 of 9 (member).
 
 mod member;
+mod scrubbed;
 mod suspect;
 
 use crate::context::Context;

@@ -44,7 +44,7 @@ impl Replica {
                 self.adopt(config, context);
             }
             // Nothing is asked by it.
-            DataMessage::Committed { .. } => return,
+            DataMessage::Committed { .. } | DataMessage::Compare { .. } => return,
             _other => {}
         }
         let (chunk, refusal) = (self.durable.config.chunk, PeerRefusal::NotHeld);

@@ -16,8 +16,14 @@ use ashlar_types::{
     Time, VolumeId,
 };
 use bytes::Bytes;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+thread_local! {
+    /// Durations of the nodes that a test makes from then on; each test has a thread of its own.
+    pub static TIMING: Cell<Option<Timing>> = const { Cell::new(None) };
+}
 
 pub const CLIENT: Link = Link::Client(ConnectionId(1));
 
@@ -88,7 +94,8 @@ impl Hands {
         };
         let mut out = Outbox::default();
         let now = Time::from_millis(1_000);
-        let core = NodeCore::new(now, me, Timing::default(), recovered, &mut out);
+        let timing = TIMING.get().unwrap_or_default();
+        let core = NodeCore::new(now, me, timing, recovered, &mut out);
         let mut hands = Self {
             node,
             core,
