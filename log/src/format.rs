@@ -31,7 +31,8 @@
 //! ```
 //! A group is written only after everything before it was synced. So if reading stops at byte p and
 //! some group that starts behind p is intact, synced content is gone: damage. If none is, what is
-//! missing was never synced: a torn tail. The header block is durable before the file gets its
+//! missing was never synced: a torn tail. So that damage to the last group is not taken for one, an
+//! idle log is sealed with a group that only repeats the state. The header block is durable before the file gets its
 //! name, so a `seg-` file with a bad header is always damage.
 
 use ashlar_env::disk::{AlignedBuf, IO_ALIGN};

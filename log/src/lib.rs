@@ -7,6 +7,8 @@
 //! 2. After a crash the log is what it was at the last sync, plus some prefix of what came after.
 //! 3. A torn tail (never synced) is cut silently; damage before the synced end is a typed error
 //!    ([`LogError::Damaged`]), never a shorter log: a member that forgot an entry must not vote.
+//!    Damage to the very last group looks like a torn tail until something follows it, which is
+//!    what [`Log::seal`] is for.
 //! 4. A failed write or sync ends the log ([`LogError::Failed`]); nothing is retried.
 //!
 //! Everything between two syncs is one **group**: one aligned write and one sync on preallocated
@@ -152,6 +154,8 @@ pub struct Log {
     /// Where the next group starts in the last segment.
     end: u64,
     failed: bool,
+    /// An intact group behind what was synced last shows that it was synced.
+    sealed: bool,
     /// Reused for every group.
     buffer: AlignedBuf,
 }
@@ -290,6 +294,7 @@ impl Log {
         if self.pending.is_empty() {
             return Ok(());
         }
+        self.sealed = false;
         match self.write_pending() {
             Ok(()) => Ok(()),
             Err(e) => {
@@ -298,6 +303,23 @@ impl Log {
                 Err(LogError::Failed)
             }
         }
+    }
+
+    /// Writes a group that repeats the state, unless that was the last thing written: damage to
+    /// what was synced before it is told from a torn tail from then on. For idle moments; does
+    /// nothing while something waits for [`Log::sync`] or there is no state.
+    ///
+    /// # Errors
+    /// `Failed`.
+    pub fn seal(&mut self) -> Result<(), LogError> {
+        if self.sealed || self.needs_sync() {
+            return Ok(());
+        }
+        let Some(state) = self.state.clone() else { return Ok(()) };
+        self.set_state(&state)?;
+        self.sync()?;
+        self.sealed = true;
+        Ok(())
     }
 
     fn check_len(&self, len: usize, limit: usize) -> Result<(), LogError> {

@@ -49,6 +49,7 @@ pub(crate) fn open(disk: Arc<dyn Disk>, options: LogOptions) -> Result<(Log, Rec
         chain: replay.chain,
         end: replay.end,
         failed: false,
+        sealed: false,
         buffer: AlignedBuf::zeroed(IO_ALIGN),
     };
     Ok((log, Recovered { new: false, torn }))
@@ -78,6 +79,7 @@ fn create(disk: Arc<dyn Disk>, options: LogOptions) -> Result<(Log, Recovered), 
         chain,
         end: as_u64(HEADER_LEN),
         failed: false,
+        sealed: false,
         buffer: AlignedBuf::zeroed(IO_ALIGN),
     };
     Ok((log, Recovered { new: true, torn: false }))

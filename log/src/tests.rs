@@ -48,6 +48,7 @@ enum Op {
     CutPrefix(u8),
     Reset(u8),
     Sync,
+    Seal,
     Reopen,
 }
 
@@ -91,7 +92,7 @@ fn apply(log: &mut Log, model: &mut Model, op: &Op, fill: u8) -> Result<Vec<Mode
             (model.first, model.next) = (next, next);
             model.records.clear();
         }
-        Op::Sync | Op::Reopen => {}
+        Op::Sync | Op::Seal | Op::Reopen => {}
     }
     steps.push(model.clone());
     Ok(steps)
@@ -106,6 +107,7 @@ fn arbitrary_op() -> impl Strategy<Value = Op> {
         3 => any::<u8>().prop_map(Op::CutPrefix),
         1 => (0u8..20).prop_map(Op::Reset),
         8 => Just(Op::Sync),
+        4 => Just(Op::Seal),
         1 => Just(Op::Reopen),
     ]
 }
@@ -120,6 +122,7 @@ fn run(ops: &[Op], stop: u64, seed: u64, disk: &MemDisk) -> Result<bool, TestCas
     for (fill, op) in (1u8..).zip(ops) {
         let outcome = match op {
             Op::Sync => log.sync().map(|()| allowed = vec![model.clone()]),
+            Op::Seal => log.seal(),
             Op::Reopen => log.sync().and_then(|()| {
                 allowed = vec![model.clone()];
                 open(disk).map(|(again, recovered)| {
@@ -241,6 +244,40 @@ fn a_damaged_last_group_that_nothing_follows_counts_as_torn() {
     let (log, recovered) = open(&disk).unwrap();
     assert_eq!(log.next_index(), 2);
     assert!(!recovered.new);
+}
+
+#[test]
+fn a_sealed_log_tells_damage_of_its_last_group_from_a_torn_tail() {
+    let disk = MemDisk::new();
+    let (mut log, _) = open(&disk).unwrap();
+    log.set_state(b"voted").unwrap();
+    log.append(1, &[1; 100]).unwrap();
+    log.sync().unwrap();
+    let before = disk.changes();
+    log.seal().unwrap();
+    let sealed = disk.changes();
+    assert!(sealed > before);
+    log.seal().unwrap();
+    assert_eq!(disk.changes(), sealed, "one seal is enough");
+    let whole = Model::of(&log);
+    let name = segment::segment_name(1);
+    // The seal itself repeats what is known: without it nothing is lost.
+    disk.flip(&name, 8192 + 3).unwrap();
+    assert_eq!(Model::of(&open(&disk).unwrap().0), whole);
+    disk.flip(&name, 8192 + 3).unwrap();
+    disk.flip(&name, 4096 + 3).unwrap();
+    let opened = open(&disk).map(|(log, _)| Model::of(&log));
+    assert!(matches!(opened, Err(LogError::Damaged { .. })), "{opened:?}");
+}
+
+#[test]
+fn what_waits_for_a_sync_is_not_sealed_as_synced() {
+    let disk = MemDisk::new();
+    let (mut log, _) = open(&disk).unwrap();
+    log.set_state(b"voted").unwrap();
+    let before = disk.changes();
+    log.seal().unwrap();
+    assert_eq!(disk.changes(), before);
 }
 
 #[test]

@@ -163,6 +163,8 @@ pub struct Driver {
     ticks: usize,
     /// By member: the tick at which it was last heard.
     heard: BTreeMap<u64, usize>,
+    /// A tick has passed: what was synced last is to be sealed.
+    seal_due: bool,
 }
 
 impl core::fmt::Debug for Driver {
@@ -211,6 +213,7 @@ impl Driver {
             snapshot_waits: BTreeMap::new(),
             ticks: 0,
             heard: BTreeMap::new(),
+            seal_due: false,
         };
         driver.throw_election_dice();
         if driver.voters() == [options.id] {
@@ -234,6 +237,7 @@ impl Driver {
     /// Time passes by one tick. Call [`Self::settle`] after it.
     pub fn tick(&mut self) {
         self.ticks += 1;
+        self.seal_due = true;
         self.node.tick();
         self.throw_election_dice();
         self.retry_snapshots();
@@ -338,6 +342,9 @@ impl Driver {
             self.node.advance_apply();
             self.throw_election_dice();
             release(messages, committed, out);
+        }
+        if std::mem::take(&mut self.seal_due) {
+            self.node.mut_store().seal()?;
         }
         Ok(())
     }

@@ -12,7 +12,8 @@
 //! Order that makes every crash harmless: a snapshot file is durable before the base moves, the
 //! state value is written before the entries that it makes superfluous are cut. What a crash left
 //! half-done is finished at the next open. A log damaged before its synced end is an error: a
-//! member that forgot a vote or an entry must not take part any more.
+//! member that forgot a vote or an entry must not take part any more. Damage to the last group is
+//! told from a torn one once the log was sealed, which every tick does.
 
 use crate::message::{self, MessageError, WireSnapshot};
 use crate::snapshot::SnapshotFiles;
@@ -288,6 +289,12 @@ impl RaftStorage {
         Ok(self.log.sync()?)
     }
 
+    /// In an idle moment: from here on damage to what was synced last is noticed at the next open.
+    pub(crate) fn seal(&mut self) -> Result<(), StorageError> {
+        // What was not worth a sync (a commit index) follows what was, so it seals it.
+        if self.log.needs_sync() { self.sync() } else { Ok(self.log.seal()?) }
+    }
+
     /// Installs a snapshot from the leader in place of everything; durable on return.
     pub(crate) fn install(&mut self, snapshot: &WireSnapshot) -> Result<(), StorageError> {
         self.files.write(snapshot)?;
@@ -318,6 +325,20 @@ impl RaftStorage {
         self.sync()?;
         self.entries.drain(..usize::try_from(dropped).unwrap_or(0).min(self.entries.len()));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+impl RaftStorage {
+    /// Term, vote, and every entry: what a member must never forget.
+    pub(crate) fn promises(&self) -> (u64, u64, Vec<(u64, u64, bytes::Bytes)>) {
+        let entries = self.entries.iter().map(|e| (e.index, e.term, e.data.clone())).collect();
+        (self.remembered.term, self.remembered.vote, entries)
+    }
+
+    /// Where the memory ends.
+    pub(crate) fn last_index_term(&self) -> (u64, u64) {
+        self.entries.back().map_or(self.remembered.base, |entry| (entry.index, entry.term))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Three members in one thread: loss, restarts, crashes, leader changes, snapshots.
 
+mod damage;
+
 use super::*;
 use ashlar_env::dice::{Dice, SeededDice};
 use ashlar_env::disk::mem::MemDisk;

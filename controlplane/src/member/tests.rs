@@ -1,6 +1,8 @@
 //! Three members driven by hand over disks in memory: the same inputs give the same bytes, crashes
 //! lose nothing that was answered, and calls get exactly one answer.
 
+mod damage;
+
 use super::*;
 use ashlar_env::dice::SeededDice;
 use ashlar_env::disk::mem::MemDisk;
@@ -71,6 +73,10 @@ impl World {
     }
 
     fn start(&mut self, id: u64) {
+        self.try_start(id).unwrap();
+    }
+
+    fn try_start(&mut self, id: u64) -> Result<(), MemberError> {
         let host = self.hosts.get_mut(&id).unwrap();
         host.starts += 1;
         let options = MemberOptions {
@@ -95,7 +101,8 @@ impl World {
         let dice = |purpose: &str| {
             Box::new(SeededDice::stream(self.seed, &format!("{purpose} {id} {}", host.starts)))
         };
-        host.member = Some(Member::open(options, disks, dice("elect"), dice("ids")).unwrap());
+        host.member = Some(Member::open(options, disks, dice("elect"), dice("ids"))?);
+        Ok(())
     }
 
     /// The process is gone, and with it what was not durable.

@@ -195,4 +195,32 @@ pub(super) const MUTANTS: &[Mutant] = &[
         put_in: "if unfit {",
         tests: CORE,
     },
+    Mutant {
+        rule: "what a member synced last is sealed at the next tick",
+        file: "controlplane/raft/src/driver.rs",
+        take_out: "if std::mem::take(&mut self.seal_due) {",
+        put_in: "if std::mem::take(&mut self.seal_due) && false {",
+        tests: RAFT,
+    },
+    Mutant {
+        rule: "a commit index that waits for no sync does not keep the log unsealed",
+        file: "controlplane/raft/src/storage.rs",
+        take_out: "if self.log.needs_sync() { self.sync() } else { Ok(self.log.seal()?) }",
+        put_in: "Ok(self.log.seal()?)",
+        tests: RAFT,
+    },
+    Mutant {
+        rule: "a seal stands behind what was synced",
+        file: "log/src/lib.rs",
+        take_out: "        self.set_state(&state)?;\n        self.sync()?;\n        self.sealed = true;",
+        put_in: "        drop(state);\n        self.sealed = true;",
+        tests: &["-p", "ashlar-log"],
+    },
+    Mutant {
+        rule: "an installed snapshot is a whole file before the log is cut",
+        file: "controlplane/raft/src/storage.rs",
+        take_out: "        self.files.write(snapshot)?;\n        self.start_after(snapshot);\n        self.log.set_state(&self.remembered.encode())?;\n        self.log.reset(snapshot.index + 1)?;\n        self.entries.clear();\n        self.sync()",
+        put_in: "        self.start_after(snapshot);\n        self.log.set_state(&self.remembered.encode())?;\n        self.log.reset(snapshot.index + 1)?;\n        self.entries.clear();\n        self.sync()?;\n        self.files.write(snapshot)",
+        tests: RAFT,
+    },
 ];
