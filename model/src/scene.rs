@@ -109,9 +109,9 @@ impl Scene {
     #[must_use]
     pub fn repeats(large: bool) -> Self {
         Self {
-            writes: if large { 3 } else { 2 },
+            writes: 2,
             resends: Some(if large { 2 } else { 1 }),
-            elections: if large { 2 } else { 1 },
+            elections: 1,
             reads: 1,
             restarts: u8::from(large),
             reaches: vec![FAILED_OVER, READ],
@@ -190,10 +190,10 @@ impl Scene {
     pub fn reads(large: bool) -> Self {
         Self {
             reads: 2,
-            writes: 2,
+            writes: if large { 1 } else { 2 },
             elections: 1,
             removals: u8::from(large),
-            restarts: 1,
+            restarts: u8::from(!large),
             reaches: vec![FAILED_OVER, READ],
             ..Self::new(
                 "reads",
