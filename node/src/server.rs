@@ -221,4 +221,8 @@ impl Storage for Store {
     fn space(&self) -> Space {
         Self::space(self)
     }
+
+    fn verify(&mut self) {
+        Self::verify(self);
+    }
 }

@@ -51,6 +51,9 @@ pub(crate) trait Storage: Send + fmt::Debug {
 
     /// Room for data, what is promised to content in memory taken off.
     fn space(&self) -> Space;
+
+    /// Begins to verify what the store keeps for itself.
+    fn verify(&mut self);
 }
 
 /// What the stream to the control plane brings.
@@ -85,6 +88,8 @@ pub(crate) struct Machine<S> {
     last_tick: Time,
     /// Room as the core was told last.
     space: Option<Space>,
+    /// Cycles of the scrub after which the store was told to verify its own part.
+    scrubbed: u64,
     records: Vec<Numbered>,
     reads: Vec<ReadRequest>,
     /// Records that the store has no room for, in order, and reads that must come after them.
@@ -119,6 +124,7 @@ impl<S: Storage> Machine<S> {
             inputs: Vec::new(),
             last_tick,
             space: None,
+            scrubbed: 0,
             records: Vec::new(),
             reads: Vec::new(),
             full: Full::default(),
@@ -174,6 +180,12 @@ impl<S: Storage> Machine<S> {
         if now.since(self.last_tick) >= TICK {
             self.last_tick = now;
             self.look_at_space();
+            let cycles = self.core.scrub_cycles();
+            if self.scrubbed < cycles {
+                self.scrubbed = cycles;
+                tracing::debug!(cycles, "every block was scrubbed; the store verifies its map");
+                self.store.verify();
+            }
             self.inputs.push(Input::Tick);
             self.retry_full();
         }

@@ -154,7 +154,7 @@ impl Applier {
             let copy = old.map_or(0, |old| old.copy ^ 1);
             let page = work.change.page(number, store);
             let crc = page.get(8..12).and_then(|b| b.first_chunk()).copied().unwrap_or_default();
-            pages.push(PageState { copy, crc: u32::from_le_bytes(crc) });
+            pages.push(PageState { copy, crc: u32::from_le_bytes(crc), checkpoint: number });
             let offset = (u64::from(slot) * 2 + u64::from(copy)) * as_u64(PAGE);
             ops.push(IoOp::new(self.shared.map_file.clone(), IoKind::Write, offset, page));
         }

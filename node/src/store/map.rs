@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ashlar_env::disk::{AlignedBuf, DiskError, DiskFile};
-use ashlar_types::{BlockRange, ChunkId, StoreId};
+use ashlar_types::{BlockRange, ChunkId, ChunkIndex, StoreId, VolumeId, ZoneId};
 
 use super::doubt::Doubt;
 use super::format::{MapPage, PAGE, SLOT_BLOCKS, SlotBlocks, Superblock, as_u64, as_usize};
@@ -25,11 +25,13 @@ pub(crate) struct Mapped {
     pub(crate) blocks: SlotBlocks,
 }
 
-/// Which of the two copies of a slot's page counts, and its CRC.
+/// Which of the two copies of a slot's page counts, and what tells it from others.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PageState {
     pub(crate) copy: u8,
     pub(crate) crc: u32,
+    /// The checkpoint that wrote it.
+    pub(crate) checkpoint: u64,
 }
 
 /// See the module.
@@ -153,7 +155,7 @@ impl SlotMap {
             self.free.insert(slot);
             return;
         };
-        self.pages.push(Some(PageState { copy, crc }));
+        self.pages.push(Some(PageState { copy, crc, checkpoint: page.checkpoint }));
         match page.owner {
             None => {
                 self.free.insert(slot);
@@ -300,6 +302,20 @@ impl SlotMap {
         }
         self.pages.push(None);
         Some(slot)
+    }
+
+    /// What a slot holds, as a change that changes nothing.
+    pub(crate) fn unchanged(&self, slot: u32, zone: ZoneId) -> SlotChange {
+        let parts = self.chunks.iter().flat_map(|(chunk, slots)| {
+            slots.iter().map(move |(index, mapped)| (*chunk, *index, mapped))
+        });
+        let owned = parts.into_iter().find(|(_, _, mapped)| mapped.slot == slot);
+        if let Some((chunk, index, mapped)) = owned {
+            return SlotChange { chunk, index, slot, blocks: mapped.blocks.clone() };
+        }
+        // Free: nobody's, and no chunk has this name.
+        let chunk = ChunkId { volume: VolumeId { zone, uuid: 0 }, index: ChunkIndex(0) };
+        SlotChange { chunk, index: 0, slot, blocks: SlotBlocks::default() }
     }
 
     /// Installs the outcome for one slot after its checkpoint is complete.

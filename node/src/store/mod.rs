@@ -26,6 +26,7 @@ mod reader;
 mod rot;
 mod shared;
 mod threads;
+mod verify;
 
 use std::fmt;
 use std::sync::Arc;
@@ -106,10 +107,8 @@ pub enum OpenError {
         supported: u32,
     },
     /// Damage that leaves no names: what this store held cannot be said, so nothing can be marked.
-    #[error(
-        "the store's {what} is damaged at {at}: {why}. Move the folder away, keep it, and start \
-         the node under a number that the zone has not used"
-    )]
+    /// Opening sets such a store aside and begins another; this is what it says of it.
+    #[error("the store's {what} is damaged at {at}: {why}")]
     Damaged {
         /// superblock, journal, map or data.
         what: &'static str,

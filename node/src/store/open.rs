@@ -2,7 +2,9 @@
 //!
 //! Damage never keeps a store shut as long as it is known whose it is: the replicas concerned, all of
 //! them if nothing proves less, are marked suspect, durably before anything that shows the damage is
-//! changed. What leaves no names is refused: the superblock, and the checkpoint that replay begins with.
+//! changed. What leaves no names (no superblock, no checkpoint to begin the replay with) is set aside
+//! whole, under other file names, and an empty store with another id is begun: to the zone it is an
+//! exchanged disk.
 //!
 //! Files of the folder: `super`, `journal`, `map`, `data`. A new store's `super` gets its name last,
 //! so a folder without it holds nothing; with content in `data` it is damage.
@@ -49,8 +51,57 @@ pub(crate) struct Parts {
     pub(crate) new: bool,
 }
 
-/// Opens or makes the store in `disk`'s folder.
+/// Opens or makes the store in `disk`'s folder. One whose content cannot be named any more is set
+/// aside, and another begun in its place.
 pub(crate) fn open(
+    disk: &dyn Disk,
+    options: &StoreOptions,
+    owner: Owner,
+    dice: &mut dyn Dice,
+    reporter: &Reporter,
+) -> Result<Parts, OpenError> {
+    match open_found(disk, options, owner, dice, reporter) {
+        Err(damage @ OpenError::Damaged { .. }) => {
+            set_aside(disk, &damage)?;
+            open_found(disk, options, owner, dice, reporter)
+        }
+        other => other,
+    }
+}
+
+/// Gives the files of a store other names; nothing is deleted. The superblock goes last: until then
+/// each start goes on with it, under the same number.
+fn set_aside(disk: &dyn Disk, damage: &OpenError) -> Result<(), OpenError> {
+    let names = disk.list()?;
+    let has = |name: &str| names.iter().any(|n| n == name);
+    const PARTS: [&str; 4] = [JOURNAL, MAP, DATA, SUPER];
+    let aside = |name: &str, number: u32| format!("{name}.damaged-{number}");
+    // After a crash in the middle the same number again: what has moved is not there any more.
+    let free = |n: &u32| !PARTS.iter().any(|name| has(name) && has(&aside(name, *n)));
+    let Some(number) = (1u32..).find(free) else { return Err(damage.clone()) };
+    tracing::error!(
+        error = %damage, number,
+        "the store is set aside as *.damaged-{number}, and kept; another one is begun in its place. \
+         Its replicas are gone until they are filled again; remove it when nobody needs it any more"
+    );
+    for name in PARTS.into_iter().filter(|name| has(name)) {
+        disk.rename(name, &aside(name, number))?;
+    }
+    disk.sync_dir()?;
+    Ok(())
+}
+
+/// A file of a store that has a superblock.
+fn part(disk: &dyn Disk, name: &'static str) -> Result<Arc<dyn DiskFile>, OpenError> {
+    disk.open(name, OpenHow::EXISTING.direct()).map_err(|error| match error {
+        DiskError::NotFound { .. } => {
+            OpenError::Damaged { what: name, at: 0, why: "the file is missing" }
+        }
+        other => OpenError::Disk(other),
+    })
+}
+
+fn open_found(
     disk: &dyn Disk,
     options: &StoreOptions,
     owner: Owner,
@@ -63,11 +114,11 @@ pub(crate) fn open(
         make(disk, options, owner, dice, &names)?;
     }
     let super_file = disk.open(SUPER, OpenHow::EXISTING.direct())?;
-    let journal_file = disk.open(JOURNAL, OpenHow::EXISTING.direct())?;
-    let map_file = disk.open(MAP, OpenHow::EXISTING.direct())?;
-    let data_file = disk.open(DATA, OpenHow::EXISTING.direct())?;
     let mut superblock = read_superblock(&*super_file)?;
     check_owner(&superblock, owner)?;
+    let journal_file = part(disk, JOURNAL)?;
+    let map_file = part(disk, MAP)?;
+    let data_file = part(disk, DATA)?;
     let capacity = slots(options.capacity_bytes)?;
     // Capacity may be raised by configuration, and lowered down to what was ever used.
     superblock.capacity_slots = capacity.max(superblock.slots_used);
@@ -205,15 +256,13 @@ fn make(
     {
         return Err(OpenError::BadSize { what: "journal", bytes: journal_bytes });
     }
-    for name in [JOURNAL, MAP, DATA, SUPER_NEW] {
-        if !names.iter().any(|n| n == name) {
-            continue;
-        }
-        if name == DATA && disk.open(DATA, OpenHow::EXISTING)?.size()? > 0 {
-            let why = "it is missing, but there is data";
-            return Err(OpenError::Damaged { what: "superblock", at: 0, why });
-        }
-        // Left over from an interrupted making.
+    let has = |name: &&str| names.iter().any(|n| n == name);
+    if has(&DATA) && disk.open(DATA, OpenHow::EXISTING)?.size()? > 0 {
+        let why = "it is missing, but there is data";
+        return Err(OpenError::Damaged { what: "superblock", at: 0, why });
+    }
+    // Left over from an interrupted making.
+    for name in [JOURNAL, MAP, DATA, SUPER_NEW].into_iter().filter(has) {
         disk.remove(name)?;
     }
     let journal = disk.open(JOURNAL, OpenHow::CREATE.direct())?;

@@ -123,6 +123,8 @@ pub(crate) struct State {
     /// How far the running apply is, in thousandths.
     pub(crate) progress: u64,
     pub(crate) checkpoint_wanted: bool,
+    /// The slot whose page is verified next, while a verification is under way.
+    pub(crate) verify_at: Option<u32>,
     pub(crate) failed: Option<StoreFailure>,
     /// The handle was dropped: write what was handed over, then end.
     pub(crate) stopping: bool,
@@ -164,6 +166,7 @@ impl Shared {
             applying: false,
             progress: 0,
             checkpoint_wanted: false,
+            verify_at: None,
             failed: None,
             stopping: false,
             finished: false,

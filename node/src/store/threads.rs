@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use ashlar_env::dice::Dice;
 use ashlar_env::disk::{Disk, RealDisk};
@@ -17,6 +18,9 @@ use super::{
     Events, NoSpace, Numbered, OpenError, Opened, Owner, ReadDone, ReadRequest, Reporter, Space,
     StoreEvent, StoreFailure, StoreOptions,
 };
+
+/// Between two parts of a verification, so that it leaves the disk to others: at most 80 MiB/s.
+const VERIFY_PAUSE: Duration = Duration::from_millis(50);
 
 /// A running store. Dropping it writes what was handed over, then stops the threads.
 #[derive(Debug)]
@@ -113,6 +117,13 @@ impl Store {
         self.shared.lock().map.space()
     }
 
+    /// Begins to verify what the store keeps for itself (map, superblock) and to write anew what has
+    /// rotted; nothing happens if that is under way. Blocks are verified by reading them.
+    pub fn verify(&self) {
+        self.shared.lock().verify_at.get_or_insert(0);
+        self.shared.apply_wake.notify();
+    }
+
     /// Journal bytes that wait to be written: the measure of back pressure. A caller that goes on
     /// above a few MiB only grows memory and delays.
     #[must_use]
@@ -187,7 +198,15 @@ fn apply_thread(mut applier: Applier, reporter: &Reporter) {
     loop {
         let mut state = shared.lock();
         while state.job.is_none() && !state.finished && state.failed.is_none() {
-            state = shared.apply_wake.wait(state);
+            if state.verify_at.is_none() {
+                state = shared.apply_wake.wait(state);
+                continue;
+            }
+            drop(state);
+            if let Err(failure) = applier.verify_some() {
+                fail(&shared, reporter, failure);
+            }
+            state = shared.apply_wake.wait_for(shared.lock(), VERIFY_PAUSE).0;
         }
         if state.failed.is_some() || state.job.is_none() {
             return;

@@ -131,6 +131,11 @@ impl Zone {
     /// Starts nodes 1 to `count` and waits until all are registered. `test` keeps the addresses of
     /// tests that run at the same time apart.
     pub fn start(test: u8, count: u32) -> Self {
+        Self::start_with(test, count, "")
+    }
+
+    /// The same with more lines in the nodes' configurations.
+    pub fn start_with(test: u8, count: u32, more: &str) -> Self {
         let control = ControlPlane::start();
         let folder = tempfile::tempdir().unwrap();
         let configs = (1..=count)
@@ -138,7 +143,7 @@ impl Zone {
                 let text = format!(
                     "zone = \"t\"\nnode = {node}\ndata_dir = {:?}\n\
                      primary_address = \"{}\"\nreplication_address = \"{}\"\n\
-                     control = [\"{}\"]\njournal_bytes = {}\ncapacity_bytes = {}\n",
+                     control = [\"{}\"]\njournal_bytes = {}\ncapacity_bytes = {}\n{more}\n",
                     folder.path().join(format!("node-{node}")),
                     free_address(&format!("127.1.{test}.{node}")),
                     free_address(&format!("127.2.{test}.{node}")),
@@ -158,6 +163,11 @@ impl Zone {
             zone.registration(node);
         }
         zone
+    }
+
+    /// The folder of a node's store.
+    pub fn store(&self, node: u32) -> std::path::PathBuf {
+        self.configs[&node].data_dir.join("store")
     }
 
     pub fn config(&self, node: u32) -> &Config {

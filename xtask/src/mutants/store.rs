@@ -189,4 +189,18 @@ pub(super) const MUTANTS: &[Mutant] = &[
         put_in: "let rate = if idle { full } else { full.max(needed) };",
         tests: CORE,
     },
+    Mutant {
+        rule: "a map page that rots is written again before a start needs it",
+        file: "node/src/store/verify.rs",
+        take_out: "            file.write_at(&page, place * as_u64(PAGE))?;\n",
+        put_in: "            let _ = (place, as_u64(PAGE));\n",
+        tests: STORE,
+    },
+    Mutant {
+        rule: "a verification leaves the live journal behind",
+        file: "node/src/store/verify.rs",
+        take_out: "        state.checkpoint_wanted |= done;\n",
+        put_in: "",
+        tests: STORE,
+    },
 ];

@@ -120,17 +120,89 @@ fn doubt_outlives_a_crash_at_every_change() {
     }
 }
 
-#[test]
-fn a_damaged_checkpoint_leaves_no_names_and_is_refused_with_what_to_do() {
+/// Opens with dice of its own: a store that is made now has another id.
+fn open_anew(disk: &MemDisk) -> Result<Parts, OpenError> {
+    let reporter = Reporter(Arc::new(|_| {}));
+    open::open(disk, &SMALL, owner(), &mut SeededDice::new(77), &reporter)
+}
+
+fn bytes_of(disk: &MemDisk, name: &str) -> Option<Vec<u8>> {
+    let file = disk.open(name, OpenHow::EXISTING).ok()?;
+    let mut bytes = vec![0; usize::try_from(file.size().unwrap()).unwrap()];
+    file.read_at(&mut bytes, 0).unwrap();
+    Some(bytes)
+}
+
+const PARTS: [&str; 4] = ["super", "journal", "map", "data"];
+
+/// The files of a store, or of one that was set aside.
+fn files(disk: &MemDisk, ending: &str) -> Vec<Option<Vec<u8>>> {
+    PARTS.map(|name| bytes_of(disk, &format!("{name}{ending}"))).to_vec()
+}
+
+/// Stores that cannot say what they held.
+fn nameless(nth: u32) -> MemDisk {
     let disk = two_replicas();
     let mut rig = Rig::open(&disk);
     rig.checkpoint().unwrap();
-    let tail = rig.parts.applier.superblock.tail;
-    assert!(tail > 0);
-    disk.flip("journal", tail + 30).unwrap();
-    let error = Rig::try_open(&disk, &SMALL).map(|_| ()).unwrap_err();
-    assert!(matches!(error, OpenError::Damaged { what: "journal", .. }), "{error:?}");
-    assert!(error.to_string().contains("Move the folder away, keep it"), "{error}");
+    match nth {
+        0 => {
+            let tail = rig.parts.applier.superblock.tail;
+            assert!(tail > 0);
+            disk.flip("journal", tail + 30).unwrap();
+        }
+        1 => [60, 4096 + 60].iter().for_each(|at| disk.flip("super", *at).unwrap()),
+        2 => disk.remove("super").unwrap(),
+        _ => disk.remove("journal").unwrap(),
+    }
+    disk.sync_dir().unwrap();
+    disk
+}
+
+#[test]
+fn a_store_that_cannot_name_what_it_held_is_kept_aside_and_another_begun() {
+    for nth in 0..4 {
+        let disk = nameless(nth);
+        let before = files(&disk, "");
+        let parts = open_anew(&disk).unwrap();
+        assert!(parts.new && parts.state.is_empty(), "damage {nth}");
+        assert_ne!(parts.superblock.store, Rig::open(&MemDisk::new()).parts.superblock.store);
+        assert!(files(&disk, ".damaged-1") == before, "damage {nth}: something of it is gone");
+        drop(parts);
+        let mut rig = Rig::open(&disk);
+        assert!(!rig.parts.new, "damage {nth}: the new one stays");
+        rig.append([adopt(0, 9, 9), fill(0, 0, 1, 3)]).unwrap();
+        rig.checkpoint().unwrap();
+        // The next one gets the next number.
+        disk.remove("super").unwrap();
+        assert!(open_anew(&disk).unwrap().new);
+        assert!(files(&disk, ".damaged-1") == before, "damage {nth}");
+        assert!(bytes_of(&disk, "data.damaged-2").is_some());
+    }
+}
+
+#[test]
+fn setting_a_store_aside_may_be_cut_off_anywhere() {
+    for nth in 0..4 {
+        let mut stop = 1;
+        loop {
+            let disk = nameless(nth);
+            let before = files(&disk, "");
+            disk.stop_after(stop);
+            let cut = open_anew(&disk).is_err();
+            disk.crash(&mut SeededDice::new(stop));
+            let parts = open_anew(&disk).unwrap();
+            assert!(parts.state.is_empty());
+            let kept = files(&disk, ".damaged-1") == before;
+            assert!(kept, "damage {nth}, change {stop}: something is gone");
+            assert!(bytes_of(&disk, "data.damaged-2").is_none(), "damage {nth}, change {stop}");
+            if !cut {
+                break;
+            }
+            stop += 1;
+        }
+        assert!(stop > 8, "damage {nth}: only {stop} changes");
+    }
 }
 
 #[test]
@@ -232,4 +304,101 @@ fn a_store_of_format_version_1_opens_and_becomes_version_2() {
     assert_eq!(suspects(&rig), [0; 0]);
     assert_eq!(rig.blocks().unwrap().len(), 2);
     assert_eq!(version(None), [2, 2]);
+}
+
+/// Verifies everything and carries out what follows.
+fn verify(rig: &mut Rig) -> Result<(), StoreFailure> {
+    rig.parts.shared.lock().verify_at = Some(0);
+    while rig.parts.shared.lock().verify_at.is_some() {
+        rig.parts.applier.verify_some()?;
+    }
+    rig.settle()
+}
+
+/// Two replicas in the data file, a freed slot, and records behind the checkpoint.
+fn used(disk: &MemDisk) -> Rig {
+    let mut rig = Rig::open(disk);
+    rig.append([fill(2, 0, 1, 1)]).unwrap();
+    rig.checkpoint().unwrap();
+    rig.append([Record::Erase { chunk: chunk(2) }, fill(0, 1, 1, 7)]).unwrap();
+    rig.checkpoint().unwrap();
+    rig.append([fill(1, 3, 1, 5)]).unwrap();
+    rig.settle().unwrap();
+    rig
+}
+
+/// A byte of everything that a start relies on: current pages of the map (of a slot in use, of a
+/// freed one), both superblocks, the checkpoint that replay begins with, a record behind it.
+fn relied_upon(disk: &MemDisk, rig: &Rig) -> Vec<(&'static str, u64)> {
+    let tail = rig.parts.applier.superblock.tail % SMALL.journal_bytes;
+    vec![
+        ("map", map_page(disk, 0, 1) + 200),
+        ("map", map_page(disk, 1, 0) + 9),
+        ("map", map_page(disk, 2, 1) + 50),
+        ("super", 70),
+        ("super", 4096 + 70),
+        ("journal", tail + 120),
+        ("journal", tail + 4096 + 120),
+        ("journal", tail + 2 * 4096 + 7),
+    ]
+}
+
+#[test]
+fn whatever_rots_while_the_store_runs_is_found_by_a_verification_and_written_anew() {
+    for nth in 0..8 {
+        let disk = two_replicas();
+        let mut rig = used(&disk);
+        let expected = rig.blocks().unwrap();
+        let (file, at) = relied_upon(&disk, &rig)[nth];
+        disk.flip(file, at).unwrap();
+        verify(&mut rig).unwrap();
+        let mut rig = Rig::open(&disk);
+        assert_eq!(suspects(&rig), [0; 0], "{file} at {at}");
+        assert!(!rig.parts.state.has_gaps());
+        assert_eq!(rig.blocks().unwrap(), expected, "{file} at {at}");
+        // It goes on as if nothing had been.
+        rig.append([fill(0, 2, 1, 4)]).unwrap();
+        rig.checkpoint().unwrap();
+        assert_eq!(suspects(&Rig::open(&disk)), [0; 0]);
+    }
+}
+
+#[test]
+fn without_a_verification_the_same_damage_shows_at_the_next_start() {
+    let damaged = (0..8).filter(|nth| {
+        let disk = two_replicas();
+        let rig = used(&disk);
+        let (file, at) = relied_upon(&disk, &rig)[*nth];
+        disk.flip(file, at).unwrap();
+        let rig = Rig::open(&disk);
+        rig.parts.new || !suspects(&rig).is_empty()
+    });
+    // One superblock is enough; a freed slot is nobody's; the last group looks like a torn one.
+    assert_eq!(damaged.collect::<Vec<_>>(), [0, 1, 5]);
+}
+
+#[test]
+fn a_verification_may_be_cut_off_anywhere() {
+    let mut stop = 1;
+    loop {
+        let disk = two_replicas();
+        let mut rig = used(&disk);
+        let expected = rig.blocks().unwrap();
+        disk.flip("map", map_page(&disk, 0, 1) + 200).unwrap();
+        disk.flip("super", 70).unwrap();
+        disk.stop_after(stop);
+        let cut = verify(&mut rig).is_err();
+        disk.crash(&mut SeededDice::new(stop));
+        let mut rig = Rig::open(&disk);
+        let marked = suspects(&rig);
+        assert!(marked.is_empty() || (cut && marked == [0]), "change {stop}: {marked:?}");
+        if marked.is_empty() {
+            assert_eq!(rig.blocks().unwrap(), expected, "change {stop}");
+        }
+        if !cut {
+            break;
+        }
+        stop += 1;
+    }
+    assert!(stop > 4, "the verification has only {stop} changes");
 }

@@ -60,20 +60,6 @@ fn one_damaged_superblock_is_survived_and_the_start_number_does_not_go_back() {
         let rig = Rig::open(&disk);
         assert!(rig.parts.superblock.start > start);
     }
-    let disk = groups(1);
-    disk.flip("super", 60).unwrap();
-    disk.flip("super", 4096 + 60).unwrap();
-    assert!(matches!(refused(&disk), OpenError::Damaged { what: "superblock", .. }));
-}
-
-#[test]
-fn a_store_without_its_superblock_is_not_made_anew_over_its_data() {
-    let disk = MemDisk::new();
-    let mut rig = Rig::open(&disk);
-    rig.append([fill(0, 0, 1, 9)]).unwrap();
-    rig.checkpoint().unwrap();
-    disk.remove("super").unwrap();
-    assert!(matches!(refused(&disk), OpenError::Damaged { what: "superblock", .. }));
 }
 
 #[test]
