@@ -17,9 +17,9 @@ use ashlar_env::dice::Dice;
 use ashlar_env::disk::Disk;
 use ashlar_log::LogOptions;
 use bytes::Bytes;
-use raft::prelude::Entry;
+use raft::prelude::{Entry, Message, MessageType};
 use raft::{Config, ProgressState, RawNode, SnapshotStatus, StateRole, Storage};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -114,6 +114,8 @@ pub struct RaftStatus {
     /// For a leader: by member, last entry known to be stored there, and whether it was heard of
     /// within the last election time-out.
     pub members: BTreeMap<u64, (u64, bool)>,
+    /// For a leader: members that lost entries which they had acknowledged to it.
+    pub forgetful: Vec<u64>,
 }
 
 /// What a member remembers, opened and repaired, before it takes part.
@@ -165,6 +167,10 @@ pub struct Driver {
     heard: BTreeMap<u64, usize>,
     /// A tick has passed: what was synced last is to be sealed.
     seal_due: bool,
+    /// Says to the leader that entries are gone which it counts on.
+    confession: Option<Message>,
+    /// As a leader: who has said so.
+    forgetful: BTreeSet<u64>,
 }
 
 impl core::fmt::Debug for Driver {
@@ -214,6 +220,8 @@ impl Driver {
             ticks: 0,
             heard: BTreeMap::new(),
             seal_due: false,
+            confession: None,
+            forgetful: BTreeSet::new(),
         };
         driver.throw_election_dice();
         if driver.voters() == [options.id] {
@@ -269,21 +277,64 @@ impl Driver {
     /// # Errors
     /// Bytes that are no message for this member; nothing has changed then.
     pub fn step(&mut self, peer: u64, bytes: Bytes) -> Result<(), MessageError> {
-        let message = message::decode(self.node.raft.id, peer, bytes)?;
+        let mut message = message::decode(self.node.raft.id, peer, bytes)?;
         self.heard.insert(peer, self.ticks);
-        // A member that trusts nobody's arithmetic: raft-rs panics on a commit index beyond the
-        // log, which only a mistaken peer would send.
+        // raft-rs panics on a commit index beyond the log.
         let known = self.node.raft.raft_log.last_index() + message.entries.len() as u64;
-        if message.get_msg_type() == raft::prelude::MessageType::MsgHeartbeat
-            && message.commit > known
-        {
-            return Err(MessageError::Entries);
+        let beyond = message.get_msg_type() == MessageType::MsgHeartbeat && message.commit > known;
+        let (term, counted_on) = (message.term, message.commit);
+        if beyond {
+            message.commit = self.node.raft.raft_log.committed;
         }
+        self.note_forgetful(&message);
         if let Err(error) = self.node.step(message) {
             tracing::debug!(%error, peer, "raft ignored a message");
         }
+        if beyond {
+            self.confess(peer, term, counted_on);
+        }
         self.throw_election_dice();
         Ok(())
+    }
+
+    /// If the leader counts on entries beyond this log, then this member has acknowledged them and
+    /// lost them: its log is shorter than it was, and looks whole. The leader is told, as if it had
+    /// tried to append there.
+    fn confess(&mut self, leader: u64, term: u64, counted_on: u64) {
+        let raft = &self.node.raft;
+        if term != raft.term || leader != raft.leader_id {
+            return;
+        }
+        let last = raft.raft_log.last_index();
+        tracing::error!(last, counted_on, "the raft log has lost its end; the leader is told");
+        let mut answer = Message::default();
+        answer.set_msg_type(MessageType::MsgAppendResponse);
+        (answer.from, answer.to, answer.term) = (raft.id, leader, term);
+        (answer.index, answer.reject, answer.reject_hint) = (counted_on, true, last);
+        answer.log_term = raft.raft_log.term(last).unwrap_or(0);
+        self.confession = Some(answer);
+    }
+
+    /// A member that refuses, below what it acknowledged in this term, has lost entries since. Raft
+    /// takes such a refusal for an old one and would wait for ever; it is filled again from there.
+    fn note_forgetful(&mut self, message: &Message) {
+        let refused = message.get_msg_type() == MessageType::MsgAppendResponse && message.reject;
+        if !refused || !self.is_leader() || message.term != self.node.raft.term {
+            return;
+        }
+        let Some(progress) = self.node.raft.mut_prs().get_mut(message.from) else { return };
+        let (has, acknowledged) = (message.reject_hint, progress.matched);
+        if has < acknowledged {
+            tracing::error!(
+                member = message.from,
+                has,
+                acknowledged,
+                "a member lost entries that it had acknowledged; it is filled again"
+            );
+            progress.matched = has;
+            progress.become_probe();
+            self.forgetful.insert(message.from);
+        }
     }
 
     /// The way to a member is interrupted.
@@ -345,6 +396,10 @@ impl Driver {
         }
         if std::mem::take(&mut self.seal_due) {
             self.node.mut_store().seal()?;
+        }
+        release(self.confession.take().into_iter().collect(), Vec::new(), out);
+        if !self.is_leader() {
+            self.forgetful.clear();
         }
         Ok(())
     }
@@ -427,11 +482,12 @@ impl Driver {
             committed: raft.raft_log.committed,
             last: raft.store().last_index().unwrap_or(0),
             members,
+            forgetful: self.forgetful.iter().copied().collect(),
         }
     }
 }
 
-fn release(messages: Vec<raft::prelude::Message>, committed: Vec<Entry>, out: &mut Outbox) {
+fn release(messages: Vec<Message>, committed: Vec<Entry>, out: &mut Outbox) {
     out.messages.extend(messages.into_iter().map(|message| (message.to, message::encode(message))));
     out.committed.extend(committed.into_iter().map(|entry| Committed {
         index: entry.index,

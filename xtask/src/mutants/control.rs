@@ -223,4 +223,18 @@ pub(super) const MUTANTS: &[Mutant] = &[
         put_in: "        self.start_after(snapshot);\n        self.log.set_state(&self.remembered.encode())?;\n        self.log.reset(snapshot.index + 1)?;\n        self.entries.clear();\n        self.sync()?;\n        self.files.write(snapshot)",
         tests: RAFT,
     },
+    Mutant {
+        rule: "a leader fills a member again that has lost what it acknowledged",
+        file: "controlplane/raft/src/driver.rs",
+        take_out: "if has < acknowledged {",
+        put_in: "if has < acknowledged && false {",
+        tests: RAFT,
+    },
+    Mutant {
+        rule: "a member tells the leader that entries it counts on are gone",
+        file: "controlplane/raft/src/driver.rs",
+        take_out: "        if beyond {\n            self.confess(peer, term, counted_on);",
+        put_in: "        if beyond && false {\n            self.confess(peer, term, counted_on);",
+        tests: RAFT,
+    },
 ];

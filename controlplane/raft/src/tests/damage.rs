@@ -167,3 +167,34 @@ fn what_waits_for_no_sync_does_not_keep_the_last_vote_and_entry_unsealed() {
     damaged.flip(&name, (seal * PAGE + 50) as u64).unwrap();
     assert_eq!(open(&damaged, &snapshots).unwrap().promises(), whole);
 }
+
+/// A disk that lost its last writes says so to nobody: the log is whole, and shorter than what was
+/// acknowledged. The leader sees it by the answers.
+#[test]
+fn a_member_whose_log_has_lost_its_end_is_noticed_by_the_leader_and_filled_again() {
+    let mut group = Group::new(9);
+    for _ in 0..10 {
+        group.commit();
+    }
+    let victim = (1..=3).find(|id| Some(*id) != group.leader()).unwrap();
+    (0..3).for_each(|_| group.tick());
+    let member = group.members.get_mut(&victim).unwrap();
+    let earlier = (copy(&member.log), copy(&member.snapshots));
+    for _ in 0..4 {
+        group.commit();
+    }
+    (0..3).for_each(|_| group.tick());
+    let leader = group.leader().unwrap();
+    let whole = group.members[&leader].state.clone();
+    let member = group.members.get_mut(&victim).unwrap();
+    member.driver = None;
+    (member.log, member.snapshots) = earlier;
+    group.wire.clear();
+    group.start(victim);
+    group.until("filled again", |group| group.members[&victim].state.len() >= whole.len());
+    assert_eq!(group.members[&victim].state, whole);
+    let status = group.members[&leader].driver.as_ref().unwrap().status();
+    assert!(status.is_leader, "the leader stayed");
+    assert_eq!(status.forgetful, [victim], "and says who has forgotten something");
+    group.commit();
+}

@@ -1,0 +1,160 @@
+//! Power cuts under a member of a control plane on a real file system: what it has committed is
+//! there after one, and it starts again.
+//!
+//! A zone of one member works in a folder on a file system in an image in memory: Raft's log,
+//! snapshots taken every few entries, applied state in sled. At a random moment its process is
+//! stopped, the image as it is then is copied, the copy mounted and a member started on it. What sat in
+//! the page cache is lost. A control whose log is not synced must lose, or the harness shows
+//! nothing.
+//!
+//! Needs the right to mount a loop device; without it the test says so and judges nothing. Four cuts
+//! (ext4 and xfs in turn), 250 with `ASHLAR_NIGHTLY` set.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test"
+)]
+
+mod image;
+mod unsynced;
+
+use ashlar_controlplane::member::{
+    Input, Member, MemberDisks, MemberOptions, Now, Output, SessionKey, TICK_MILLIS,
+};
+use ashlar_env::dice::SeededDice;
+use ashlar_env::disk::{Disk, RealDisk};
+use ashlar_env::meta::{SledOptions, SledStore, SledTuning};
+use ashlar_types::message::cluster::Registration;
+use ashlar_types::{NodeId, StartNumber, StoreId, Time};
+use ashlar_zone_raft::RaftOptions;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use unsynced::Unsynced;
+
+const SUBJECT: &str = "ASHLAR_MEMBER_CUT_SUBJECT";
+const FOLDER: &str = "ASHLAR_MEMBER_CUT_FOLDER";
+
+#[test]
+fn a_member_keeps_what_it_has_committed() {
+    let lost = image::cut_often("member");
+    assert!(lost.is_empty(), "{lost:?}");
+}
+
+#[test]
+fn a_member_whose_log_is_not_synced_loses_something() {
+    let lost = image::cut_often("unsynced");
+    assert!(!lost.is_empty() || !image::is_possible(), "the harness cuts no power");
+}
+
+/// The working process: this test does nothing unless the harness starts it.
+#[test]
+fn writer() {
+    let Some(folder) = std::env::var_os(FOLDER) else { return };
+    let synced = std::env::var(SUBJECT).unwrap() == "member";
+    let mut zone = Zone::open(&PathBuf::from(folder), synced).unwrap();
+    zone.serve();
+    for n in 1.. {
+        zone.register(n);
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "acknowledged {n}").and_then(|()| out.flush()).unwrap();
+    }
+}
+
+/// Whether a member on this folder knows everything up to `acknowledged`.
+fn find(folder: &Path, acknowledged: u32) -> Result<(), String> {
+    let mut zone = Zone::open(folder, true)?;
+    zone.serve();
+    match (1..=acknowledged).find(|n| zone.member.state().node(NodeId(*n)).is_none()) {
+        Some(n) => Err(format!("{n} of {acknowledged} is missing")),
+        None => Ok(()),
+    }
+}
+
+/// A zone of one member, driven by hand.
+struct Zone {
+    member: Member,
+    millis: u64,
+}
+
+impl Zone {
+    fn open(folder: &Path, synced: bool) -> Result<Self, String> {
+        let disk = |name: &str| -> Arc<dyn Disk> {
+            let folder = folder.join(name);
+            std::fs::create_dir_all(&folder).unwrap();
+            let disk = Arc::new(RealDisk::open(&folder).unwrap());
+            if synced { disk } else { Arc::new(Unsynced(disk)) }
+        };
+        let new = !folder.join("log").exists();
+        let options = MemberOptions {
+            zone: "a".parse().unwrap(),
+            raft: RaftOptions {
+                id: 1,
+                voters: vec![1],
+                bootstrap: new,
+                heartbeat_ticks: 2,
+                election_ticks: 10,
+                log: ashlar_log::LogOptions { segment_bytes: 256 << 10, spare_segments: 1 },
+            },
+            addresses: BTreeMap::from([(1, "127.0.0.1:1".to_owned())]),
+            compact_after: 40,
+            keep_entries: 8,
+        };
+        let meta = SledOptions { folder: folder.join("meta"), tuning: SledTuning::default() };
+        let (meta, _) = SledStore::open(&meta).map_err(|error| error.to_string())?;
+        let disks =
+            MemberDisks { log: disk("log"), snapshots: disk("snapshots"), meta: Arc::new(meta) };
+        let dice = || Box::new(SeededDice::system());
+        let member =
+            Member::open(options, disks, dice(), dice()).map_err(|error| error.to_string())?;
+        // The parts of the folder are entries of the folder itself.
+        std::fs::File::open(folder).and_then(|folder| folder.sync_all()).unwrap();
+        Ok(Self { member, millis: 1_000 })
+    }
+
+    fn feed(&mut self, input: Input) -> Vec<Output> {
+        let now = Now { time: Time::from_millis(self.millis), wall_millis: self.millis };
+        let mut out = Vec::new();
+        self.member.handle(now, input, &mut out).unwrap();
+        out
+    }
+
+    fn serve(&mut self) {
+        for _ in 0..1_000 {
+            if self.member.is_serving() {
+                return;
+            }
+            self.millis += TICK_MILLIS;
+            self.feed(Input::Tick);
+        }
+        panic!("the only member never leads");
+    }
+
+    /// Commits that there is a node of this number.
+    fn register(&mut self, n: u32) {
+        let session = SessionKey(n.into());
+        let [_, a, b, c] = n.to_be_bytes();
+        let registration = Registration {
+            version: 1,
+            zone: "a".parse().unwrap(),
+            node: NodeId(n),
+            store: StoreId(n.into()),
+            start: StartNumber(1),
+            primary_address: format!("10.{a}.{b}.{c}:1"),
+            replication_address: format!("10.{a}.{b}.{c}:2"),
+        };
+        self.feed(Input::NodeOpened { session, registration });
+        for _ in 0..100 {
+            if self.member.state().node(NodeId(n)).is_some() {
+                self.feed(Input::NodeClosed { session });
+                return;
+            }
+            self.millis += TICK_MILLIS;
+            self.feed(Input::Tick);
+        }
+        panic!("node {n} is never registered");
+    }
+}
