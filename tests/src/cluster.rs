@@ -205,8 +205,9 @@ impl Cluster {
 
     /// Stops a process from running (SIGSTOP) or lets it go on (SIGCONT).
     pub fn signal(&self, name: &str, signal: Signal) {
-        let pid = wait::until(&format!("{name} to run"), READY_WITHIN, || self.pid(name));
-        kill(pid, signal).expect("send a signal");
+        wait::until(&format!("{name} to run"), READY_WITHIN, || {
+            self.pid(name).filter(|pid| kill(*pid, signal).is_ok())
+        });
     }
 
     /// Stops the cluster as a user does, and checks that it ended well.

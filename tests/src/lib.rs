@@ -15,6 +15,7 @@
 
 pub mod binary;
 pub mod cluster;
+pub mod history;
 pub mod needs;
 pub mod netns;
 pub mod tree;

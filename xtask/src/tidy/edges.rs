@@ -63,7 +63,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "ashlar-bench",
         ],
     ),
-    ("ashlar-tests", &["ashlar-types", "ashlar-proto", "ashlar-client"]),
+    ("ashlar-tests", &["ashlar-types", "ashlar-env", "ashlar-proto", "ashlar-client"]),
     ("xtask", &[]),
 ];
 

@@ -1,0 +1,177 @@
+//! Histories of concurrent reads and writes are linearizable, whatever is killed or stopped.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    reason = "a test ends by a panic and speaks"
+)]
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use ashlar_env::dice::{Dice, SeededDice};
+use ashlar_tests::cluster::Cluster;
+use ashlar_tests::history::{self, Event};
+use ashlar_tests::{needs, sized, wait};
+use nix::sys::signal::Signal;
+
+const BLOCK: usize = 4096;
+/// Few, so that reads and writes meet; spread over the chunks.
+const BLOCKS: u64 = 24;
+/// Blocks from one to the next: four chunks of 64 MiB hold six each.
+const STRIDE: u64 = (4 << 14) / BLOCKS;
+const WORKERS: u64 = 6;
+const WITHIN: Duration = Duration::from_secs(120);
+/// Stops shorter and longer than every time-out: lease 400 ms, silence 1 s, heartbeats 1.5 s.
+const STOPS_MILLIS: [u64; 5] = [60, 300, 700, 1_800, 6_000];
+
+#[repr(align(4096))]
+struct Aligned([u8; BLOCK]);
+
+/// Several threads that read and write, and what they saw.
+struct Workers {
+    stop: Arc<AtomicBool>,
+    count: Arc<AtomicU64>,
+    threads: Vec<JoinHandle<Vec<Event>>>,
+}
+
+impl Workers {
+    fn start(path: &Path, seed: u64) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let count = Arc::new(AtomicU64::new(0));
+        // The last version of each block; whoever holds the lock writes it.
+        let versions: Arc<Vec<Mutex<u64>>> = Arc::new((0..BLOCKS).map(|_| Mutex::new(0)).collect());
+        let threads = (0..WORKERS)
+            .map(|worker| {
+                let (stop, count, versions) = (stop.clone(), count.clone(), versions.clone());
+                let file = open(path);
+                let dice = SeededDice::stream(seed, &format!("worker {worker}"));
+                std::thread::spawn(move || work(&file, dice, &versions, &stop, &count))
+            })
+            .collect();
+        Self { stop, count, threads }
+    }
+
+    fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    fn finish(self) -> Vec<Event> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    }
+}
+
+fn open(path: &Path) -> File {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).custom_flags(libc::O_DIRECT).open(path).unwrap()
+}
+
+fn work(
+    file: &File,
+    mut dice: SeededDice,
+    versions: &[Mutex<u64>],
+    stop: &AtomicBool,
+    count: &AtomicU64,
+) -> Vec<Event> {
+    let mut events = Vec::new();
+    let mut buffer = Box::new(Aligned([0; BLOCK]));
+    while !stop.load(Ordering::Relaxed) {
+        let block = dice.below(BLOCKS);
+        let offset = block * STRIDE * BLOCK as u64;
+        let write = dice.chance(1, 2);
+        let mut turn = None;
+        if write {
+            // Somebody else writes it: take another.
+            let Ok(locked) = versions[usize::try_from(block).unwrap()].try_lock() else { continue };
+            turn = Some(locked);
+        }
+        let began;
+        let version;
+        if let Some(last) = &mut turn {
+            version = **last + 1;
+            for word in buffer.0.chunks_exact_mut(8) {
+                word.copy_from_slice(&(version << 8 | block).to_le_bytes());
+            }
+            began = Instant::now();
+            file.write_all_at(&buffer.0, offset).unwrap();
+            **last = version;
+        } else {
+            began = Instant::now();
+            file.read_exact_at(&mut buffer.0, offset).unwrap();
+            version = version_of(&buffer.0, block);
+        }
+        events.push(Event { block, version, write, began, ended: Instant::now() });
+        count.fetch_add(1, Ordering::Relaxed);
+    }
+    events
+}
+
+/// The version that a block holds: all its words say the same.
+fn version_of(bytes: &[u8; BLOCK], block: u64) -> u64 {
+    let words: Vec<u64> =
+        bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().unwrap())).collect();
+    assert!(words.iter().all(|word| *word == words[0]), "block {block} is torn");
+    assert!(words[0] == 0 || words[0] & 0xff == block, "block {block} holds another's bytes");
+    words[0] >> 8
+}
+
+/// One thing that goes wrong, and heals.
+fn hurt(cluster: &Cluster, dice: &mut SeededDice) -> String {
+    let node = format!("node-{}", 1 + dice.below(4));
+    let leader = cluster.status().and_then(|status| status["leader"].as_u64()).unwrap_or(1);
+    let member = format!("member-{}", if dice.chance(2, 3) { leader } else { 1 + dice.below(3) });
+    let name = if dice.chance(2, 3) { node } else { member };
+    if dice.chance(1, 2) {
+        cluster.kill(&name);
+        return format!("{name} killed");
+    }
+    let millis = STOPS_MILLIS[usize::try_from(dice.below(STOPS_MILLIS.len() as u64)).unwrap()];
+    cluster.signal(&name, Signal::SIGSTOP);
+    // The time is the fault.
+    wait::throughout(Duration::from_millis(millis), || None);
+    cluster.signal(&name, Signal::SIGCONT);
+    format!("{name} stopped for {millis} ms")
+}
+
+#[test]
+fn histories_under_kills_and_stops_are_linearizable() {
+    if !needs::has_all("histories", &[needs::Need::Root, needs::Need::Fuse]) {
+        return;
+    }
+    let seed = std::env::var("ASHLAR_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let mut dice = SeededDice::stream(seed, "faults");
+    let mut cluster = Cluster::start(&["--no-mount"]);
+    cluster.must(&["volume", "create", "blocks", "--size", "256MiB", "--chunk-size", "64MiB"]);
+    cluster.must(&["attach", "blocks"]);
+    let workers = Workers::start(&cluster.fuse_file("blocks"), seed);
+    let mut faults = Vec::new();
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(sized(60, 3_600)) {
+        let before = workers.count();
+        faults.push(hurt(&cluster, &mut dice));
+        wait::until(&format!("requests to go on ({faults:?})"), WITHIN, || {
+            (workers.count() > before + 200).then_some(())
+        });
+        if dice.chance(1, 3) {
+            cluster.wait_whole(WITHIN);
+        }
+    }
+    let events = workers.finish();
+    let violations = history::judge(&events);
+    assert!(violations.is_empty(), "seed {seed}: {violations:?}; {faults:?}");
+    let reads = events.iter().filter(|event| !event.write).count();
+    eprintln!(
+        "histories: seed {seed}, {} faults, {} writes and {reads} reads, all in one order",
+        faults.len(),
+        events.len() - reads
+    );
+    cluster.wait_whole(WITHIN);
+    cluster.must(&["detach", "blocks"]);
+    cluster.stop();
+}
