@@ -23,7 +23,7 @@ mod unsynced;
 use ashlar_controlplane::member::{
     Input, Member, MemberDisks, MemberOptions, Now, Output, SessionKey, TICK_MILLIS,
 };
-use ashlar_env::dice::SeededDice;
+use ashlar_env::dice::{Dice, SeededDice};
 use ashlar_env::disk::{Disk, RealDisk};
 use ashlar_env::meta::{SledOptions, SledStore, SledTuning};
 use ashlar_types::message::cluster::Registration;
@@ -48,6 +48,57 @@ fn a_member_keeps_what_it_has_committed() {
 fn a_member_whose_log_is_not_synced_loses_something() {
     let lost = image::cut_often("unsynced");
     assert!(!lost.is_empty() || !image::is_possible(), "the harness cuts no power");
+}
+
+/// Copies a folder with everything in it.
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// The metadata store is a cache: flipped bits, a cut-off file, nothing left. The log was cut behind
+/// snapshots meanwhile, so that neither alone leads to the state.
+#[test]
+fn a_member_rebuilds_a_damaged_metadata_store_from_snapshot_and_log() {
+    const NODES: u32 = 130;
+    let dir = tempfile::tempdir().unwrap();
+    let whole = dir.path().join("whole");
+    std::fs::create_dir(&whole).unwrap();
+    let mut zone = Zone::open(&whole, true).unwrap();
+    zone.serve();
+    (1..=NODES).for_each(|n| zone.register(n));
+    zone.member.close().unwrap();
+    drop(zone);
+    let flips = if std::env::var_os("ASHLAR_NIGHTLY").is_some() { 200 } else { 12 };
+    let mut dice = SeededDice::new(12);
+    for case in 0..flips + 2 {
+        let folder = dir.path().join(format!("case {case}"));
+        copy_folder(&whole, &folder);
+        let meta = folder.join("meta");
+        let mut bytes = std::fs::read(meta.join("db")).unwrap();
+        match case {
+            0 => std::fs::remove_dir_all(&meta).unwrap(),
+            1 => bytes.truncate(bytes.len() / 2),
+            _ => {
+                let used = bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+                let at = usize::try_from(dice.below(used as u64)).unwrap();
+                *bytes.get_mut(at).unwrap() ^= 1 << dice.below(8);
+            }
+        }
+        if case > 0 {
+            std::fs::write(meta.join("db"), &bytes).unwrap();
+        }
+        assert_eq!(find(&folder, NODES), Ok(()), "case {case}");
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 }
 
 /// The working process: this test does nothing unless the harness starts it.
