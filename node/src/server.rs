@@ -214,6 +214,10 @@ impl Storage for Store {
         Self::append(self, records)
     }
 
+    fn append_before_erasure(&mut self, records: &mut Vec<Numbered>) -> Result<(), NoSpace> {
+        Self::append_before_erasure(self, records)
+    }
+
     fn read(&mut self, requests: Vec<ReadRequest>) -> Vec<ReadDone> {
         Self::read(self, requests)
     }

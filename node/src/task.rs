@@ -15,10 +15,10 @@ use crate::net::NetEvent;
 use crate::net::table::Table;
 use crate::store::{NoSpace, Numbered, ReadDone, ReadRequest, Space, StoreFailure};
 use ashlar_env::clock::Clock;
-use ashlar_node_core::{Alarm, Effect, Input, NodeCore, Outbox, ReadTicket};
+use ashlar_node_core::{Alarm, Effect, Input, NodeCore, Outbox, ReadTicket, Record};
 use ashlar_proto::v1;
 use ashlar_types::message::cluster::{ControlDown, ControlUp};
-use ashlar_types::{ChunkId, Time};
+use ashlar_types::{BlockData, ChunkId, Time};
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::future::Future;
@@ -45,6 +45,12 @@ pub(crate) trait Storage: Send + fmt::Debug {
     /// # Errors
     /// No space; `records` is as before.
     fn append(&mut self, records: &mut Vec<Numbered>) -> Result<(), NoSpace>;
+
+    /// The same for records that an erasure waits behind: what is kept back is for them.
+    ///
+    /// # Errors
+    /// As [`Storage::append`].
+    fn append_before_erasure(&mut self, records: &mut Vec<Numbered>) -> Result<(), NoSpace>;
 
     /// Reads; gives what can be answered at once, the rest comes through the mailbox.
     fn read(&mut self, requests: Vec<ReadRequest>) -> Vec<ReadDone>;
@@ -101,6 +107,18 @@ struct Full {
     records: VecDeque<Numbered>,
     chunks: BTreeSet<ChunkId>,
     reads: Vec<ReadRequest>,
+}
+
+impl Full {
+    /// A replica is erased by what comes next: the content that waits for it needs no room. It is
+    /// named by no configuration any more, so nobody rests on what it acknowledges meanwhile.
+    fn forget_content(&mut self, chunk: ChunkId) {
+        for (_, record) in self.records.iter_mut().filter(|(_, record)| record.chunk() == chunk) {
+            if let Record::Write { data, .. } | Record::Fill { data, .. } = record {
+                *data = BlockData::holes(data.range);
+            }
+        }
+    }
 }
 
 impl<S: Storage> Machine<S> {
@@ -234,7 +252,12 @@ impl<S: Storage> Machine<S> {
         }
         // The order of records is fixed, so all of them wait behind the one that finds no room.
         self.full.chunks.extend(self.records.iter().map(|(_, record)| record.chunk()));
-        self.full.records.extend(self.records.drain(..));
+        for (seq, record) in self.records.drain(..) {
+            if let Record::Erase { chunk } = &record {
+                self.full.forget_content(*chunk);
+            }
+            self.full.records.push_back((seq, record));
+        }
         self.retry_full();
     }
 
@@ -246,7 +269,13 @@ impl<S: Storage> Machine<S> {
         let mut one = Vec::with_capacity(1);
         while let Some(record) = self.full.records.pop_front() {
             one.push(record);
-            if self.store.append(&mut one).is_err() {
+            let frees = |(_, record): &Numbered| matches!(record, Record::Erase { .. });
+            let taken = if one.iter().chain(&self.full.records).any(frees) {
+                self.store.append_before_erasure(&mut one)
+            } else {
+                self.store.append(&mut one)
+            };
+            if taken.is_err() {
                 self.full.records.extend(one.drain(..));
                 self.full.records.rotate_right(1);
                 return;

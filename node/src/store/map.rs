@@ -18,6 +18,11 @@ use super::format::{crc_of, stored_crc};
 use super::rot::{self, Rotten};
 use super::{OpenError, Space};
 
+/// Most slots that are kept back, so that an erasure can free space although writes wait for some:
+/// records keep their order, so these writes must be taken first. As much as one chunk may have in
+/// flight.
+const KEPT_SLOTS_MAX: u32 = 64;
+
 /// A slot in use.
 #[derive(Clone, Debug)]
 pub(crate) struct Mapped {
@@ -266,10 +271,11 @@ impl SlotMap {
         self.reserved = reserved;
     }
 
-    /// Slots that can still be reserved.
-    pub(crate) fn room(&self) -> u32 {
+    /// Slots that can still be reserved; the last ones only for what an erasure waits behind.
+    pub(crate) fn room(&self, before_erasure: bool) -> u32 {
         let space = self.space();
-        space.total_slots.saturating_sub(space.used_slots)
+        let kept = if before_erasure { 0 } else { (self.capacity / 16).min(KEPT_SLOTS_MAX) };
+        space.total_slots.saturating_sub(space.used_slots).saturating_sub(kept)
     }
 
     /// Slots the data file must have for everything given out, promised, and `more`.

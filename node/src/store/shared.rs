@@ -191,7 +191,11 @@ impl Shared {
     }
 
     /// Hands records over: readable at once, durable later. All or none.
-    pub(crate) fn append(&self, records: &mut Vec<Numbered>) -> Result<(), NoSpace> {
+    pub(crate) fn append(
+        &self,
+        records: &mut Vec<Numbered>,
+        before_erasure: bool,
+    ) -> Result<(), NoSpace> {
         let mut state = self.lock();
         let state = &mut *state;
         if state.failed.is_some() {
@@ -199,7 +203,7 @@ impl Shared {
             records.clear();
             return Ok(());
         }
-        if let Err(full) = self.reserve(state, records) {
+        if let Err(full) = self.reserve(state, records, before_erasure) {
             // A checkpoint frees what was erased or zeroed since the last one, if anything was.
             state.checkpoint_wanted |= state.periods.iter().any(|p| !p.layer.chunks.is_empty());
             self.journal_wake.notify();
@@ -230,7 +234,12 @@ impl Shared {
     }
 
     /// Reserves the slots that the records need and grows the data file for them.
-    fn reserve(&self, state: &mut State, records: &[Numbered]) -> Result<(), NoSpace> {
+    fn reserve(
+        &self,
+        state: &mut State,
+        records: &[Numbered],
+        before_erasure: bool,
+    ) -> Result<(), NoSpace> {
         let mut new = BTreeSet::new();
         for (_, record) in records {
             let Some(content) = record.content() else { continue };
@@ -244,7 +253,7 @@ impl Shared {
         if new.is_empty() {
             return Ok(());
         }
-        let (needed, room) = (super::format::as_u32(new.len()), state.map.room());
+        let (needed, room) = (super::format::as_u32(new.len()), state.map.room(before_erasure));
         let full = NoSpace { needed, room };
         if needed > room {
             return Err(full);

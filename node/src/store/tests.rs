@@ -142,7 +142,7 @@ impl Rig {
         let mut numbered: Vec<_> =
             (self.next..).zip(records).map(|(seq, record)| (JournalSeq(seq), record)).collect();
         let count = numbered.len() as u64;
-        self.parts.shared.append(&mut numbered)?;
+        self.parts.shared.append(&mut numbered, false)?;
         self.next += count;
         Ok(())
     }

@@ -83,7 +83,15 @@ impl Store {
     /// # Errors
     /// [`NoSpace`]: nothing was taken, `records` is as before. Otherwise it is empty.
     pub fn append(&self, records: &mut Vec<Numbered>) -> Result<(), NoSpace> {
-        if records.is_empty() { Ok(()) } else { self.shared.append(records) }
+        if records.is_empty() { Ok(()) } else { self.shared.append(records, false) }
+    }
+
+    /// The same for records that an erasure waits behind: they may use what is kept back for them.
+    ///
+    /// # Errors
+    /// As [`Store::append`].
+    pub fn append_before_erasure(&self, records: &mut Vec<Numbered>) -> Result<(), NoSpace> {
+        if records.is_empty() { Ok(()) } else { self.shared.append(records, true) }
     }
 
     /// Starts reads, which see every record appended before. What memory alone can answer is

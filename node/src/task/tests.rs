@@ -19,6 +19,9 @@ use std::net::{IpAddr, Ipv4Addr};
 #[derive(Debug, Default)]
 struct Scripted {
     full: bool,
+    /// Blocks that it takes for what an erasure waits behind.
+    kept: usize,
+    contents: Vec<(ChunkId, usize)>,
     taken: Vec<JournalSeq>,
     writes: usize,
     reads: Vec<ReadRequest>,
@@ -31,10 +34,26 @@ impl Storage for Scripted {
             return Err(NoSpace { needed: 1, room: 0 });
         }
         for (seq, record) in records.drain(..) {
+            if let Some(data) = record.content() {
+                self.contents.push((record.chunk(), data.data_blocks()));
+            }
             self.taken.push(seq);
             self.writes += usize::from(matches!(record, Record::Write { .. }));
         }
         Ok(())
+    }
+
+    fn append_before_erasure(&mut self, records: &mut Vec<Numbered>) -> Result<(), NoSpace> {
+        let blocks: usize =
+            records.iter().filter_map(|(_, r)| r.content()).map(BlockData::data_blocks).sum();
+        if blocks > self.kept {
+            return Err(NoSpace { needed: 1, room: 0 });
+        }
+        self.kept -= blocks;
+        let full = std::mem::take(&mut self.full);
+        let taken = self.append(records);
+        self.full = full;
+        taken
     }
 
     fn read(&mut self, requests: Vec<ReadRequest>) -> Vec<ReadDone> {
@@ -159,6 +178,25 @@ fn a_full_store_keeps_the_order_of_records_and_holds_reads_of_their_chunks() {
     let taken: Vec<u64> = rig.machine.store.taken.iter().map(|seq| seq.0).collect();
     let in_order: Vec<u64> = (1..).take(taken.len()).collect();
     assert_eq!(taken, in_order, "no record is left out or overtaken");
+}
+
+#[test]
+fn an_erasure_gets_through_a_full_store_with_what_is_kept_for_it() {
+    let mut rig = Rig::new();
+    rig.machine.store.full = true;
+    rig.machine.store.kept = 1;
+    rig.write(1);
+    rig.write(0);
+    rig.write(0);
+    rig.machine.round();
+    assert_eq!(rig.machine.store.writes, 0, "what is kept is not for writes alone");
+    rig.machine.on_control(ControlEvent::Down(ControlDown::Erase(vec![(chunk(0), ME)])));
+    rig.machine.round();
+    assert!(rig.machine.full.records.is_empty(), "the erasure still waits");
+    // In order: what the other chunk wrote, and nothing but holes of the one that is erased.
+    assert_eq!(rig.machine.store.contents, [(chunk(1), 1), (chunk(0), 0), (chunk(0), 0)]);
+    let taken: Vec<u64> = rig.machine.store.taken.iter().map(|seq| seq.0).collect();
+    assert_eq!(taken, (1..).take(taken.len()).collect::<Vec<u64>>());
 }
 
 #[tokio::test]

@@ -203,4 +203,18 @@ pub(super) const MUTANTS: &[Mutant] = &[
         put_in: "",
         tests: STORE,
     },
+    Mutant {
+        rule: "slots are kept back for what an erasure waits behind",
+        file: "node/src/store/map.rs",
+        take_out: "let kept = if before_erasure { 0 } else",
+        put_in: "let kept = if before_erasure || true { 0 } else",
+        tests: STORE,
+    },
+    Mutant {
+        rule: "content that an erasure follows needs no room",
+        file: "node/src/task.rs",
+        take_out: "self.full.forget_content(*chunk);",
+        put_in: "let _ = chunk;",
+        tests: &["-p", "ashlar-node", "--lib", "task::"],
+    },
 ];

@@ -147,6 +147,29 @@ fn a_full_store_refuses_data_whole_and_still_takes_zeroes_and_erasure() {
 }
 
 #[test]
+fn the_last_slots_are_kept_for_what_an_erasure_waits_behind() {
+    let options = StoreOptions { capacity_bytes: 32 << 20, ..SMALL };
+    let disk = MemDisk::new();
+    let mut rig = Rig::try_open(&disk, &options).unwrap();
+    let slot = |nth: u32| fill(nth / 4, nth % 4 * 256, 1, 1);
+    rig.append((0..30).map(slot)).unwrap();
+    assert_eq!(rig.append([slot(30)]), Err(NoSpace { needed: 1, room: 0 }));
+    let mut records = vec![
+        (JournalSeq(rig.next), slot(30)),
+        (JournalSeq(rig.next + 1), slot(31)),
+        (JournalSeq(rig.next + 2), Record::Erase { chunk: chunk(0) }),
+    ];
+    rig.parts.shared.append(&mut records, true).unwrap();
+    rig.next += 3;
+    let more = &mut vec![(JournalSeq(rig.next), slot(32))];
+    assert_eq!(rig.parts.shared.append(more, true), Err(NoSpace { needed: 1, room: 0 }));
+    rig.checkpoint().unwrap();
+    // Four slots are free again, and two of them are kept back.
+    rig.append([slot(32), slot(33)]).unwrap();
+    assert!(rig.append([slot(34)]).is_err());
+}
+
+#[test]
 fn a_full_file_system_is_said_at_once_and_not_at_the_checkpoint() {
     let disk = MemDisk::new();
     let mut rig = Rig::open(&disk);
