@@ -5,6 +5,8 @@
 //!   contact: dead at once. A port that refuses says that the process is gone, not slow.
 //! - Heartbeats stopped for 1.5 s: the peers vote; each that is itself fresh has a voice, the
 //!   control plane is one more that does not see the node. A tie keeps the node.
+//!   Peers that have only just come to this leader are heard first: after a change of leaders the
+//!   first one to come would otherwise outlive all others.
 //! - Until it has listened for two heartbeats, a leader declares nobody dead.
 
 use crate::observe::{HEARTBEAT_TIMEOUT, Observations, SILENT_VOTE_MILLIS, is_down};
@@ -68,6 +70,8 @@ pub struct Votes {
     pub down: u32,
     /// Of these: both its ports refuse.
     pub refused: u32,
+    /// Peers that have come to this leader and have not sent a heartbeat since.
+    pub unheard: u32,
 }
 
 /// Verdicts about all nodes of a zone.
@@ -104,7 +108,10 @@ pub fn votes(
         if voter == about || Some(voter) == without || !is_fresh(now, voter, seen) {
             continue;
         }
-        let Some(evidence) = seen.node(voter).and_then(|view| view.evidence_about(about)) else {
+        let Some(view) = seen.node(voter) else { continue };
+        let Some(evidence) = view.evidence_about(about) else {
+            let heard = view.last_beat.is_some_and(|at| at >= view.connection_changed);
+            votes.unheard += u32::from(!heard);
             continue;
         };
         let paths = [evidence.primary_net, evidence.replication_net];
@@ -140,6 +147,10 @@ fn judge(now: Time, node: NodeId, state: &ZoneState, seen: &Observations) -> Ver
     }
     if votes.up > votes.down {
         let cause = format!("no heartbeat for {millis} ms, but {} peers reach it", votes.up);
+        return Verdict::Unknown { cause };
+    }
+    if votes.up + votes.unheard > votes.down {
+        let cause = format!("no heartbeat for {millis} ms; {} peers are not heard", votes.unheard);
         return Verdict::Unknown { cause };
     }
     Verdict::Dead { cause: format!("no heartbeat for {millis} ms, and most peers agree") }

@@ -140,6 +140,13 @@ pub(super) const MUTANTS: &[Mutant] = &[
         tests: CORE,
     },
     Mutant {
+        rule: "peers that have just come to a leader are heard before it judges",
+        file: "controlplane/core/src/verdict.rs",
+        take_out: "votes.unheard += u32::from(!heard);",
+        put_in: "votes.unheard += u32::from(!heard && false);",
+        tests: CORE,
+    },
+    Mutant {
         rule: "an attachment waits for its adoption in every chunk",
         file: "controlplane/core/src/describe.rs",
         take_out: ".filter(|config| !adopted(config))",

@@ -140,6 +140,23 @@ fn a_new_leader_listens_for_two_heartbeats_before_it_judges() {
 }
 
 #[test]
+fn peers_that_have_just_come_to_a_new_leader_are_heard_before_the_others_are_dead() {
+    let mut zone = Zone::with_volume();
+    // All nodes still hold on to the former leader, which stands still.
+    zone.seen = Observations::new(zone.now);
+    zone.beating.clear();
+    zone.run(2_500);
+    zone.seen.on_connected(zone.now, NodeId(2));
+    assert_eq!(elected(&zone.plan()), 0, "the first to come has not said whom it sees");
+    zone.beating.insert(2);
+    zone.beat();
+    assert_eq!(elected(&zone.plan()), 0, "it sees them all");
+    zone.down.extend([1, 3, 4].map(|node| (2, node, PathState::Silent { millis: 2_000 })));
+    zone.beat();
+    assert!(elected(&zone.plan()) > 0, "it sees none of them");
+}
+
+#[test]
 fn a_leader_that_stood_still_listens_again() {
     let mut zone = Zone::with_volume();
     zone.stop(1);
