@@ -101,7 +101,10 @@ impl Space {
         let mut rejected = self.unusable.clone();
         for (node, free) in &self.free {
             if not.contains(node) {
-                rejected.push(Rejected { node: *node, why: "holds a replica of the chunk".into() });
+                rejected.push(Rejected {
+                    node: *node,
+                    why: "holds a replica of the chunk, or its primary does not reach it".into(),
+                });
             } else if *free < bytes {
                 let why = format!("{free} bytes free, {bytes} needed for the next chunk");
                 rejected.push(Rejected { node: *node, why });

@@ -289,6 +289,18 @@ impl Judge<'_> {
         accuses && voices(primary, secondary) > voices(secondary, primary)
     }
 
+    /// Nodes that a primary itself sees on neither network: it could not fill them, and would ask
+    /// for their removal at once.
+    fn unreached_by(&self, primary: NodeId) -> impl Iterator<Item = NodeId> + '_ {
+        let evidence = self.seen.node(primary).map(|view| view.evidence.as_slice());
+        let down = |path| is_down(path, SILENT_DOUBT_MILLIS);
+        evidence
+            .unwrap_or_default()
+            .iter()
+            .filter(move |peer| down(peer.primary_net) && down(peer.replication_net))
+            .map(|peer| peer.node)
+    }
+
     fn seek(&mut self, config: &ChunkConfig) -> Result<NodeId, String> {
         let filled = config.in_sync.len() + config.learners.len();
         if filled >= usize::from(config.copies_wanted) {
@@ -296,18 +308,18 @@ impl Judge<'_> {
         }
         // A node that still has to erase an older replica of the chunk holds one too.
         let erasing = self.state.erasures().filter(|(chunk, _)| *chunk == config.chunk);
-        let holders: Vec<NodeId> = config
+        let holders = config
             .replicas()
             .chain(erasing.map(|(_, replica)| replica))
-            .map(|replica| replica.node)
-            .collect();
+            .map(|replica| replica.node);
+        let not: Vec<NodeId> = holders.chain(self.unreached_by(config.primary.node)).collect();
         let volume = self.state.volume(config.chunk.volume);
         let bytes =
             volume.map_or(0, |volume| ZoneState::chunk_bytes(volume.geometry, config.chunk.index));
-        self.space.take_one(bytes, &holders).ok_or_else(|| {
+        self.space.take_one(bytes, &not).ok_or_else(|| {
             let reasons: Vec<String> = self
                 .space
-                .rejected(bytes, &holders)
+                .rejected(bytes, &not)
                 .iter()
                 .map(|rejected| format!("{}: {}", rejected.node, rejected.why))
                 .collect();

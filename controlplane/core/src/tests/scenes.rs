@@ -157,6 +157,27 @@ fn peers_that_have_just_come_to_a_new_leader_are_heard_before_the_others_are_dea
 }
 
 #[test]
+fn a_node_that_the_primary_does_not_reach_is_no_new_home() {
+    let mut zone = Zone::with_volume();
+    let primary = zone.config(0).primary.node.0;
+    let replica = zone.config(0).secondaries().next().unwrap();
+    let away = (1..=4).find(|node| zone.config(0).replicas().all(|r| r.node.0 != *node)).unwrap();
+    zone.stop(replica.node.0);
+    zone.probe(replica.node.0, REFUSED);
+    zone.propose(0, Change::RemoveSecondary { replica, reason: RemovalReason::Refused });
+    zone.carry_out();
+    zone.down.push((primary, away, PathState::Silent { millis: 2_000 }));
+    zone.beat();
+    zone.propose(0, Change::SeekLearner);
+    let plan = zone.plan();
+    assert!(plan.changes.is_empty(), "{:?}", plan.changes);
+    zone.down.clear();
+    zone.beat();
+    zone.propose(0, Change::SeekLearner);
+    assert_eq!(zone.plan().changes.len(), 1);
+}
+
+#[test]
 fn a_leader_that_stood_still_listens_again() {
     let mut zone = Zone::with_volume();
     zone.stop(1);
