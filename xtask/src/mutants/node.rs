@@ -222,4 +222,11 @@ pub(super) const MUTANTS: &[Mutant] = &[
         put_in: "self.replicas.values().map(encode).chain(erased.take(0))",
         tests: NODE_RULES,
     },
+    Mutant {
+        rule: "searches for a new home are bounded",
+        file: "node/core/src/primary/propose.rs",
+        take_out: "now >= self.search_at && !used_up",
+        put_in: "now >= self.next_at || used_up",
+        tests: NODE_RULES,
+    },
 ];

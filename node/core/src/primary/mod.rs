@@ -31,7 +31,8 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use ashlar_types::message::data::{DataMessage, History, NotReady, PeerRefusal, Refusal, Stamp};
 use ashlar_types::{
-    BlockData, BlockRange, ChunkConfig, Lsn, NodeId, ReplicaId, RequestId, StartNumber, Term, Time,
+    BlockData, BlockRange, ChunkConfig, Lsn, NodeId, ReplicaId, RequestId, StartNumber,
+    Term, Time,
 };
 use core::time::Duration;
 
@@ -456,6 +457,7 @@ impl Primary {
         durable: &mut ReplicaDurable,
         context: &mut Context<'_>,
     ) {
+        self.proposals.peer_returned(context.now);
         let Some(at) = self.followers.iter().position(|f| f.replica.node == node) else { return };
         self.restart_lost_fill(at, durable, context);
         if let Some(follower) = self.followers.get_mut(at) {

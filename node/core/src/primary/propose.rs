@@ -2,26 +2,79 @@
 //!
 //! Order of urgency: a secondary that does not answer (writes wait for it), a learner that does
 //! not answer, a promotion whose outcome is unknown, copies that are missing. A proposal that
-//! brings no later epoch is made again after a while: its time-out decides nothing.
+//! brings no later epoch is made again after a while: its time-out decides nothing. Only a search
+//! for a new home waits longer each time, and is bounded (section 7): searches that find no space
+//! were what brought a whole region down.
 
 use super::{Follower, Primary};
 use crate::context::Context;
 use crate::durable::ReplicaDurable;
 use crate::outbox::Effect;
+use alloc::collections::VecDeque;
 use alloc::vec;
 use ashlar_types::Time;
+use ashlar_types::backoff::{Backoff, BackoffPolicy};
 use ashlar_types::message::cluster::{Change, ControlUp, Proposal, RemovalReason};
+use core::time::Duration;
+
+/// How searches for a new home that bring nothing follow each other (section 7).
+const SEARCH: BackoffPolicy =
+    BackoffPolicy { first: Duration::from_millis(100), max: Duration::from_secs(60) };
+/// Most searches of a chunk within [`SEARCHES_WITHIN`], whatever the dice say.
+const SEARCHES_MAX: usize = 12;
+const SEARCHES_WITHIN: Duration = Duration::from_secs(60);
 
 /// When to propose.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Proposals {
     next_at: Time,
     degraded_since: Option<Time>,
+    search: Backoff,
+    search_at: Time,
+    /// The last searches, oldest first.
+    searches: VecDeque<Time>,
+}
+
+impl Default for Proposals {
+    fn default() -> Self {
+        Self {
+            next_at: Time::ZERO,
+            degraded_since: None,
+            search: Backoff::new(SEARCH),
+            search_at: Time::ZERO,
+            searches: VecDeque::new(),
+        }
+    }
 }
 
 impl Proposals {
     pub(super) fn epoch_changed(&mut self, now: Time) {
         self.next_at = now;
+    }
+
+    /// A node can be reached again: it may have room. A later epoch alone
+    /// tells nothing, or a learner that is added and cannot be reached would start the search anew
+    /// each time.
+    pub(super) fn peer_returned(&mut self, now: Time) {
+        self.search.reset();
+        self.search_at = now;
+    }
+
+    fn may_search(&self, now: Time) -> bool {
+        let used_up = self.searches.len() >= SEARCHES_MAX
+            && self.searches.front().is_some_and(|at| now.since(*at) <= SEARCHES_WITHIN);
+        now >= self.search_at && !used_up
+    }
+
+    /// A search is proposed. Cores have no dice: the moment to the nanosecond and the chunk spread
+    /// the waits of the many chunks that lost a copy together.
+    fn searched(&mut self, now: Time, salt: u64, retry: Duration) {
+        self.searches.push_back(now);
+        if self.searches.len() > SEARCHES_MAX {
+            self.searches.pop_front();
+        }
+        let mixed = (now.as_nanos() ^ salt.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.search_at = now + self.search.next_wait(mixed ^ (mixed >> 29)).max(retry);
     }
 }
 
@@ -38,6 +91,10 @@ impl Primary {
             self.proposals.next_at = context.now + context.timing.retry;
             let config = &durable.config;
             let (chunk, epoch, proposer) = (config.chunk, config.epoch, durable.replica);
+            if change == Change::SeekLearner {
+                let salt = u64::from(chunk.index.0) ^ u64::from(context.me.node.0).rotate_left(16);
+                self.proposals.searched(context.now, salt, context.timing.retry);
+            }
             let proposal = Proposal { chunk, epoch, proposer, change };
             context.out.push(Effect::Control(ControlUp::Propose(vec![proposal])));
         } else if durable.proposal.is_some() {
@@ -49,8 +106,12 @@ impl Primary {
     fn note_degraded(&mut self, durable: &ReplicaDurable, now: Time) {
         let config = &durable.config;
         let whole = config.in_sync.len() >= usize::from(config.copies_wanted);
-        self.proposals.degraded_since =
-            if whole { None } else { self.proposals.degraded_since.or(Some(now)) };
+        if whole {
+            self.proposals.degraded_since = None;
+            self.proposals.search.reset();
+        } else {
+            self.proposals.degraded_since.get_or_insert(now);
+        }
     }
 
     fn wanted_change(&self, durable: &ReplicaDurable, context: &Context<'_>) -> Option<Change> {
@@ -92,7 +153,8 @@ impl Primary {
             .proposals
             .degraded_since
             .is_some_and(|since| context.now.since(since) >= context.timing.readopt_window);
-        (urgent || waited || config.stale.is_empty()).then_some(Change::SeekLearner)
+        let wanted = urgent || waited || config.stale.is_empty();
+        (wanted && self.proposals.may_search(context.now)).then_some(Change::SeekLearner)
     }
 }
 
