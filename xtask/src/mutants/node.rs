@@ -229,4 +229,11 @@ pub(super) const MUTANTS: &[Mutant] = &[
         put_in: "now >= self.next_at || used_up",
         tests: NODE_RULES,
     },
+    Mutant {
+        rule: "nothing is acknowledged to a client whose attachment has ended",
+        file: "node/core/src/primary/fence.rs",
+        take_out: "if config.generation <= self.generation {",
+        put_in: "if config.generation >= self.generation {",
+        tests: NODE_RULES,
+    },
 ];

@@ -15,6 +15,7 @@
 //!
 //! Does not decide who is primary, and removes or adds nobody: it proposes (`propose.rs`).
 
+mod fence;
 mod fill;
 mod opening;
 mod propose;
@@ -31,7 +32,7 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use ashlar_types::message::data::{DataMessage, History, NotReady, PeerRefusal, Refusal, Stamp};
 use ashlar_types::{
-    BlockData, BlockRange, ChunkConfig, Lsn, NodeId, ReplicaId, RequestId, StartNumber,
+    BlockData, BlockRange, ChunkConfig, Generation, Lsn, NodeId, ReplicaId, RequestId, StartNumber,
     Term, Time,
 };
 use core::time::Duration;
@@ -122,6 +123,8 @@ impl Request {
 #[derive(Debug)]
 pub(crate) struct Primary {
     term: Term,
+    /// The attachment whose writes may be acknowledged.
+    generation: Generation,
     phase: Phase,
     /// Until then a former primary may hold a lease that this replica's node gave.
     lease_ends: Time,
@@ -156,6 +159,7 @@ impl Primary {
         let term = Term { elected: durable.config.elected, start: context.me.start };
         let mut primary = Self {
             term,
+            generation: durable.config.generation,
             phase: Phase::Collecting { asked_at: context.now },
             lease_ends,
             followers: Vec::new(),
@@ -193,6 +197,7 @@ impl Primary {
 
     /// The configuration has changed and this replica is still its primary.
     pub(crate) fn reconfigured(&mut self, durable: &mut ReplicaDurable, context: &mut Context<'_>) {
+        self.end_former_attachment(&durable.config, context);
         self.match_followers(&durable.config, context);
         self.proposals.epoch_changed(context.now);
         let config = Box::new(durable.config.clone());
