@@ -1,18 +1,14 @@
 //! The client of the simulation: the real volume core under a random workload.
 
 use crate::judge::Judge;
+use crate::scenario::Load;
 use ashlar_client_core::{
-    Done, Effect, Input, OpError, OpId, Outbox, Payload, Request, VolumeCore, VolumeSettings,
+    Done, Effect, Fence, Input, OpError, OpId, Outbox, Payload, Request, VolumeCore, VolumeSettings,
 };
 use ashlar_env::dice::{Dice, SeededDice};
-use ashlar_types::{BLOCK_SIZE, ChunkConfig, Generation, Time};
+use ashlar_types::{BLOCK_SIZE, ChunkConfig, Generation, SessionId, Time};
 use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
-
-/// Requests that the workload keeps in progress.
-const DEPTH_MAX: usize = 12;
-/// Blocks of the largest request: crosses chunk borders now and then.
-const BLOCKS_MAX: u64 = 5;
 
 #[derive(Debug)]
 enum Pending {
@@ -26,7 +22,8 @@ enum Pending {
 pub(crate) struct SimClient {
     core: VolumeCore,
     dice: SeededDice,
-    generation: Generation,
+    settings: VolumeSettings,
+    load: Load,
     blocks: u64,
     chunk_blocks: u64,
     pending: BTreeMap<OpId, Pending>,
@@ -37,19 +34,28 @@ pub(crate) struct SimClient {
     zeroed: BTreeMap<u64, Vec<u64>>,
     /// Stops submitting.
     pub(crate) resting: bool,
+    /// The volume is being taken from it: it may be told so.
+    pub(crate) may_be_fenced: bool,
+    fenced: bool,
 }
 
 impl SimClient {
-    pub(crate) fn new(settings: VolumeSettings, configs: Vec<ChunkConfig>, seed: u64) -> Self {
+    pub(crate) fn new(
+        settings: VolumeSettings,
+        configs: Vec<ChunkConfig>,
+        load: Load,
+        seed: u64,
+    ) -> Self {
         let blocks = settings.geometry.size_bytes() / BLOCK_SIZE as u64;
         let chunk_blocks = u64::from(settings.geometry.chunk_blocks());
-        let generation = settings.generation;
+        let kept = settings.clone();
         let mut retry_dice = SeededDice::stream(seed, "client retries");
         let core = VolumeCore::new(settings, configs, Box::new(move || retry_dice.next_u64()));
         Self {
             core,
             dice: SeededDice::stream(seed, "client workload"),
-            generation,
+            settings: kept,
+            load,
             blocks,
             chunk_blocks,
             pending: BTreeMap::new(),
@@ -57,6 +63,8 @@ impl SimClient {
             versions: BTreeMap::new(),
             zeroed: BTreeMap::new(),
             resting: false,
+            may_be_fenced: false,
+            fenced: false,
         }
     }
 
@@ -66,7 +74,25 @@ impl SimClient {
 
     /// The attachment that it writes under.
     pub(crate) const fn generation(&self) -> Generation {
-        self.generation
+        self.settings.generation
+    }
+
+    /// Another process of the client, or another client, goes on with the volume: it knows what was
+    /// written, and nothing of what is in progress.
+    pub(crate) fn succeeded(
+        &mut self,
+        generation: Generation,
+        first_session: SessionId,
+        configs: Vec<ChunkConfig>,
+        seed: u64,
+    ) -> Self {
+        let settings = VolumeSettings { generation, first_session, ..self.settings.clone() };
+        let mut next = Self::new(settings, configs, self.load, seed);
+        next.versions = core::mem::take(&mut self.versions);
+        next.zeroed = core::mem::take(&mut self.zeroed);
+        next.next_op = self.next_op;
+        next.resting = self.resting;
+        next
     }
 
     /// Blocks of a chunk.
@@ -86,17 +112,23 @@ impl SimClient {
 
     /// Submits what the workload wants now.
     pub(crate) fn work(&mut self, now: Time, judge: &mut Judge, out: &mut Outbox) {
-        while !self.resting && self.pending.len() < DEPTH_MAX && self.core.has_room() {
+        while !(self.resting || self.fenced)
+            && self.pending.len() < self.load.depth
+            && self.core.has_room()
+        {
             self.next_op += 1;
             let op = OpId(self.next_op);
-            let count = 1 + self.dice.below(BLOCKS_MAX);
+            let count = 1 + self.dice.below(self.load.blocks_max);
             // A few hot blocks, so that writes overlap often.
-            let span = if self.dice.chance(1, 2) { 12 } else { self.blocks };
-            let first = self.dice.below(span.min(self.blocks) - count.min(self.blocks - 1));
-            let (request, pending) = match self.dice.below(20) {
-                0..8 => self.read(first, count, judge),
-                8 => (Request::Flush, Pending::Flush),
-                9 | 10 => self.zero(first, count, judge),
+            let hot = self.dice.chance(1, 2);
+            let span = if hot { self.load.hot_blocks } else { self.blocks };
+            let starts = span.min(self.blocks).saturating_sub(count).max(1);
+            let first = self.dice.below(starts);
+            let Load { reads, zeroes, .. } = self.load;
+            let (request, pending) = match self.dice.below(100) {
+                drawn if drawn < reads => self.read(first, count, judge),
+                drawn if drawn < reads + zeroes => self.zero(first, count, judge),
+                drawn if drawn >= 95 => (Request::Flush, Pending::Flush),
                 _ => self.write(first, count, judge),
             };
             self.pending.insert(op, pending);
@@ -176,6 +208,10 @@ impl SimClient {
                 }
             }
             (Pending::Flush, Ok(Done::Flushed)) => {}
+            (_, Err(OpError::Fenced(Fence::Generation { .. }))) if self.may_be_fenced => {
+                // Its place is taken by another as soon as the attach call returns.
+                self.fenced = true;
+            }
             (pending, result) => {
                 let detail = format!("{pending:?} ended with {result:?}");
                 judge.violated(now, "error for a transient fault", detail);

@@ -1,10 +1,12 @@
 //! The client's connections: dial, lose, answer; and what its core wants done.
 
 use crate::client::completions;
+use crate::former::is_former;
 use crate::net::{Host, Wire};
 use crate::node::{SimNode, WriteMark, mark_of};
 use crate::observer::is_observers;
 use crate::pause::LOOK_AGAIN;
+use crate::scenario::Moment;
 use crate::world::{Event, World};
 use ashlar_client_core as client;
 use ashlar_node_core as node;
@@ -49,6 +51,10 @@ impl World {
     ) {
         let session = self.sessions.get(&id).filter(|(_, forth, _)| *forth == connection.0);
         let back = session.map(|(.., back)| *back);
+        if is_former(connection) {
+            self.answer_former(id, &message);
+            return;
+        }
         if back.is_none() && !is_observers(connection) {
             return;
         }
@@ -73,7 +79,10 @@ impl World {
         let Some(asked) = self.asked.remove(&(connection.0, request.0)) else { return };
         let Some(node) = self.nodes.get(&id) else { return };
         match asked.write.map(|mark| node.position(asked.chunk, mark)) {
-            Some(Some(lsn)) => self.judge.node_acknowledges(self.now, asked.chunk, lsn, id),
+            Some(Some(lsn)) => {
+                self.judge.node_acknowledges(self.now, asked.chunk, lsn, id);
+                self.moment(asked.chunk, Moment::Committed);
+            }
             Some(None) => {}
             None => {
                 let term = node.end(asked.chunk).term;
@@ -85,7 +94,7 @@ impl World {
     pub(crate) fn client_dial(&mut self, node: NodeId, session: SessionId, since: Time) {
         let forth = wire_to(node);
         let up = self.nodes.get(&node).is_some_and(SimNode::is_up);
-        let open = up && !self.net.is_cut(forth) && !self.net.is_cut(forth.back());
+        let open = up && !self.net.is_dark(self.now, forth) && !self.is_off(node);
         if open && self.is_paused(Host::Node(node)) && self.now.since(since) < HELLO_WITHIN {
             self.schedule_in(LOOK_AGAIN, Event::ClientDial { node, session, since });
         } else if open && !self.is_paused(Host::Node(node)) {
@@ -108,7 +117,7 @@ impl World {
     }
 
     /// Both directions of the client's connection to a node end; the node learns of it.
-    fn end_client_connection(&mut self, node: NodeId) {
+    pub(crate) fn end_client_connection(&mut self, node: NodeId) {
         let Some((_, there, _)) = self.sessions.remove(&node) else { return };
         self.net.disconnect(wire_to(node), false);
         self.net.disconnect(wire_to(node).back(), false);
@@ -145,6 +154,7 @@ impl World {
                     let known = self.sessions.get(&node).filter(|(s, ..)| *s == session);
                     if let Some(there) = known.map(|(_, there, _)| *there) {
                         self.note_asked(there, &message);
+                        self.note_for_former(&message);
                         self.transmit(wire_to(node), message);
                     }
                 }

@@ -74,10 +74,9 @@ pub(crate) enum ControlEvent {
         member: u64,
         life: u64,
     },
-    /// A stream whose other end stands still: it ends if it still does.
+    /// A stream whose other end gave no sign: it ends, if it still gives none.
     Missed {
         session: SessionKey,
-        host: Host,
     },
     Call {
         call: CallId,
@@ -186,6 +185,18 @@ impl SimControl {
         self.newest().map(Member::state)
     }
 
+    /// How far the member that has applied most has applied.
+    pub(crate) fn applied(&self) -> u64 {
+        self.newest().map_or(0, Member::applied_index)
+    }
+
+    /// Lets the wall clock of a member go wrong by so many seconds.
+    pub(crate) fn set_wall_clock(&mut self, member: u64, wrong_seconds: i64) {
+        if let Some(member) = self.members.get_mut(&member) {
+            member.wall_wrong_seconds = wrong_seconds;
+        }
+    }
+
     /// All committed configurations.
     pub(crate) fn configs(&self) -> Vec<ChunkConfig> {
         self.state().map(|state| state.configs().cloned().collect()).unwrap_or_default()
@@ -228,7 +239,9 @@ impl World {
 
     /// When a message from one host to another arrives, in order.
     fn arrival(&mut self, from: Host, to: Host) -> Time {
-        let at = self.now + self.net.delay(&mut self.dice);
+        let wire = Wire { from, to, network: Network::Primary };
+        let sent = self.net.unclogged(self.now, wire);
+        let at = sent + self.net.delay_on(wire, &mut self.dice);
         let last = self.control.last_delivery.entry((from, to)).or_default();
         *last = at.max(*last);
         *last
@@ -275,8 +288,8 @@ impl World {
                     self.member_input(member, Input::NodeClosed { session });
                 }
             }
-            ControlEvent::Missed { session, host } => {
-                if self.is_paused(host) {
+            ControlEvent::Missed { session } => {
+                if self.is_missed(session) {
                     self.end_session(session, None);
                 }
             }
@@ -292,9 +305,8 @@ impl World {
                 }
             }
             ControlEvent::CallEnds { call } => {
-                if self.control.calls.remove(&call).is_some() {
-                    self.control.client_tries += 1;
-                    self.client_input(client::Input::MapFailed);
+                if let Some(request) = self.control.calls.remove(&call) {
+                    self.call_failed(&request);
                 }
             }
             ControlEvent::Answered { call, result } => self.answered(call, *result),
@@ -314,8 +326,7 @@ impl World {
                 self.control_in(wait, ControlEvent::Tick { member: id, life });
             }
             Err(error) => {
-                let detail = format!("member {id} cannot start: {error}");
-                self.judge.violated(self.now, "alarm", detail);
+                self.alarm(format!("member {id} cannot start: {error}"));
             }
         }
     }
@@ -344,8 +355,7 @@ impl World {
         let now = self.now;
         let Some(member) = self.control.members.get_mut(&id) else { return };
         if let Err(error) = member.handle(now, input, &mut out) {
-            let detail = format!("member {id} stops: {error}");
-            self.judge.violated(now, "alarm", detail);
+            self.alarm(format!("member {id} stops: {error}"));
         }
         let life = self.control.life(id);
         for output in out {
@@ -394,9 +404,9 @@ impl World {
 
     fn probe(&self, member: u64, node: NodeId, network: Network) -> ProbeResult {
         let (from, to) = (Host::Member(member), Host::Node(node));
-        let cut = self.net.is_cut(Wire { from, to, network });
+        let dark = self.net.is_dark(self.now, Wire { from, to, network }) || self.is_off(node);
         match self.nodes.get(&node).is_some_and(SimNode::is_up) {
-            _ if cut => ProbeResult::NoAnswer,
+            _ if dark => ProbeResult::NoAnswer,
             true => ProbeResult::Connected,
             false => ProbeResult::Refused,
         }
@@ -425,8 +435,19 @@ impl World {
             self.control.sessions.iter().filter(|(_, s)| touches(s)).map(|(k, _)| *k).collect();
         for session in sessions {
             let wait = PING_MISSED + self.draw(Duration::from_secs(1));
-            self.control_in(wait, ControlEvent::Missed { session, host });
+            self.control_in(wait, ControlEvent::Missed { session });
         }
+    }
+
+    /// Whether one end of a stream hears nothing of the other.
+    fn is_missed(&self, session: SessionKey) -> bool {
+        let Some(known) = self.control.sessions.get(&session) else { return false };
+        let (node, member) = (Host::Node(known.node), Host::Member(known.member));
+        let wire = Wire { from: node, to: member, network: Network::Primary };
+        self.is_paused(node)
+            || self.is_paused(member)
+            || self.is_off(known.node)
+            || self.net.is_dark(self.now, wire)
     }
 
     fn open_stream(&mut self, id: NodeId, life: u64) {
@@ -442,8 +463,9 @@ impl World {
             self.control_in(REGISTER_WITHIN, ControlEvent::Open { node: id, life });
             return;
         }
-        let cut = self.is_cut_between(Host::Node(id), Host::Member(member));
-        if cut || !self.control.is_up(member, member_life) {
+        let (from, to) = (Host::Node(id), Host::Member(member));
+        let dark = self.net.is_dark(self.now, Wire { from, to, network: Network::Primary });
+        if dark || !self.control.is_up(member, member_life) {
             self.control.try_next.insert(id, member % MEMBERS + 1);
             self.control_dial(id, life);
             return;
@@ -483,6 +505,7 @@ impl World {
     }
 
     pub(crate) fn control_send_up(&mut self, node: NodeId, message: ControlUp) {
+        self.note_proposals(node, &message);
         let Some(session) = self.control.stream_of.get(&node).copied() else { return };
         let Some(known) = self.control.sessions.get(&session).copied() else { return };
         if self.is_cut_between(Host::Node(node), Host::Member(known.member)) {
@@ -505,30 +528,43 @@ impl World {
         call
     }
 
-    /// The client asks for the map.
-    pub(crate) fn refresh_map(&mut self) {
-        let Some(volume) = self.volume else { return };
-        let request = Request::GetVolumeMap(v1::GetVolumeMapRequest { volume: volume.to_string() });
+    /// Asks for something on behalf of the client; the answer comes back as an event.
+    pub(crate) fn ask(&mut self, request: Request) {
         let call = self.call(request.clone());
         self.control.calls.insert(call, request);
         self.control_in(CALL_PATIENCE, ControlEvent::CallEnds { call });
     }
 
+    /// The client asks for the map.
+    pub(crate) fn refresh_map(&mut self) {
+        let Some(volume) = self.volume else { return };
+        self.ask(Request::GetVolumeMap(v1::GetVolumeMapRequest { volume: volume.to_string() }));
+    }
+
+    /// A call has no good answer; the next one goes to another member.
+    fn call_failed(&mut self, request: &Request) {
+        self.control.client_tries += 1;
+        match request {
+            Request::GetVolumeMap(_) => self.client_input(client::Input::MapFailed),
+            _attaching => self.schedule_in(REDIAL_MAX, Event::AttachAgain),
+        }
+    }
+
     fn answered(&mut self, call: CallId, result: Result<Reply, ApiError>) {
-        if self.control.calls.remove(&call).is_none() {
+        let Some(request) = self.control.calls.remove(&call) else {
             self.control.answers.push(result);
             return;
-        }
+        };
         match result {
             Ok(Reply::GetVolumeMap(v1::GetVolumeMapResponse { map: Some(map) })) => {
                 let configs =
                     map.chunks.iter().filter_map(|c| ChunkConfig::try_from(c).ok()).collect();
                 self.client_input(client::Input::Map { configs });
             }
-            Ok(_) | Err(_) => {
-                self.control.client_tries += 1;
-                self.client_input(client::Input::MapFailed);
+            Ok(Reply::AttachVolume(v1::AttachVolumeResponse { map: Some(map), .. })) => {
+                self.attached_elsewhere(&map);
             }
+            Ok(_) | Err(_) => self.call_failed(&request),
         }
     }
 }

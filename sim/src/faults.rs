@@ -8,10 +8,12 @@ use crate::control::ControlEvent;
 use crate::kinds::{FaultKind, Kinds};
 use crate::member::MEMBERS;
 use crate::net::{Host, Wire};
+use crate::node::{End, SimNode};
+use crate::run::Options;
 use crate::world::{Event, World};
 use ashlar_env::dice::{Dice, SeededDice};
-use ashlar_types::NodeId;
 use ashlar_types::message::data::Network;
+use ashlar_types::{NodeId, Time};
 use std::time::Duration;
 
 /// One fault, with everything about it decided.
@@ -19,6 +21,8 @@ use std::time::Duration;
 pub(crate) enum Fault {
     /// Draws the next fault of the swarm and schedules the one after it.
     Draw,
+    /// A fault of this kind, against whom the dice say.
+    Drawn { kind: FaultKind },
     /// The process of a node dies and comes back.
     Crash { node: NodeId, away: Duration },
     /// The process of a member dies and comes back.
@@ -31,7 +35,71 @@ pub(crate) enum Fault {
     Mend { wires: Vec<Wire> },
     /// A process stands still.
     Pause { host: Host, length: Duration },
+    /// A node's process ends in order and comes back.
+    Stop { node: NodeId, away: Duration },
+    /// A node's machine loses power and comes back.
+    PowerOff { node: NodeId, away: Duration },
+    /// Nothing passes on these wires for so long; then everything does, unless it `breaks`
+    /// connections that TCP gives up before.
+    Clog { wires: Vec<Wire>, length: Duration, breaks: bool },
+    /// Everything of a host takes so many times as long.
+    Slow { host: Host, factor: u32, length: Duration },
+    /// One message in so many is lost.
+    Lose { one_in: u64, length: Duration },
+    /// A node's disk stands still.
+    StallDisk { node: NodeId, length: Duration },
+    /// Reads of a node's disk fail.
+    FailReads { node: NodeId, length: Duration },
+    /// A sync of a node's journal fails: the process ends, as it must, and comes back.
+    FailSync { node: NodeId, away: Duration },
+    /// A written block of the first chunk rots at a node.
+    Rot { node: NodeId },
+    /// A node's disk is replaced by an empty one; its process comes back after a while.
+    NewDisk { node: NodeId, away: Duration },
+    /// The volume is attached elsewhere; the former client goes on writing for so long.
+    Reattach { length: Duration },
+    /// The client's process dies and is started again.
+    RestartClient,
+    /// A member's wall clock goes wrong by so many seconds for a while.
+    JumpClock { member: u64, seconds: i64, length: Duration },
+    /// A node's clock gains so many thousandths from now on.
+    Drift { node: NodeId, permille: i64 },
 }
+
+impl Fault {
+    /// Its name in the tally of a run.
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::Draw | Self::Drawn { .. } => "draw",
+            Self::Crash { .. } => "kill",
+            Self::CrashMember { .. } => "kill member",
+            Self::CrashAll { .. } => "kill all",
+            Self::Cut { .. } => "cut",
+            Self::Mend { .. } => "mend",
+            Self::Pause { .. } => "pause",
+            Self::Stop { .. } => "stop",
+            Self::PowerOff { .. } => "power off",
+            Self::Clog { breaks: false, .. } => "clog",
+            Self::Clog { breaks: true, .. } => "half-open",
+            Self::Slow { .. } => "slow",
+            Self::Lose { .. } => "lose",
+            Self::StallDisk { .. } => "stall disk",
+            Self::FailReads { .. } => "fail reads",
+            Self::FailSync { .. } => "fail sync",
+            Self::Rot { .. } => "rot",
+            Self::NewDisk { .. } => "new disk",
+            Self::Reattach { .. } => "reattach",
+            Self::RestartClient => "restart client",
+            Self::JumpClock { .. } => "jump clock",
+            Self::Drift { .. } => "drift",
+        }
+    }
+}
+
+/// Longest time that a process or a connection of a pair of faults stays away.
+const PAIRED_AWAY_MAX: Duration = Duration::from_secs(3);
+/// How often the dice are asked for a target that the fault may have.
+const DRAWS_MAX: u32 = 30;
 
 /// What one seed makes of the kinds that are allowed.
 #[derive(Clone, Copy, Debug)]
@@ -81,8 +149,17 @@ impl World {
     pub(crate) fn strike(&mut self, fault: Fault) {
         match fault {
             Fault::Draw => self.draw_fault(),
-            Fault::Crash { node, away } => {
-                self.crash_node(node);
+            Fault::Drawn { kind } => self.strike_drawn(kind),
+            Fault::Crash { node, away } | Fault::FailSync { node, away } => {
+                self.end_node(node, End::Killed);
+                self.schedule_in(away, Event::Start { node });
+            }
+            Fault::Stop { node, away } => {
+                self.end_node(node, End::Stopped);
+                self.schedule_in(away, Event::Start { node });
+            }
+            Fault::PowerOff { node, away } => {
+                self.end_node(node, End::PowerCut);
                 self.schedule_in(away, Event::Start { node });
             }
             Fault::CrashMember { member, away } => {
@@ -112,6 +189,84 @@ impl World {
                 }
             }
             Fault::Pause { host, length } => self.pause(host, length),
+            Fault::Reattach { length } => self.reattach(length),
+            Fault::RestartClient => self.restart_client(),
+            of_the_net @ (Fault::Clog { .. } | Fault::Slow { .. } | Fault::Lose { .. }) => {
+                self.strike_net(of_the_net);
+            }
+            of_a_machine => self.strike_machine(of_a_machine),
+        }
+    }
+
+    fn strike_net(&mut self, fault: Fault) {
+        match fault {
+            Fault::Clog { wires, length, breaks } => {
+                let until = self.now + length;
+                for wire in &wires {
+                    self.net.clog(*wire, until, breaks);
+                    self.control_misses(wire.from);
+                }
+            }
+            Fault::Slow { host, factor, length } => {
+                self.net.slow_down(host, factor);
+                if factor > 1 {
+                    let usual = Fault::Slow { host, factor: 1, length };
+                    self.schedule_in(length, Event::Fault(usual));
+                }
+            }
+            Fault::Lose { one_in, length } => {
+                let usual = self.net.weather.loss_one_in;
+                self.net.weather.loss_one_in = one_in;
+                if !length.is_zero() {
+                    let usual = Fault::Lose { one_in: usual, length: Duration::ZERO };
+                    self.schedule_in(length, Event::Fault(usual));
+                }
+            }
+            _not_of_the_net => {}
+        }
+    }
+
+    fn strike_machine(&mut self, fault: Fault) {
+        let until = |length| self.now + length;
+        match fault {
+            Fault::JumpClock { member, seconds, length } => {
+                self.control.set_wall_clock(member, seconds);
+                if seconds != 0 {
+                    let right = Fault::JumpClock { member, seconds: 0, length };
+                    self.schedule_in(length, Event::Fault(right));
+                }
+            }
+            Fault::StallDisk { node, length } => {
+                let until = until(length);
+                self.with_node(node, |node, _, _| node.stall_disk(until));
+            }
+            Fault::FailReads { node, length } => {
+                let until = until(length);
+                self.with_node(node, |node, _, _| node.fail_reads(until));
+            }
+            Fault::Drift { node, permille } => {
+                self.with_node(node, |node, now, _| node.drift(now, permille));
+            }
+            Fault::Rot { node } => {
+                let Some(chunk) = self.control.configs().first().map(|c| c.chunk) else { return };
+                let mut rotten = false;
+                self.with_node(node, |node, _, dice| rotten = node.rot(chunk, dice));
+                if rotten {
+                    self.tally.note("blocks rotten");
+                }
+            }
+            Fault::NewDisk { node, away } => {
+                self.end_node(node, End::Killed);
+                self.with_node(node, |node, _, dice| node.replace_disk(dice));
+                self.schedule_in(away, Event::Start { node });
+            }
+            _not_of_a_machine => {}
+        }
+    }
+
+    fn with_node(&mut self, node: NodeId, act: impl FnOnce(&mut SimNode, Time, &mut SeededDice)) {
+        if let Some(node) = self.nodes.get_mut(&node) {
+            act(node, self.now, &mut self.fault_dice);
         }
     }
 
@@ -144,6 +299,35 @@ impl World {
         }
         let wait = self.draw_fault_time(swarm.calm_max);
         self.schedule_in(wait, Event::Fault(Fault::Draw));
+    }
+
+    fn strike_drawn(&mut self, kind: FaultKind) {
+        let fault = (0..DRAWS_MAX).find_map(|_| self.fault_of(kind, PAIRED_AWAY_MAX));
+        if let Some(fault) = fault {
+            self.tally.note(kind.name());
+            self.strike(fault);
+        }
+    }
+
+    /// Two kinds of faults within a second, once the load runs.
+    pub(crate) fn schedule_pair(&mut self, options: &Options) {
+        let Some((first, second)) = options.pair else { return };
+        let at = Duration::from_millis(500);
+        self.schedule_in(at, Event::Fault(Fault::Drawn { kind: first }));
+        let apart = self.draw_fault_time(Duration::from_secs(1));
+        self.schedule_in(at + apart, Event::Fault(Fault::Drawn { kind: second }));
+    }
+
+    /// Both faults of a pair must have struck.
+    pub(crate) fn judge_pair(&mut self, options: &Options) {
+        let Some((first, second)) = options.pair else { return };
+        let wanted = if first == second && first.strikes_once() { 1 } else { 2 };
+        let struck: u64 = [first, second].iter().map(|kind| self.tally.of(kind.name())).sum();
+        let struck = if first == second { struck / 2 } else { struck };
+        if struck < wanted {
+            let detail = format!("{} and {}: {struck} struck", first.name(), second.name());
+            self.judge.violated(self.now, "fault did not strike", detail);
+        }
     }
 
     /// A fault of a kind, against whom the dice say.
@@ -202,8 +386,87 @@ impl World {
             FaultKind::PauseClient => {
                 Fault::Pause { host: Host::Client, length: self.draw_pause() }
             }
-            FaultKind::Loss => return None,
+            other => return self.other_fault_of(other, node, away),
         })
+    }
+}
+
+impl World {
+    /// The kinds that came later than the first ones.
+    fn other_fault_of(&mut self, kind: FaultKind, node: NodeId, away: Duration) -> Option<Fault> {
+        let host = Host::Node(node);
+        match kind {
+            FaultKind::Clog | FaultKind::HalfOpen => {
+                let breaks = kind == FaultKind::HalfOpen;
+                let wires = self.wires_around(host, !breaks);
+                // Longer than TCP's patience, now and then.
+                Some(Fault::Clog { wires, length: away * 2, breaks })
+            }
+            FaultKind::PowerOff => Some(Fault::PowerOff { node, away }),
+            FaultKind::Slow => {
+                let factor = u32::try_from(2 + self.fault_dice.below(120)).unwrap_or(2);
+                Some(Fault::Slow { host, factor, length: away })
+            }
+            FaultKind::LossBurst => {
+                let one_in = 3 + self.fault_dice.below(60);
+                Some(Fault::Lose { one_in, length: away / 4 })
+            }
+            FaultKind::StallDisk => {
+                let long = self.fault_dice.chance(1, 4);
+                let longest = Duration::from_millis(if long { 10_000 } else { 1_000 });
+                Some(Fault::StallDisk { node, length: self.draw_fault_time(longest) })
+            }
+            // One disk at a time: the others have what it cannot give.
+            FaultKind::FailReads => {
+                let now = self.now;
+                let alone = self.nodes.values().all(|node| node.is_readable(now));
+                alone.then_some(Fault::FailReads { node, length: away / 100 })
+            }
+            FaultKind::FailSync => Some(Fault::FailSync { node, away }),
+            FaultKind::NewDisk => self.may_lose(node).then_some(Fault::NewDisk { node, away }),
+            FaultKind::Reattach => {
+                (!self.former.is_former()).then_some(Fault::Reattach { length: away })
+            }
+            FaultKind::RestartClient => Some(Fault::RestartClient),
+            FaultKind::JumpClock => {
+                let seconds = i64::try_from(self.fault_dice.below(7_200)).unwrap_or(0) - 3_600;
+                Some(Fault::JumpClock { member: self.any_member(), seconds, length: away })
+            }
+            FaultKind::Drift => {
+                let permille = i64::try_from(self.fault_dice.below(201)).unwrap_or(0) - 100;
+                Some(Fault::Drift { node, permille })
+            }
+            _drawn_before => None,
+        }
+    }
+
+    /// Wires of a host with one other host, or with all others.
+    fn wires_around(&mut self, host: Host, one: bool) -> Vec<Wire> {
+        let nodes = self.nodes.keys().map(|node| Host::Node(*node));
+        let mut others: Vec<Host> = nodes
+            .chain((1..=MEMBERS).map(Host::Member))
+            .chain([Host::Client])
+            .filter(|other| *other != host)
+            .collect();
+        if one {
+            let keep = usize::try_from(self.fault_dice.below(others.len() as u64)).unwrap_or(0);
+            others = others.into_iter().skip(keep).take(1).collect();
+        }
+        let networks = [Network::Primary, Network::Replication];
+        others
+            .into_iter()
+            .flat_map(|other| networks.map(|network| both_ways(host, other, network)))
+            .flatten()
+            .collect()
+    }
+
+    /// Whether the zone promises to survive the loss of a node's disk now: it is the first one, and
+    /// each of its chunks has two other copies in sync.
+    fn may_lose(&self, node: NodeId) -> bool {
+        self.tally.of(FaultKind::NewDisk.name()) == 0
+            && self.control.configs().iter().all(|config| {
+                config.in_sync.iter().filter(|replica| replica.node != node).count() >= 2
+            })
     }
 }
 

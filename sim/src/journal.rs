@@ -118,6 +118,14 @@ impl fmt::Display for Line<'_> {
                 write!(f, "observer -> {node}: {}", Words(message))
             }
             Event::ObserverTold { message } => write!(f, "observer told: {}", Words(message)),
+            Event::FormerWrites => f.write_str("former client writes"),
+            Event::FormerHeard { node, message, .. } => {
+                write!(f, "former client -> {node}: {}", Words(message))
+            }
+            Event::AttachAgain => f.write_str("the volume is attached elsewhere"),
+            Event::GivenUp { wire, connection } => {
+                write!(f, "{wire} #{connection}: given up if nothing got through")
+            }
             Event::Control(event) => control(event, f),
             Event::Fault(fault) => write!(f, "!! {fault:?}"),
             Event::Resume { host, .. } => write!(f, "!! {host} goes on"),

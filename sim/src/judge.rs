@@ -9,7 +9,7 @@
 //! - `stale read`: a node answers a read that was asked after another had acknowledged a write of
 //!   the chunk under a later term (3);
 //! - `replicas differ`: after healing, in-sync replicas of a chunk are not byte-identical (6);
-//! - `not alive`: after faults stop, requests or replicas stay unfinished (10).
+//! - `not writable`, `not whole`: after faults stop, requests or replicas stay unfinished (10).
 //!
 //! Writes of one client to one block are ordered by the client library, so the history of a block
 //! is a list of versions and linearizability is two bounds on the version that a read returns.

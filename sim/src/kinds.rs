@@ -32,11 +32,37 @@ pub enum FaultKind {
     PauseMember,
     /// The client's process stands still.
     PauseClient,
+    /// Two hosts' connections deliver nothing for a while, and then everything.
+    Clog,
+    /// Nothing gets through to or from a node, and nobody is told before TCP gives up.
+    HalfOpen,
+    /// A node's machine loses power: nothing unsynced survives, nobody refuses.
+    PowerOff,
+    /// Everything of a node takes many times as long.
+    Slow,
+    /// Messages are lost anywhere for a moment.
+    LossBurst,
+    /// A node's disk stands still.
+    StallDisk,
+    /// Reads of a node's disk fail for a moment.
+    FailReads,
+    /// A sync of a node's journal fails; its process ends, as it must.
+    FailSync,
+    /// A node's disk is replaced by an empty one, once.
+    NewDisk,
+    /// The volume is attached elsewhere by force, once; the former client goes on writing.
+    Reattach,
+    /// The client's process dies and is started again.
+    RestartClient,
+    /// A member's wall clock jumps.
+    JumpClock,
+    /// A node's monotonic clock runs up to 10 % fast or slow.
+    Drift,
 }
 
 impl FaultKind {
     /// All kinds, in the order of their declaration.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 25] = [
         Self::CrashNode,
         Self::CrashMember,
         Self::CrashAll,
@@ -49,6 +75,19 @@ impl FaultKind {
         Self::PauseNode,
         Self::PauseMember,
         Self::PauseClient,
+        Self::Clog,
+        Self::HalfOpen,
+        Self::PowerOff,
+        Self::Slow,
+        Self::LossBurst,
+        Self::StallDisk,
+        Self::FailReads,
+        Self::FailSync,
+        Self::NewDisk,
+        Self::Reattach,
+        Self::RestartClient,
+        Self::JumpClock,
+        Self::Drift,
     ];
 
     /// Its name on the command line and in the tally of a run.
@@ -67,18 +106,58 @@ impl FaultKind {
             Self::PauseNode => "pause-node",
             Self::PauseMember => "pause-member",
             Self::PauseClient => "pause-client",
+            Self::Clog => "clog",
+            Self::HalfOpen => "half-open",
+            Self::PowerOff => "power-off",
+            Self::Slow => "slow",
+            Self::LossBurst => "loss-burst",
+            Self::StallDisk => "stall-disk",
+            Self::FailReads => "fail-reads",
+            Self::FailSync => "fail-sync",
+            Self::NewDisk => "new-disk",
+            Self::Reattach => "reattach",
+            Self::RestartClient => "restart-client",
+            Self::JumpClock => "jump-clock",
+            Self::Drift => "drift",
         }
+    }
+
+    /// Whether a run has it at most once.
+    pub(crate) const fn strikes_once(self) -> bool {
+        matches!(self, Self::NewDisk | Self::Reattach)
+    }
+
+    /// Kinds that strike at a moment, for pairs of them.
+    pub fn striking() -> impl Iterator<Item = Self> + Clone {
+        Self::ALL.into_iter().filter(|kind| kind.weight() > 0)
     }
 
     /// How often it is drawn, beside the others that are on.
     pub(crate) const fn weight(self) -> u64 {
         match self {
             Self::CrashNode => 6,
-            Self::CrashMember | Self::CutNodes | Self::PauseNode => 3,
-            Self::CutClient | Self::CutMember | Self::Isolate | Self::PauseMember => 2,
-            Self::CrashAll | Self::CutMembers | Self::PauseClient => 1,
-            // Always on where it is on: it is weather.
-            Self::Loss => 0,
+            Self::CrashMember | Self::CutNodes | Self::PauseNode | Self::Clog => 3,
+            Self::CutClient
+            | Self::CutMember
+            | Self::Isolate
+            | Self::PauseMember
+            | Self::HalfOpen
+            | Self::PowerOff
+            | Self::StallDisk
+            | Self::FailSync
+            | Self::Slow => 2,
+            Self::CrashAll
+            | Self::CutMembers
+            | Self::PauseClient
+            | Self::LossBurst
+            | Self::NewDisk
+            | Self::Reattach
+            | Self::RestartClient
+            | Self::JumpClock
+            | Self::Drift => 1,
+            // Weather: always there where it is on. Failing reads: a primary whose last secondary
+            // has gone names a block as lost without trying its own disk again (seed 60).
+            Self::Loss | Self::FailReads => 0,
         }
     }
 }

@@ -29,6 +29,8 @@ pub(crate) struct SimMember {
     snapshots: Arc<MemDisk>,
     meta: Arc<MemStore>,
     process: Option<Member>,
+    /// Seconds that its wall clock goes wrong by.
+    pub(crate) wall_wrong_seconds: i64,
 }
 
 impl SimMember {
@@ -41,6 +43,7 @@ impl SimMember {
             snapshots: Arc::new(MemDisk::new()),
             meta: Arc::new(MemStore::new()),
             process: None,
+            wall_wrong_seconds: 0,
         }
     }
 
@@ -96,7 +99,8 @@ impl SimMember {
         out: &mut Vec<Output>,
     ) -> Result<(), MemberError> {
         let Some(member) = &mut self.process else { return Ok(()) };
-        let wall_millis = WALL_MILLIS + now.as_nanos() / 1_000_000;
+        let right = WALL_MILLIS + now.as_nanos() / 1_000_000;
+        let wall_millis = right.saturating_add_signed(self.wall_wrong_seconds * 1_000);
         member.handle(Now { time: now, wall_millis }, input, out)
     }
 }

@@ -45,6 +45,8 @@ struct Link {
     up: bool,
     /// It is broken, but what was in flight still reaches the receiver.
     drains: bool,
+    /// Nothing gets through any more, which its sender will notice.
+    dying: bool,
     /// The last delivery scheduled on it: later ones do not overtake.
     last_delivery: Time,
 }
@@ -58,7 +60,20 @@ pub(crate) struct Weather {
     pub(crate) delay_max: Duration,
     /// One message in so many is lost, which breaks its connection; 0: never.
     pub(crate) loss_one_in: u64,
+    /// What a host can send over one network; what is more queues.
+    pub(crate) bytes_per_second: u64,
 }
+
+/// Nothing passes on a wire for a while.
+#[derive(Clone, Copy, Debug)]
+struct Clog {
+    until: Time,
+    /// Longer than TCP's patience: the connection breaks. Otherwise all arrives afterwards.
+    breaks: bool,
+}
+
+/// How long a connection waits for a word of the other side.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// All connections.
 #[derive(Debug)]
@@ -66,6 +81,11 @@ pub(crate) struct Net {
     links: BTreeMap<Wire, Link>,
     /// Wires on which nothing passes at present, each with the number of its cuts.
     cuts: BTreeMap<Wire, u32>,
+    clogs: BTreeMap<Wire, Clog>,
+    /// Hosts whose messages take so many times as long.
+    slow: BTreeMap<Host, u32>,
+    /// When the last byte that a host has queued on a network leaves.
+    queued: BTreeMap<(Host, Network), Time>,
     next_connection: u64,
     pub(crate) weather: Weather,
 }
@@ -76,13 +96,23 @@ pub(crate) enum Fate {
     Deliver { at: Time, connection: u64 },
     /// Lost, and with it the connection; the sender will notice.
     Broken,
-    /// The connection does not exist.
+    /// Nothing gets through; the sender's host gives the connection up at this time.
+    Stuck { connection: u64, gives_up: Time },
+    /// The connection does not exist, or swallows everything.
     NoConnection,
 }
 
 impl Net {
     pub(crate) fn new(weather: Weather) -> Self {
-        Self { links: BTreeMap::new(), cuts: BTreeMap::new(), next_connection: 0, weather }
+        Self {
+            links: BTreeMap::new(),
+            cuts: BTreeMap::new(),
+            clogs: BTreeMap::new(),
+            slow: BTreeMap::new(),
+            queued: BTreeMap::new(),
+            next_connection: 0,
+            weather,
+        }
     }
 
     /// A delay drawn for one message.
@@ -98,7 +128,7 @@ impl Net {
     pub(crate) fn connect(&mut self, now: Time, wire: Wire) -> u64 {
         self.next_connection += 1;
         let connection = self.next_connection;
-        let link = Link { connection, up: true, drains: false, last_delivery: now };
+        let link = Link { connection, up: true, drains: false, dying: false, last_delivery: now };
         self.links.insert(wire, link);
         connection
     }
@@ -156,9 +186,27 @@ impl Net {
         }
     }
 
-    /// Heals every cut.
+    /// Lets nothing pass on a wire until then.
+    pub(crate) fn clog(&mut self, wire: Wire, until: Time, breaks: bool) {
+        self.clogs.insert(wire, Clog { until, breaks });
+    }
+
+    /// When a message that is sent on a wire now can leave its clog.
+    pub(crate) fn unclogged(&self, now: Time, wire: Wire) -> Time {
+        self.clogs.get(&wire).map_or(now, |clog| clog.until.max(now))
+    }
+
+    /// Makes everything of a host take so many times as long; 1: as usual.
+    pub(crate) fn slow_down(&mut self, host: Host, factor: u32) {
+        self.slow.insert(host, factor);
+    }
+
+    /// Heals everything.
     pub(crate) fn heal(&mut self) {
         self.cuts.clear();
+        self.clogs.clear();
+        self.slow.clear();
+        self.weather.loss_one_in = 0;
     }
 
     /// Whether nothing passes that way.
@@ -166,13 +214,40 @@ impl Net {
         self.cuts.contains_key(&wire)
     }
 
-    /// Decides what becomes of a message on `wire`.
-    pub(crate) fn send(&mut self, now: Time, wire: Wire, dice: &mut dyn Dice) -> Fate {
-        let delay = self.delay(dice);
+    /// Whether a host that dials gets no answer.
+    pub(crate) fn is_dark(&self, now: Time, wire: Wire) -> bool {
+        [wire, wire.back()].into_iter().any(|w| self.is_cut(w) || self.unclogged(now, w) > now)
+    }
+
+    /// A delay drawn for a message on a wire.
+    pub(crate) fn delay_on(&self, wire: Wire, dice: &mut dyn Dice) -> Duration {
+        let of = |host| self.slow.get(&host).copied().unwrap_or(1);
+        self.delay(dice) * of(wire.from).max(of(wire.to))
+    }
+
+    /// When the last byte of a message has left its host.
+    fn leaves(&mut self, now: Time, wire: Wire, bytes: usize) -> Time {
+        let queue = self.queued.entry((wire.from, wire.network)).or_default();
+        let nanos = (bytes as u64).saturating_mul(1_000_000_000) / self.weather.bytes_per_second;
+        *queue = (*queue).max(now) + Duration::from_nanos(nanos);
+        *queue
+    }
+
+    /// Decides what becomes of a message of so many bytes on `wire`.
+    pub(crate) fn send(
+        &mut self,
+        now: Time,
+        wire: Wire,
+        bytes: usize,
+        dice: &mut dyn Dice,
+    ) -> Fate {
+        let delay = self.delay_on(wire, dice);
         let lost = self.weather.loss_one_in > 0 && dice.chance(1, self.weather.loss_one_in);
         let cut = self.is_cut(wire);
+        let sent = self.leaves(now, wire, bytes);
+        let clog = self.clogs.get(&wire).copied().filter(|clog| clog.until > now);
         let Some(link) = self.links.get_mut(&wire) else { return Fate::NoConnection };
-        if !link.up {
+        if !link.up || link.dying {
             return Fate::NoConnection;
         }
         if lost || cut {
@@ -182,7 +257,12 @@ impl Net {
             return Fate::Broken;
         }
         let connection = link.connection;
-        let at = (now + delay).max(link.last_delivery);
+        if clog.is_some_and(|clog| clog.breaks && clog.until > now + PATIENCE) {
+            link.dying = true;
+            return Fate::Stuck { connection, gives_up: now + PATIENCE };
+        }
+        let sent = clog.map_or(sent, |clog| clog.until.max(sent));
+        let at = (sent + delay).max(link.last_delivery);
         link.last_delivery = at;
         Fate::Deliver { at, connection }
     }

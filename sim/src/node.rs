@@ -11,7 +11,8 @@ use ashlar_types::{
     BlockData, BlockRange, ChunkId, Lsn, NodeId, StartNumber, StoreId, Sums, Time, ZoneId,
 };
 use bytes::{Bytes, BytesMut};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
 
 /// Content of one block with its checksum.
 pub(crate) type Block = (u32, Bytes);
@@ -87,6 +88,49 @@ pub(crate) struct SimNode {
     positions: BTreeMap<(ChunkId, WriteMark), Lsn>,
     /// End of the prefix of each replica, as far as this process has journalled it.
     ends: BTreeMap<ChunkId, Lsn>,
+    /// Its machine has no power.
+    pub(crate) off: bool,
+    disk: DiskFaults,
+    clock: LocalClock,
+}
+
+/// How a process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    /// It is killed: of what was on its way to the media a part has arrived.
+    Killed,
+    /// It ends in order: everything is on the media.
+    Stopped,
+    /// Power fails: nothing that was on its way has arrived.
+    PowerCut,
+}
+
+/// What is wrong with the disk.
+#[derive(Debug, Default)]
+struct DiskFaults {
+    /// Nothing is read or synced until then.
+    stalled_until: Time,
+    /// Reads fail until then.
+    unreadable_until: Time,
+    /// Blocks whose bytes do not fit their checksum any more.
+    rotten: BTreeSet<(ChunkId, u32)>,
+}
+
+/// The monotonic clock of a machine: it may run fast or slow against the world's.
+#[derive(Clone, Copy, Debug, Default)]
+struct LocalClock {
+    /// A moment of the world, and what this clock showed then.
+    since: (Time, Time),
+    /// Thousandths that it gains.
+    permille: i64,
+}
+
+impl LocalClock {
+    fn at(self, now: Time) -> Time {
+        let passed = u64::try_from(now.since(self.since.0).as_nanos()).unwrap_or(u64::MAX);
+        let rate = u64::try_from(1_000 + self.permille).unwrap_or(0);
+        self.since.1 + Duration::from_nanos(passed / 1_000 * rate + passed % 1_000 * rate / 1_000)
+    }
 }
 
 /// What tells one write of a chunk from another: its range and a digest of its checksums.
@@ -116,6 +160,9 @@ impl SimNode {
             core: None,
             positions: BTreeMap::new(),
             ends: BTreeMap::new(),
+            off: false,
+            disk: DiskFaults::default(),
+            clock: LocalClock::default(),
         }
     }
 
@@ -135,13 +182,21 @@ impl SimNode {
         let state = self.media.state.clone();
         self.positions.clear();
         self.ends = state.iter().map(|(chunk, replica)| (*chunk, replica.last)).collect();
+        self.off = false;
+        let now = self.clock.at(now);
         self.core = Some(NodeCore::new(now, self.identity, self.timing, state, out));
     }
 
-    /// The process dies at once. Some of what was on its way to the media may have arrived.
-    pub(crate) fn crash(&mut self, dice: &mut SeededDice) {
+    /// The process ends.
+    pub(crate) fn end_process(&mut self, how: End, dice: &mut SeededDice) {
         self.core = None;
-        let arrived = dice.below(self.tail.len() as u64 + 1);
+        self.off = how == End::PowerCut;
+        let waiting = self.tail.len() as u64;
+        let arrived = match how {
+            End::Killed => dice.below(waiting + 1),
+            End::Stopped => waiting,
+            End::PowerCut => 0,
+        };
         for _ in 0..arrived {
             if let Some((_, record)) = self.tail.pop_front() {
                 self.media.apply(&record);
@@ -150,8 +205,63 @@ impl SimNode {
         self.tail.clear();
     }
 
+    /// The disk is replaced by an empty one. The process must be down.
+    pub(crate) fn replace_disk(&mut self, dice: &mut SeededDice) {
+        self.identity.store = StoreId(dice.next_u128());
+        self.identity.start = StartNumber(0);
+        self.media = Media::default();
+        self.tail.clear();
+        self.disk = DiskFaults::default();
+    }
+
+    /// Nothing is read or synced until then.
+    pub(crate) fn stall_disk(&mut self, until: Time) {
+        self.disk.stalled_until = self.disk.stalled_until.max(until);
+    }
+
+    /// When something that the disk would finish at `at` is finished.
+    pub(crate) fn disk_done(&self, at: Time) -> Time {
+        at.max(self.disk.stalled_until)
+    }
+
+    /// Reads fail until then.
+    pub(crate) fn fail_reads(&mut self, until: Time) {
+        self.disk.unreadable_until = self.disk.unreadable_until.max(until);
+    }
+
+    /// Whether reads of the disk succeed.
+    pub(crate) fn is_readable(&self, now: Time) -> bool {
+        now >= self.disk.unreadable_until
+    }
+
+    /// Lets a written block of a chunk rot; false if it has none.
+    pub(crate) fn rot(&mut self, chunk: ChunkId, dice: &mut SeededDice) -> bool {
+        let written: Vec<u32> = self.live.sums(chunk).into_keys().collect();
+        let at = usize::try_from(dice.below(written.len() as u64)).unwrap_or(0);
+        written.get(at).is_some_and(|block| self.disk.rotten.insert((chunk, *block)))
+    }
+
+    /// What the disk gives for a range; nothing, if it fails or a checksum does not fit.
+    pub(crate) fn read(&self, now: Time, chunk: ChunkId, range: BlockRange) -> Option<BlockData> {
+        let rotten = range.blocks().any(|block| self.disk.rotten.contains(&(chunk, block)));
+        let fails = now < self.disk.unreadable_until;
+        (!rotten && !fails).then(|| self.live.read(chunk, range))
+    }
+
+    /// Every fault of the disk but rot ends.
+    pub(crate) fn heal_disk(&mut self) {
+        self.disk.stalled_until = Time::ZERO;
+        self.disk.unreadable_until = Time::ZERO;
+    }
+
+    /// The machine's clock gains so many thousandths from now on.
+    pub(crate) fn drift(&mut self, now: Time, permille: i64) {
+        self.clock = LocalClock { since: (now, self.clock.at(now)), permille };
+    }
+
     /// Gives the core an input, if the process runs.
     pub(crate) fn handle(&mut self, now: Time, input: Input, out: &mut Outbox) {
+        let now = self.clock.at(now);
         if let Some(core) = &mut self.core {
             core.handle(now, input, out);
             // In debug builds the core has checked itself already.
@@ -184,6 +294,11 @@ impl SimNode {
                 self.ends.insert(*chunk, *base);
             }
             _facts_without_a_position => {}
+        }
+        if let Some(data) = record.content() {
+            for block in data.range.blocks() {
+                self.disk.rotten.remove(&(record.chunk(), block));
+            }
         }
         self.live.apply(&record);
         self.tail.push_back((seq, record));

@@ -8,6 +8,7 @@ use crate::judge::Violation;
 use crate::kinds::{FaultKind, Kinds, Tally};
 use crate::net::{Net, Weather};
 use crate::node::SimNode;
+use crate::scenario::{Load, Scenario, Script, longest};
 use crate::world::{Event, World};
 use ashlar_client_core::{VolumeSettings, WaitPolicy};
 use ashlar_controlplane::member::{Reply, Request};
@@ -17,7 +18,9 @@ use ashlar_proto::v1;
 use ashlar_types::limit::CHUNK_BYTES_FLOOR;
 use ashlar_types::message::cluster::ReplicaState;
 use ashlar_types::message::data::DataMessage;
-use ashlar_types::{ChunkConfig, Generation, Geometry, NodeId, SessionId, Time, ZoneId};
+use ashlar_types::{
+    ChunkConfig, Epoch, Generation, Geometry, NodeId, RequestId, SessionId, Time, ZoneId,
+};
 use std::time::Duration;
 
 /// A rule taken out on purpose, to show that the judge would notice.
@@ -34,10 +37,18 @@ pub enum Sabotage {
     AcknowledgeEarly,
     /// Holders go on using their read leases for an hour.
     KeepLeases,
+    /// Nodes do not look at the generation of a write.
+    IgnoreGenerations,
+    /// Learners acknowledge copies and keep holes.
+    ForgetCopies,
+    /// Learners do not take copies.
+    SilentLearners,
+    /// Members do not tell an elected primary what they have.
+    SilentMembers,
 }
 
 /// How long, how large.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Where all chance comes from.
     pub seed: u64,
@@ -45,10 +56,14 @@ pub struct Options {
     pub nodes: u32,
     /// Simulated time during which faults strike.
     pub storm: Duration,
-    /// Simulated time after which everything must be whole again.
+    /// Simulated time after which everything must be writable again, and every request answered.
     pub calm: Duration,
     /// Kinds of faults that may strike; which of them do, the seed draws.
     pub kinds: Kinds,
+    /// What strikes instead of a swarm, written down.
+    pub scenario: Option<&'static Scenario>,
+    /// What strikes instead of a swarm: these two, within a second of each other, in this order.
+    pub pair: Option<(FaultKind, FaultKind)>,
     /// A rule taken out.
     pub sabotage: Sabotage,
     /// Sum up every event, to compare runs; costs a third of the time.
@@ -65,6 +80,8 @@ impl Options {
             storm: Duration::from_secs(10),
             calm: Duration::from_secs(60),
             kinds: Kinds::ALL,
+            scenario: None,
+            pair: None,
             sabotage: Sabotage::None,
             digest: true,
         }
@@ -76,9 +93,34 @@ impl Options {
         Self { digest: false, ..Self::new(seed) }
     }
 
+    /// A seed of a scenario: only judged.
+    #[must_use]
+    pub fn of_scenario(scenario: &'static Scenario, seed: u64) -> Self {
+        Self {
+            nodes: scenario.nodes,
+            storm: scenario.storm.max(longest(&scenario.steps)),
+            kinds: Kinds::NONE,
+            scenario: Some(scenario),
+            ..Self::of_many(seed)
+        }
+    }
+
+    /// Two kinds of faults within a second (F23): only judged.
+    #[must_use]
+    pub const fn of_pair(pair: (FaultKind, FaultKind), seed: u64) -> Self {
+        Self { storm: Duration::from_secs(5), pair: Some(pair), ..Self::of_many(seed) }
+    }
+
     /// The command that repeats the run. A taken-out rule is not part of it.
     #[must_use]
     pub fn replay_command(&self) -> String {
+        if let Some(scenario) = self.scenario {
+            return format!("ashlar sim replay {} --scenario {}", self.seed, scenario.name);
+        }
+        if let Some((first, second)) = self.pair {
+            let (seed, first, second) = (self.seed, first.name(), second.name());
+            return format!("ashlar sim replay {seed} --pair {first},{second}");
+        }
         let usual = Self::new(self.seed);
         let mut command = format!("ashlar sim replay {}", self.seed);
         if self.kinds.len() < usual.kinds.len() {
@@ -90,6 +132,9 @@ impl Options {
         command
     }
 }
+
+/// Simulated time in which all copies are there again once everything is writable (I13).
+const REFILL_WITHIN: Duration = Duration::from_secs(300);
 
 /// What a run came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,15 +172,36 @@ fn run_told(options: Options, sink: Option<Sink>) -> Outcome {
     if let Some(sink) = sink {
         world.journal.tell(sink);
     }
-    world.set_up_volume(options.seed);
+    world.set_up_volume(&options);
     let storm_ends = world.now + options.storm;
-    world.schedule_in(Duration::from_millis(300), Event::Fault(Fault::Draw));
+    match options.scenario {
+        _ if options.pair.is_some() => world.schedule_pair(&options),
+        Some(scenario) => {
+            world.script = Some(Script::new(&scenario.steps, world.now));
+            world.alarms_allowed.clone_from(&scenario.expect.alarms);
+        }
+        None => {
+            if world.swarm.kinds.contains(FaultKind::FailReads) {
+                world.alarms_allowed.extend(["Unreadable".into(), "Repaired".into()]);
+            }
+            world.schedule_in(Duration::from_millis(300), Event::Fault(Fault::Draw));
+        }
+    }
     while world.step(storm_ends) && world.judge.violations.is_empty() {}
     if world.judge.violations.is_empty() {
         world.quiet_down();
-        let deadline = world.now + options.calm;
-        while !world.is_whole() && world.judge.violations.is_empty() && world.step(deadline) {}
+        let writable = world.now + options.calm;
+        while !world.is_writable() && world.judge.violations.is_empty() && world.step(writable) {}
+        if !world.is_writable() {
+            world.judge_liveness("not writable");
+        }
+        let whole = world.now + REFILL_WITHIN;
+        while !world.is_whole() && world.judge.violations.is_empty() && world.step(whole) {}
         world.judge_end();
+        if let Some(scenario) = options.scenario {
+            world.judge_script(scenario);
+        }
+        world.judge_pair(&options);
     }
     for violation in &world.judge.violations {
         world.journal.remark(world.now, &format!("broken: {violation}"));
@@ -160,6 +226,7 @@ fn build(options: &Options) -> World {
         delay_min: Duration::from_micros(20 + dice.below(100)),
         delay_max: Duration::from_micros(200 + dice.below(8_000)),
         loss_one_in: if swarm.kinds.contains(FaultKind::Loss) { loss_one_in } else { 0 },
+        bytes_per_second: 5_000_000 + dice.below(200_000_000),
     };
     let zone: ZoneId = "a".parse().unwrap_or_default();
     let control = SimControl::new(zone, options.seed);
@@ -181,8 +248,8 @@ fn build(options: &Options) -> World {
 
 impl World {
     /// Makes the volume, attaches it, and lets the client and the observer begin.
-    fn set_up_volume(&mut self, seed: u64) {
-        match self.set_up(seed) {
+    fn set_up_volume(&mut self, options: &Options) {
+        match self.set_up(options) {
             Ok(()) => {
                 self.schedule_in(Duration::from_millis(1), Event::Work);
                 self.schedule_in(Duration::from_millis(1), Event::Observe);
@@ -192,7 +259,7 @@ impl World {
     }
 
     /// Makes a volume and attaches it, as a person would: again until it works.
-    fn set_up(&mut self, seed: u64) -> Result<(), String> {
+    fn set_up(&mut self, options: &Options) -> Result<(), String> {
         let chunk_bytes = CHUNK_BYTES_FLOOR;
         let create = v1::CreateVolumeRequest {
             name: "demo".into(),
@@ -227,7 +294,8 @@ impl World {
             policy: WaitPolicy::Wait,
         };
         self.volume = Some(settings.volume);
-        self.client = Some(SimClient::new(settings, configs, seed));
+        let load = options.scenario.map_or(Load::USUAL, |scenario| scenario.load);
+        self.client = Some(SimClient::new(settings, configs, load, options.seed));
         Ok(())
     }
 
@@ -256,7 +324,13 @@ impl World {
         self.drop_faults();
         self.wake_all();
         self.net.heal();
-        self.net.weather.loss_one_in = 0;
+        self.former.rest();
+        if let Some(script) = &mut self.script {
+            script.end();
+        }
+        for node in self.nodes.values_mut() {
+            node.heal_disk();
+        }
         let down: Vec<NodeId> =
             self.nodes.iter().filter(|(_, node)| !node.is_up()).map(|(id, _)| *id).collect();
         for node in down {
@@ -268,24 +342,48 @@ impl World {
         }
     }
 
-    /// Whether every request is answered and every chunk has all its copies, serving.
-    fn is_whole(&self) -> bool {
+    /// Whether every request is answered and every chunk is served.
+    fn is_writable(&self) -> bool {
         let idle = self.client.as_ref().is_some_and(|client| client.unfinished() == 0);
         idle && self.control.leader().is_some()
             && self.control.configs().iter().all(|config| {
                 let primary = self.nodes.get(&config.primary.node).and_then(SimNode::core);
-                let serving = primary.is_some_and(|core| {
-                    core.reports().any(|report| {
-                        report.chunk == config.chunk
-                            && report.state == ReplicaState::Serving
-                            && report.adopted == config.epoch
+                config.may_acknowledge()
+                    && primary.is_some_and(|core| {
+                        core.reports().any(|report| {
+                            report.chunk == config.chunk
+                                && report.state == ReplicaState::Serving
+                                && report.adopted == config.epoch
+                        })
                     })
-                });
+            })
+    }
+
+    /// Whether it is writable, has all its copies, and nothing is under way.
+    fn is_whole(&self) -> bool {
+        self.is_writable()
+            && self.control.configs().iter().all(|config| {
+                let primary = self.nodes.get(&config.primary.node).and_then(SimNode::core);
                 let settled = primary
                     .and_then(|core| core.durable(config.chunk))
                     .is_some_and(|durable| durable.committed == durable.last);
-                config.in_sync.len() >= usize::from(config.copies_wanted) && serving && settled
+                config.in_sync.len() >= usize::from(config.copies_wanted) && settled
             })
+    }
+
+    /// Something is unfinished that should not be.
+    fn judge_liveness(&mut self, rule: &'static str) {
+        let client = self.client.as_ref().map(SimClient::describe).unwrap_or_default();
+        let configs = self.control.configs();
+        let reports: Vec<_> = self
+            .nodes
+            .values()
+            .filter_map(SimNode::core)
+            .flat_map(|core| core.reports().collect::<Vec<_>>())
+            .collect();
+        let control = self.control.describe();
+        let detail = format!("client {client}; {control}; {configs:?}; {reports:?}");
+        self.judge.violated(self.now, rule, detail);
     }
 
     fn judge_end(&mut self) {
@@ -293,17 +391,7 @@ impl World {
             return;
         }
         if !self.is_whole() {
-            let client = self.client.as_ref().map(SimClient::describe).unwrap_or_default();
-            let configs = self.control.configs();
-            let reports: Vec<_> = self
-                .nodes
-                .values()
-                .filter_map(SimNode::core)
-                .flat_map(|core| core.reports().collect::<Vec<_>>())
-                .collect();
-            let control = self.control.describe();
-            let detail = format!("client {client}; {control}; {configs:#?}; {reports:#?}");
-            self.judge.violated(self.now, "not alive", detail);
+            self.judge_liveness("not whole");
             return;
         }
         let configs = self.control.configs();
@@ -323,6 +411,9 @@ impl World {
     }
 }
 
+/// What no node says to another, and none listens to.
+const NO_ANSWER: DataMessage = DataMessage::WriteDone { id: RequestId(0) };
+
 impl Sabotage {
     /// What a sabotaged member answers instead of handling a message.
     pub(crate) fn answer_instead(
@@ -338,6 +429,12 @@ impl Sabotage {
             {
                 let (chunk, epoch, lsn, start) = (*chunk, *epoch, *lsn, node.identity.start);
                 Some(DataMessage::MirrorAck { chunk, epoch, lsn, start, fill: None })
+            }
+            DataMessage::Copy { .. } if self == Self::SilentLearners => Some(NO_ANSWER),
+            DataMessage::Collect { term, .. }
+                if self == Self::SilentMembers && term.elected > Epoch(1) =>
+            {
+                Some(NO_ANSWER)
             }
             DataMessage::Confirm { chunk, epoch, term, round }
                 if matches!(self, Self::IgnoreEpochs | Self::ConfirmAlways)

@@ -1,6 +1,7 @@
 //! Nodes' processes and their connections: start, end, dial, lose, deliver.
 
-use crate::net::{Fate, Host, Wire};
+use crate::net::{Fate, Host, PATIENCE, Wire};
+use crate::node::{End, SimNode};
 use crate::pause::LOOK_AGAIN;
 use crate::world::{Event, NODE_TICK, World};
 use ashlar_client_core as client;
@@ -16,11 +17,35 @@ const NOTICE_MAX: Duration = Duration::from_millis(400);
 /// Between two attempts to dial.
 const REDIAL_MAX: Duration = Duration::from_millis(150);
 
+/// What a message costs on a wire: its content, and a little for the rest.
+fn bytes_of(message: &DataMessage) -> usize {
+    const REST: usize = 100;
+    match message {
+        DataMessage::Write { data, .. }
+        | DataMessage::ReadDone { data, .. }
+        | DataMessage::Mirror { data, .. }
+        | DataMessage::Copy { data, .. }
+        | DataMessage::Fetched { data, .. } => REST + data.data.len(),
+        _without_content => REST,
+    }
+}
+
 impl World {
     /// Starts a node's process, if it is down: it ticks, dials its peers and the control plane.
     pub(crate) fn start_node(&mut self, id: NodeId) {
         let now = self.now;
-        let Some(node) = self.nodes.get_mut(&id).filter(|node| !node.is_up()) else { return };
+        if self.nodes.get(&id).is_none_or(SimNode::is_up) {
+            return;
+        }
+        if self.is_off(id) {
+            // Its kernel knows nothing of the connections of before, and says so.
+            for wire in self.net.wires_of(Host::Node(id)) {
+                self.net.disconnect(wire, false);
+                self.notice_later(wire);
+            }
+            self.control_lost(id);
+        }
+        let Some(node) = self.nodes.get_mut(&id) else { return };
         let mut out = node::Outbox::default();
         node.start(now, &mut out);
         let life = node.life;
@@ -36,12 +61,29 @@ impl World {
         self.control_dial(id, life);
     }
 
+    /// Whether a node's machine has no power: nobody refuses there.
+    pub(crate) fn is_off(&self, node: NodeId) -> bool {
+        self.nodes.get(&node).is_some_and(|node| node.off)
+    }
+
     /// Ends a node's process at once, whether it runs or stands still.
-    pub(crate) fn crash_node(&mut self, id: NodeId) {
+    pub(crate) fn end_node(&mut self, id: NodeId, how: End) {
         let Some(node) = self.nodes.get_mut(&id).filter(|node| node.is_up()) else { return };
-        node.crash(&mut self.dice);
+        node.end_process(how, &mut self.dice);
         let host = Host::Node(id);
         self.pauses.forget(host);
+        if how == End::PowerCut {
+            // No word of it: the other ends find out when TCP gives up.
+            for wire in self.net.wires_of(host).into_iter().filter(|wire| wire.to == host) {
+                if let Some(connection) = self.net.connection(wire) {
+                    let gives_up = self.now + PATIENCE;
+                    self.schedule(gives_up, Event::GivenUp { wire, connection });
+                }
+            }
+            self.net.lose_all_to(host);
+            self.control_misses(host);
+            return;
+        }
         for wire in self.net.wires_of(host) {
             // What it had sent may still arrive; what was sent to it is lost.
             let drains = wire.from == host && self.dice.chance(1, 2);
@@ -53,7 +95,7 @@ impl World {
     }
 
     /// The dialler of a broken connection will notice after a while.
-    fn notice_later(&mut self, wire: Wire) {
+    pub(crate) fn notice_later(&mut self, wire: Wire) {
         let wait = self.draw(NOTICE_MAX);
         match (wire.from, wire.to) {
             (Host::Node(from), Host::Node(_)) => {
@@ -76,8 +118,8 @@ impl World {
             return;
         }
         let peer = self.nodes.get(&to).filter(|peer| peer.is_up()).map(|peer| peer.identity);
-        let cut = self.net.is_cut(wire) || self.net.is_cut(wire.back());
-        match peer.filter(|_| !cut) {
+        let dark = self.net.is_dark(self.now, wire) || self.is_off(to);
+        match peer.filter(|_| !dark) {
             // The kernel takes the connection, and nobody answers the hello.
             Some(_) if self.is_paused(Host::Node(to)) => {
                 self.schedule_in(LOOK_AGAIN, Event::Dial { from, to, network, life });
@@ -88,7 +130,7 @@ impl World {
                 self.input(from, node::Input::LinkUp { node, network, store, start });
             }
             None => {
-                let refused = peer.is_none() && !cut;
+                let refused = peer.is_none() && !dark;
                 self.input(from, node::Input::LinkDown { node: to, network, refused });
                 let wait = Duration::from_millis(20) + self.draw(REDIAL_MAX);
                 self.schedule_in(wait, Event::Dial { from, to, network, life });
@@ -109,7 +151,7 @@ impl World {
 
     /// Puts a message on a connection.
     pub(crate) fn transmit(&mut self, wire: Wire, message: DataMessage) {
-        match self.net.send(self.now, wire, &mut self.dice) {
+        match self.net.send(self.now, wire, bytes_of(&message), &mut self.dice) {
             Fate::Deliver { at, connection } => {
                 self.schedule(at, Event::Deliver { wire, connection, message });
             }
@@ -119,7 +161,18 @@ impl World {
                 }
                 self.notice_later(wire);
             }
+            Fate::Stuck { connection, gives_up } => {
+                self.schedule(gives_up, Event::GivenUp { wire, connection });
+            }
             Fate::NoConnection => {}
+        }
+    }
+
+    /// A host gives a connection up that nothing got through on.
+    pub(crate) fn given_up(&mut self, wire: Wire, connection: u64) {
+        if self.net.connection(wire) == Some(connection) {
+            self.net.disconnect(wire, false);
+            self.notice_later(wire);
         }
     }
 

@@ -8,6 +8,7 @@ use crate::client::SimClient;
 use crate::client_side::Asked;
 use crate::control::{ControlEvent, SimControl};
 use crate::faults::{Fault, Swarm};
+use crate::former::Former;
 use crate::journal::Journal;
 use crate::judge::Judge;
 use crate::kinds::Tally;
@@ -16,12 +17,14 @@ use crate::node::SimNode;
 use crate::observer::Observer;
 use crate::pause::Pauses;
 use crate::run::{Options, Sabotage};
+use crate::scenario::{Moment, Script};
+use crate::watch::Watch;
 use ashlar_client_core as client;
 use ashlar_env::dice::{Dice, SeededDice};
 use ashlar_node_core as node;
 use ashlar_node_core::{ConnectionId, JournalSeq, Link, ReadTicket, Record};
 use ashlar_types::message::data::{DataMessage, Network};
-use ashlar_types::{BlockRange, ChunkId, NodeId, SessionId, Time, VolumeId};
+use ashlar_types::{BlockData, BlockRange, ChunkId, NodeId, SessionId, Time, VolumeId};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -47,6 +50,10 @@ pub(crate) enum Event {
     Observe,
     Observed { node: NodeId, life: u64, message: DataMessage },
     ObserverTold { message: DataMessage },
+    FormerWrites,
+    FormerHeard { node: NodeId, life: u64, message: DataMessage },
+    AttachAgain,
+    GivenUp { wire: Wire, connection: u64 },
     Control(ControlEvent),
     Fault(Fault),
     Resume { host: Host, number: u64 },
@@ -60,7 +67,8 @@ impl Event {
             | Self::Synced { node, .. }
             | Self::BlocksRead { node, .. }
             | Self::ClientGone { node, .. }
-            | Self::Observed { node, .. } => Some(Host::Node(*node)),
+            | Self::Observed { node, .. }
+            | Self::FormerHeard { node, .. } => Some(Host::Node(*node)),
             Self::Dial { from, .. } => Some(Host::Node(*from)),
             Self::LinkLost { wire, .. } => Some(wire.from),
             Self::Deliver { wire, .. } | Self::Arrived { wire, .. } => Some(wire.to),
@@ -72,6 +80,9 @@ impl Event {
             Self::Start { .. }
             | Self::Observe
             | Self::ObserverTold { .. }
+            | Self::FormerWrites
+            | Self::AttachAgain
+            | Self::GivenUp { .. }
             | Self::Fault(_)
             | Self::Resume { .. } => None,
         }
@@ -102,6 +113,13 @@ pub(crate) struct World {
     pub(crate) control: SimControl,
     pub(crate) client: Option<SimClient>,
     pub(crate) observer: Observer,
+    /// The client that the volume may be taken from.
+    pub(crate) former: Former,
+    pub(crate) watch: Watch,
+    /// The steps of a scenario that have not struck.
+    pub(crate) script: Option<Script>,
+    /// Alarms that may sound: parts of their text.
+    pub(crate) alarms_allowed: Vec<String>,
     pub(crate) pauses: Pauses,
     /// The volume that the client uses.
     pub(crate) volume: Option<VolumeId>,
@@ -134,6 +152,10 @@ impl World {
             control,
             client: None,
             observer: Observer::default(),
+            former: Former::default(),
+            watch: Watch::default(),
+            script: None,
+            alarms_allowed: Vec::new(),
             pauses: Pauses::default(),
             volume: None,
             sessions: BTreeMap::new(),
@@ -174,6 +196,8 @@ impl World {
         self.events += 1;
         self.journal.event(at, &event);
         self.carry_out(event);
+        self.watch();
+        self.play();
         true
     }
 
@@ -207,7 +231,12 @@ impl World {
             Event::Synced { node, life, seq } => self.synced(node, life, seq),
             Event::BlocksRead { node, life, ticket, chunk, range } => {
                 if self.lives(node, life) {
-                    let content = self.nodes.get(&node).map(|node| node.live.read(chunk, range));
+                    let now = self.now;
+                    let content =
+                        self.nodes.get(&node).and_then(|node| node.read(now, chunk, range));
+                    if content.is_none() {
+                        self.tally.note("reads failed");
+                    }
                     self.input(node, node::Input::BlocksRead { ticket, content });
                 }
             }
@@ -224,6 +253,10 @@ impl World {
             Event::Observe => self.observe(),
             Event::Observed { node, life, message } => self.observed(node, life, message),
             Event::ObserverTold { message } => self.observer_told(&message),
+            Event::FormerWrites => self.former_writes(),
+            Event::FormerHeard { node, life, message } => self.former_heard(node, life, message),
+            Event::AttachAgain => self.attach_again(),
+            Event::GivenUp { wire, connection } => self.given_up(wire, connection),
             Event::Control(event) => self.control_event(event),
             Event::Fault(fault) => self.strike(fault),
             Event::Resume { host, number } => self.resume(host, number),
@@ -238,7 +271,37 @@ impl World {
         self.nodes.get(&node).map_or(0, |node| node.life)
     }
 
+    fn disk_done(&self, node: NodeId, at: Time) -> Time {
+        self.nodes.get(&node).map_or(at, |node| node.disk_done(at))
+    }
+
+    /// Something that an operator should know: a broken rule, unless it was to be expected.
+    pub(crate) fn alarm(&mut self, text: String) {
+        self.journal.remark(self.now, &text);
+        self.tally.note("alarms");
+        if !self.alarms_allowed.iter().any(|allowed| text.contains(allowed)) {
+            self.judge.violated(self.now, "alarm", text);
+        }
+    }
+
+    /// Moments of a write that a scenario may wait for.
+    fn note_sent(&mut self, message: &DataMessage) {
+        match message {
+            DataMessage::Mirror { chunk, .. } => self.moment(*chunk, Moment::Mirrored),
+            DataMessage::OpenTerm { chunk, .. } => self.moment(*chunk, Moment::Opening),
+            DataMessage::Copy { chunk, .. } => self.moment(*chunk, Moment::Filling),
+            _other => {}
+        }
+    }
+
     fn synced(&mut self, node: NodeId, life: u64, seq: JournalSeq) {
+        // A stall that began since holds this sync too.
+        let at = self.disk_done(node, self.now);
+        if at > self.now {
+            self.schedule(at, Event::Synced { node, life, seq });
+            return;
+        }
+        self.note_journalled(node);
         if self.lives(node, life) {
             if let Some(node) = self.nodes.get_mut(&node) {
                 node.synced(seq);
@@ -268,6 +331,7 @@ impl World {
                     if self.sabotage == Sabotage::AcknowledgeEarly {
                         self.acknowledge_early(id, to, &message);
                     }
+                    self.note_sent(&message);
                     self.transmit(wire, message);
                 }
                 node::Effect::Send { to: Link::Client(connection), message } => {
@@ -279,13 +343,16 @@ impl World {
                 }
                 node::Effect::Read { ticket, chunk, range } => {
                     let wait = self.draw(Duration::from_micros(400));
+                    let at = self.disk_done(id, self.now + wait);
                     let node = id;
-                    self.schedule_in(wait, Event::BlocksRead { node, life, ticket, chunk, range });
+                    self.schedule(at, Event::BlocksRead { node, life, ticket, chunk, range });
                 }
                 node::Effect::Control(message) => self.control_send_up(id, message),
                 node::Effect::Alarm(alarm) => {
-                    let detail = format!("{id}: {alarm:?}");
-                    self.judge.violated(self.now, "alarm", detail);
+                    if matches!(alarm, node::Alarm::Repaired { .. }) {
+                        self.tally.note("blocks repaired");
+                    }
+                    self.alarm(format!("{id}: {alarm:?}"));
                 }
             }
         }
@@ -293,7 +360,8 @@ impl World {
             let newest = self.nodes.get(&id).and_then(SimNode::newest_appended);
             if let Some(seq) = newest {
                 let wait = Duration::from_micros(80) + self.draw(Duration::from_micros(400));
-                self.schedule_in(wait, Event::Synced { node: id, life, seq });
+                let at = self.disk_done(id, self.now + wait);
+                self.schedule(at, Event::Synced { node: id, life, seq });
             }
         }
     }
@@ -301,6 +369,12 @@ impl World {
     /// A node's record goes to its journal.
     fn persist(&mut self, id: NodeId, seq: JournalSeq, record: Record) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
+        let record = match record {
+            Record::Fill { chunk, data } if self.sabotage == Sabotage::ForgetCopies => {
+                Record::Fill { chunk, data: BlockData::holes(data.range) }
+            }
+            other => other,
+        };
         if let Record::OpenTerm { chunk, term, .. } = &record {
             let config = node.core().and_then(|core| core.config(*chunk));
             if config.is_some_and(|config| config.primary.node == id) {
@@ -308,6 +382,23 @@ impl World {
             }
         }
         node.append(seq, record);
+    }
+
+    /// A moment that a scenario may wait for: a primary's own write becomes durable before any
+    /// secondary has acknowledged it.
+    fn note_journalled(&mut self, id: NodeId) {
+        if self.script.is_none() {
+            return;
+        }
+        let Some(chunk) = self.control.configs().first().map(|config| config.chunk) else { return };
+        let last = |node: NodeId| self.nodes.get(&node).map(|node| node.end(chunk));
+        let config = self.nodes.get(&id).and_then(SimNode::core).and_then(|c| c.config(chunk));
+        let ahead = config.is_some_and(|config| {
+            config.primary.node == id && config.secondaries().all(|r| last(r.node) < last(id))
+        });
+        if ahead {
+            self.moment(chunk, Moment::Journalled);
+        }
     }
 
     /// The sabotaged primary takes a mirror that it sends for one that was acknowledged.

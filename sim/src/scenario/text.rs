@@ -1,0 +1,217 @@
+//! Reads a scenario's file. Every field is checked; what is not known is refused by name.
+
+use super::{Aim, Expect, Load, Moment, Networks, Scenario, ScenarioError, Step, Way, span};
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Time that faults have when a scenario says nothing.
+const STORM: Duration = Duration::from_secs(6);
+
+/// What a step does. The words in comments are what its fields mean then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Verb {
+    /// The process dies (SIGKILL) and comes back after `for`.
+    Kill,
+    /// The process ends in order and comes back after `for`.
+    Stop,
+    /// The machine loses power: nobody refuses, nothing that was not synced is left.
+    PowerOff,
+    /// The process stands still for so long.
+    Pause,
+    /// Nothing passes between `of` and `from`; connections break.
+    Cut,
+    /// Nothing passes; everything arrives when it is over.
+    Clog,
+    /// Nothing passes and nobody notices before TCP's patience ends.
+    HalfOpen,
+    /// Messages of the host take `amount` times as long.
+    Slow,
+    /// One message in `amount` is lost anywhere.
+    Lose,
+    /// Syncs of the journal, and reads, wait.
+    StallDisk,
+    /// Reads of the disk fail.
+    FailReads,
+    /// A sync fails: the process ends, as it must, and comes back after `for`.
+    FailSync,
+    /// A written block of the first chunk does not fit its checksum any more.
+    Rot,
+    /// The disk is replaced by an empty one; the process comes back after `for`.
+    NewDisk,
+    /// The volume is attached elsewhere by force; the former client goes on writing for `for`.
+    Reattach,
+    /// The client's process dies and comes back under its own attachment.
+    RestartClient,
+    /// The wall clock of a member jumps by `amount` seconds, and back after `for`.
+    JumpClock,
+    /// The monotonic clock of a node runs `amount` per mille fast.
+    Drift,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct File {
+    about: String,
+    faults: Vec<String>,
+    storm: Option<String>,
+    #[serde(default = "usual_nodes")]
+    nodes: u32,
+    #[serde(default)]
+    load: LoadText,
+    step: Vec<StepText>,
+    #[serde(default)]
+    expect: ExpectText,
+}
+
+const fn usual_nodes() -> u32 {
+    4
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct LoadText {
+    depth: Option<usize>,
+    hot_blocks: Option<u64>,
+    reads: Option<u64>,
+    zeroes: Option<u64>,
+    blocks_max: Option<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct StepText {
+    at: Option<String>,
+    on: Option<Moment>,
+    busy: Option<bool>,
+    fault: Verb,
+    of: Option<Aim>,
+    from: Option<Aim>,
+    r#for: Option<String>,
+    networks: Option<NetworksText>,
+    way: Option<WayText>,
+    amount: Option<u64>,
+    times: Option<u32>,
+    every: Option<String>,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum NetworksText {
+    Both,
+    Primary,
+    Replication,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum WayText {
+    Both,
+    Out,
+    In,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct ExpectText {
+    #[serde(default)]
+    alarms: Vec<String>,
+    #[serde(default)]
+    at_least: BTreeMap<String, u64>,
+    #[serde(default)]
+    at_most: BTreeMap<String, u64>,
+}
+
+/// Reads one file.
+pub(super) fn read(name: &'static str, text: &str) -> Result<Scenario, ScenarioError> {
+    scenario_of(name, text).map_err(|what| ScenarioError { name, what })
+}
+
+fn scenario_of(name: &'static str, text: &str) -> Result<Scenario, String> {
+    let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
+    if !(3..=16).contains(&file.nodes) {
+        return Err(format!("nodes = {}: 3 to 16 are possible", file.nodes));
+    }
+    let steps = file.step.into_iter().map(step_of).collect::<Result<Vec<_>, _>>()?;
+    if steps.is_empty() {
+        return Err("a scenario has at least one step".into());
+    }
+    let usual = Load::USUAL;
+    let load = Load {
+        depth: file.load.depth.unwrap_or(usual.depth),
+        hot_blocks: file.load.hot_blocks.unwrap_or(usual.hot_blocks),
+        reads: file.load.reads.unwrap_or(usual.reads),
+        zeroes: file.load.zeroes.unwrap_or(usual.zeroes),
+        blocks_max: file.load.blocks_max.unwrap_or(usual.blocks_max),
+    };
+    if load.reads + load.zeroes > 100 || load.hot_blocks == 0 || load.blocks_max == 0 {
+        return Err("load: reads and zeroes are at most 100 together, blocks at least 1".into());
+    }
+    let ExpectText { alarms, at_least, at_most } = file.expect;
+    Ok(Scenario {
+        name,
+        about: file.about,
+        faults: file.faults,
+        storm: file.storm.as_deref().map_or(Ok(STORM), span)?,
+        nodes: file.nodes,
+        load,
+        steps,
+        expect: Expect { alarms, at_least, at_most },
+    })
+}
+
+fn step_of(text: StepText) -> Result<Step, String> {
+    let time = |given: Option<String>, usual: u64| match given {
+        Some(given) => span(&given),
+        None => Ok(Duration::from_millis(usual)),
+    };
+    Ok(Step {
+        at: time(text.at, 500)?,
+        on: text.on,
+        busy: text.busy.unwrap_or(true),
+        verb: text.fault,
+        of: text.of.unwrap_or(Aim::Primary),
+        from: text.from.unwrap_or(Aim::Everyone),
+        length: time(text.r#for, 1_000)?,
+        networks: match text.networks.unwrap_or(NetworksText::Both) {
+            NetworksText::Both => Networks::Both,
+            NetworksText::Primary => Networks::Primary,
+            NetworksText::Replication => Networks::Replication,
+        },
+        way: match text.way.unwrap_or(WayText::Both) {
+            WayText::Both => Way::Both,
+            WayText::Out => Way::Out,
+            WayText::In => Way::In,
+        },
+        amount: text.amount.unwrap_or(10),
+        times: text.times.unwrap_or(1),
+        every: time(text.every, 1_000)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "about = 'x'\nfaults = ['N33']\n[[step]]\nfault = 'pause'\nfor = '2s'\n";
+
+    #[test]
+    fn a_scenario_is_read_and_what_is_wrong_is_named() {
+        let scenario = read("good", GOOD).unwrap();
+        assert_eq!(scenario.steps.len(), 1);
+        assert_eq!(scenario.steps[0].length, Duration::from_secs(2));
+        let wrong = [
+            (GOOD.replace("pause", "meteor"), "meteor"),
+            (GOOD.replace("'2s'", "'soon'"), "soon"),
+            (GOOD.replace("for", "during"), "during"),
+            ("nodes = 2\n".to_owned() + GOOD, "nodes = 2"),
+            ("about = 'x'\nfaults = []\nstep = []\n".to_owned(), "at least one step"),
+            (GOOD.to_owned() + "[load]\nreads = 101\n", "at most 100"),
+        ];
+        for (text, word) in wrong {
+            let error = read("wrong", &text).unwrap_err().to_string();
+            assert!(error.contains(word), "{word}: {error}");
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! Seeds that failed once, with what they found. They stay for ever; what they run changes with the
+//! world, what they say about it does not.
+
+use ashlar_sim::{Options, run};
+use std::time::Duration;
+
+/// Seed, kinds of faults, milliseconds of storm, what it found.
+const SEEDS: &[(u64, &str, u64, &str)] = &[
+    (1, "pause-node,pause-member,pause-client", 10_000, "a late word taken for a second writer"),
+    (4, "all", 10_000, "searches for a new home without end"),
+    (30, "all", 10_000, "an alarm about a configuration of before"),
+    (59, "all", 10_000, "an alarm about a configuration of before"),
+    (76, "all", 10_000, "a write of the former client acknowledged"),
+    (106, "all", 10_000, "an alarm about a configuration of before"),
+    (149, "all", 10_000, "a learner added and removed ten times a second"),
+    (264, "all", 10_000, "an erased replica brought back by an old configuration"),
+];
+
+#[test]
+fn no_seed_that_failed_once_fails_again() {
+    for (seed, kinds, storm, found) in SEEDS {
+        let kinds = kinds.parse().unwrap();
+        let storm = Duration::from_millis(*storm);
+        let options = Options { kinds, storm, ..Options::of_many(*seed) };
+        let outcome = run(options);
+        let shown: Vec<String> = outcome.violations.iter().map(ToString::to_string).collect();
+        assert!(shown.is_empty(), "{found}: {} --log\n{shown:#?}", options.replay_command());
+    }
+}
