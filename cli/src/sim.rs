@@ -7,7 +7,7 @@
 use std::io::Write;
 use std::time::Duration;
 
-use ashlar_sim::{Kinds, Options};
+use ashlar_sim::{FaultKind, Kinds, Options, Scenario, UnknownKind};
 use clap::Subcommand;
 use serde::Serialize;
 
@@ -45,6 +45,8 @@ pub(crate) enum Command {
         #[command(flatten)]
         what: What,
     },
+    /// List the scenarios.
+    Scenarios,
     /// Run one seed and show what happened.
     Replay {
         /// The seed.
@@ -72,18 +74,39 @@ pub(crate) struct What {
     /// Simulated time during which faults strike, as in 10s or 1500ms.
     #[arg(long, default_value = "10s", value_parser = span)]
     storm: Duration,
+    /// A scenario by name, instead of a swarm; see `ashlar sim scenarios`.
+    #[arg(long, value_parser = ashlar_sim::scenario, conflicts_with_all = ["faults", "storm"])]
+    scenario: Option<&'static Scenario>,
+    /// Two kinds of faults within a second, in this order, instead of a swarm.
+    #[arg(long, value_parser = pair, value_name = "KIND,KIND")]
+    #[arg(conflicts_with_all = ["faults", "storm", "scenario"])]
+    pair: Option<(FaultKind, FaultKind)>,
 }
 
 impl What {
     /// The run of a seed.
     fn options(self, seed: u64) -> Options {
-        Options { kinds: self.faults, storm: self.storm, ..Options::of_many(seed) }
+        match (self.scenario, self.pair) {
+            (Some(scenario), _) => Options::of_scenario(scenario, seed),
+            (None, Some(pair)) => Options::of_pair(pair, seed),
+            (None, None) => {
+                Options { kinds: self.faults, storm: self.storm, ..Options::of_many(seed) }
+            }
+        }
     }
 }
 
 fn span(text: &str) -> Result<Duration, String> {
     ashlar_sim::parse_span(text)
         .ok_or_else(|| format!("`{text}` is not a time; write for example 10s, 2.5s or 150ms"))
+}
+
+fn pair(text: &str) -> Result<(FaultKind, FaultKind), String> {
+    let (first, second) = text
+        .split_once(',')
+        .ok_or_else(|| format!("`{text}` is no pair; write for example isolate,stall-disk"))?;
+    let kind = |name: &str| name.parse().map_err(|error: UnknownKind| error.to_string());
+    Ok((kind(first)?, kind(second)?))
 }
 
 fn seed_range(text: &str) -> Result<std::ops::Range<u64>, String> {
@@ -110,10 +133,42 @@ pub(crate) fn run(command: &Command, output: &Output) -> Result<(), Failure> {
             let (seeds, jobs) = (seeds.clone(), usize::from(*jobs));
             sweep::run(&sweep::Order { seeds, jobs, what: *what, go_on: true }, output)
         }
+        Command::Scenarios => list(output),
         Command::Replay { seed, log, until, shrink, what } => {
             let options = Options { digest: true, ..what.options(*seed) };
             replay(options, *log, *until, *shrink, output)
         }
+    }
+}
+
+fn list(output: &Output) -> Result<(), Failure> {
+    let all = ashlar_sim::scenarios()
+        .map_err(|error| Failure::new(Kind::Error, "read the scenarios").because(error))?;
+    let rows = all.iter().map(|scenario| ScenarioRow {
+        name: scenario.name,
+        faults: &scenario.faults,
+        about: &scenario.about,
+    });
+    output.show(&ScenariosView { scenarios: rows.collect() })
+}
+
+/// A scenario, as it is listed.
+#[derive(Debug, Serialize)]
+struct ScenarioRow {
+    name: &'static str,
+    faults: &'static [String],
+    about: &'static str,
+}
+
+#[derive(Debug, Serialize)]
+struct ScenariosView {
+    scenarios: Vec<ScenarioRow>,
+}
+
+impl Show for ScenariosView {
+    fn table(&self) -> String {
+        let row = |row: &ScenarioRow| [row.name.into(), row.faults.join(" "), row.about.into()];
+        columns(["NAME", "FAULTS", "WHAT"], self.scenarios.iter().map(row))
     }
 }
 
@@ -188,6 +243,8 @@ mod tests {
         }
         assert_eq!(span("1500ms"), Ok(Duration::from_millis(1_500)));
         assert_eq!(span("2.5s"), Ok(Duration::from_millis(2_500)));
+        assert_eq!(pair("isolate,slow"), Ok((FaultKind::Isolate, FaultKind::Slow)));
+        assert!(pair("isolate").is_err() && pair("isolate,meteor").unwrap_err().contains("meteor"));
         assert!(span("soon").unwrap_err().contains("150ms"));
     }
 }
