@@ -214,6 +214,7 @@ impl Judge<'_> {
                 self.must_be_usable(replica.node)?;
                 Ok(ChangeKind::ReadoptStale { proposer, replica: *replica })
             }
+            Change::StepDown { .. } => self.succeed(config),
             Change::SeekLearner => {
                 let node = self.seek(config)?;
                 Ok(ChangeKind::AddLearner { proposer, node })
@@ -226,6 +227,23 @@ impl Judge<'_> {
                 Ok(ChangeKind::PromoteLearner { proposer, replica, durable })
             }
         }
+    }
+
+    /// A primary asks for another: as long as enough copies remain without it.
+    fn succeed(&self, config: &ChunkConfig) -> Result<ChangeKind, String> {
+        let remaining = config.in_sync.len().saturating_sub(1);
+        if remaining < usize::from(config.copies_min) {
+            let needed = config.copies_min;
+            return Err(format!("{remaining} in sync would remain, {needed} are needed"));
+        }
+        let usable = config.secondaries().filter(|replica| {
+            self.must_be_usable(replica.node).is_ok()
+                && !self.state.is_store_gone(*replica)
+                && !self.seen.says_unfit(config.chunk, *replica, config.epoch)
+        });
+        let next = usable.min_by_key(|r| (self.state.primaries_on(r.node), r.node));
+        let primary = next.ok_or("no secondary can take over")?;
+        Ok(ChangeKind::Elect { primary, evidence: Evidence::Unreachable {} })
     }
 
     fn must_be_usable(&self, node: NodeId) -> Result<(), String> {

@@ -86,6 +86,12 @@ impl Peers {
         self.listening_since = now;
     }
 
+    /// Since when this node has been listening without a gap.
+    #[must_use]
+    pub const fn listening_since(&self) -> Time {
+        self.listening_since
+    }
+
     /// How long a path has been silent, as far as this node can tell.
     fn quiet(&self, now: Time, heard: Time) -> Duration {
         now.since(heard.max(self.listening_since))

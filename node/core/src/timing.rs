@@ -21,6 +21,10 @@ pub struct Timing {
     /// How long the primary network of a pair must be good again before its traffic returns from the
     /// replication network (section 5).
     pub return_to_primary: Duration,
+    /// How long all may wait for one replica's disk before it is replaced (section 4.7).
+    pub slow: Duration,
+    /// How long a replica that was too slow rests before it is filled again.
+    pub slow_rest: Duration,
     /// Before the same proposal, collect or question is sent again.
     pub retry: Duration,
     /// Before unacknowledged mirrors are sent again to a member that is reachable.
@@ -57,6 +61,8 @@ impl Default for Timing {
             silence: Duration::from_secs(1),
             tick_gap: Duration::from_millis(300),
             return_to_primary: Duration::from_secs(2),
+            slow: Duration::from_secs(1),
+            slow_rest: Duration::from_secs(30),
             retry: Duration::from_millis(200),
             stall: Duration::from_millis(500),
             readopt_window: Duration::from_secs(600),

@@ -267,6 +267,7 @@ impl From<&Proposal> for v1::Proposal {
                         RemovalReason::ReportedGone => {
                             WireReason::ReportedGone(v1::remove_secondary::ReportedGone {})
                         }
+                        RemovalReason::Slow { millis } => WireReason::SlowMillis(*millis),
                     }),
                 })
             }
@@ -274,6 +275,7 @@ impl From<&Proposal> for v1::Proposal {
                 WireChange::ReadoptStale(v1::ReadoptStale { replica: Some((*replica).into()) })
             }
             Change::SeekLearner => WireChange::SeekLearner(v1::SeekLearner {}),
+            Change::StepDown { millis } => WireChange::StepDown(v1::StepDown { millis: *millis }),
             Change::RemoveLearner { replica } => {
                 WireChange::RemoveLearner(v1::RemoveLearner { replica: Some((*replica).into()) })
             }
@@ -306,12 +308,14 @@ impl TryFrom<&v1::Proposal> for Proposal {
                     WireReason::SilentMillis(millis) => RemovalReason::Silent { millis: *millis },
                     WireReason::Refused(_) => RemovalReason::Refused,
                     WireReason::ReportedGone(_) => RemovalReason::ReportedGone,
+                    WireReason::SlowMillis(millis) => RemovalReason::Slow { millis: *millis },
                 },
             },
             WireChange::ReadoptStale(change) => {
                 Change::ReadoptStale { replica: replica(&change.replica)? }
             }
             WireChange::SeekLearner(_) => Change::SeekLearner,
+            WireChange::StepDown(change) => Change::StepDown { millis: change.millis },
             WireChange::RemoveLearner(change) => {
                 Change::RemoveLearner { replica: replica(&change.replica)? }
             }

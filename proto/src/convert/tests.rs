@@ -101,7 +101,9 @@ fn ups() -> Vec<ControlUp> {
             propose(remove(RemovalReason::Refused)),
             propose(remove(RemovalReason::ReportedGone)),
             propose(Change::ReadoptStale { replica: replica(4) }),
+            propose(remove(RemovalReason::Slow { millis: 1_000 })),
             propose(Change::SeekLearner),
+            propose(Change::StepDown { millis: 1_000 }),
             propose(Change::RemoveLearner { replica: replica(3) }),
             propose(Change::PromoteLearner {
                 replica: replica(3),

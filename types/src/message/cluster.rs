@@ -151,6 +151,11 @@ pub enum Change {
         /// The learner.
         replica: ReplicaId,
     },
+    /// The primary's own disk is slower than its secondaries': another should be primary.
+    StepDown {
+        /// How long writes have waited for it.
+        millis: u32,
+    },
     /// A learner has everything; it becomes in sync.
     PromoteLearner {
         /// The learner.
@@ -172,6 +177,11 @@ pub enum RemovalReason {
     Refused,
     /// It says itself that it is stale, gone, or does not hold the replica.
     ReportedGone,
+    /// It answers, but all others have waited so many milliseconds for it alone.
+    Slow {
+        /// For one write.
+        millis: u32,
+    },
 }
 
 /// Messages from the control plane to a node.

@@ -236,4 +236,18 @@ pub(super) const MUTANTS: &[Mutant] = &[
         put_in: "if config.generation >= self.generation {",
         tests: NODE_RULES,
     },
+    Mutant {
+        rule: "a slow secondary stays when too few would remain",
+        file: "node/core/src/primary/slow.rs",
+        take_out: "|| config.in_sync.len() <= usize::from(config.copies_min)",
+        put_in: "",
+        tests: NODE_RULES,
+    },
+    Mutant {
+        rule: "nobody is called slow when several lag",
+        file: "node/core/src/primary/slow.rs",
+        take_out: "[replica] if self.own_durable >= oldest && config.is_in_sync(*replica) => {",
+        put_in: "[replica, ..] if config.is_in_sync(*replica) => {",
+        tests: NODE_RULES,
+    },
 ];

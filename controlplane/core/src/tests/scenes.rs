@@ -346,6 +346,21 @@ fn a_missing_copy_finds_a_node_with_space_that_holds_none_and_comes_back_by_prom
     assert_eq!(zone.config(0).in_sync.len(), 3);
 }
 
+#[test]
+fn a_primary_that_steps_down_is_followed_by_a_secondary_while_enough_remain() {
+    let mut zone = Zone::with_volume();
+    let config = zone.config(0);
+    zone.propose(0, Change::StepDown { millis: 1_500 });
+    zone.carry_out();
+    let next = zone.config(0);
+    assert!(config.secondaries().any(|replica| replica == next.primary));
+    assert!(next.is_stale(config.primary));
+    zone.propose(0, Change::StepDown { millis: 1_500 });
+    let plan = zone.carry_out();
+    assert!(plan.refused[0].1.contains("are needed"), "{plan:?}");
+    assert_eq!(zone.config(0), next);
+}
+
 fn retired(plan: &Plan) -> usize {
     plan.changes.iter().filter(|c| matches!(c.kind, ChangeKind::Retire { .. })).count()
 }

@@ -21,6 +21,7 @@ mod opening;
 mod propose;
 mod read;
 mod repair;
+mod slow;
 mod write;
 
 use crate::context::{Context, ReadFor};

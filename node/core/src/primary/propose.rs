@@ -1,8 +1,8 @@
 //! What a primary asks the control plane to change: one compare-and-set at a time (section 3).
 //!
-//! Order of urgency: a secondary that does not answer (writes wait for it), a learner that does
-//! not answer, a promotion whose outcome is unknown, copies that are missing. A proposal that
-//! brings no later epoch is made again after a while: its time-out decides nothing. Only a search
+//! Order of urgency: a secondary that does not answer (writes wait for it) or is too slow, a learner
+//! that does not answer, a promotion whose outcome is unknown, copies that are missing. A proposal
+//! that brings no later epoch is made again after a while: its time-out decides nothing. Only a search
 //! for a new home waits longer each time, and is bounded (section 7): searches that find no space
 //! were what brought a whole region down.
 
@@ -12,9 +12,10 @@ use crate::durable::ReplicaDurable;
 use crate::outbox::Effect;
 use alloc::collections::VecDeque;
 use alloc::vec;
-use ashlar_types::Time;
+use alloc::vec::Vec;
 use ashlar_types::backoff::{Backoff, BackoffPolicy};
 use ashlar_types::message::cluster::{Change, ControlUp, Proposal, RemovalReason};
+use ashlar_types::{ReplicaId, Time};
 use core::time::Duration;
 
 /// How searches for a new home that bring nothing follow each other (section 7).
@@ -33,6 +34,8 @@ pub(super) struct Proposals {
     search_at: Time,
     /// The last searches, oldest first.
     searches: VecDeque<Time>,
+    /// Secondaries that were too slow, and when that was said.
+    slow: Vec<(ReplicaId, Time)>,
 }
 
 impl Default for Proposals {
@@ -43,6 +46,7 @@ impl Default for Proposals {
             search: Backoff::new(SEARCH),
             search_at: Time::ZERO,
             searches: VecDeque::new(),
+            slow: Vec::new(),
         }
     }
 }
@@ -76,6 +80,16 @@ impl Proposals {
         let mixed = (now.as_nanos() ^ salt.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         self.search_at = now + self.search.next_wait(mixed ^ (mixed >> 29)).max(retry);
     }
+
+    fn note_slow(&mut self, replica: ReplicaId, now: Time) {
+        self.slow.retain(|(known, _)| *known != replica);
+        self.slow.push((replica, now));
+    }
+
+    fn rests(&self, replica: ReplicaId, context: &Context<'_>) -> bool {
+        let rest = context.timing.slow_rest;
+        self.slow.iter().any(|(known, since)| *known == replica && context.now.since(*since) < rest)
+    }
 }
 
 impl Primary {
@@ -89,6 +103,10 @@ impl Primary {
         }
         if let Some(change) = self.wanted_change(durable, context) {
             self.proposals.next_at = context.now + context.timing.retry;
+            if let Change::RemoveSecondary { replica, reason: RemovalReason::Slow { .. } } = change
+            {
+                self.proposals.note_slow(replica, context.now);
+            }
             let config = &durable.config;
             let (chunk, epoch, proposer) = (config.chunk, config.epoch, durable.replica);
             if change == Change::SeekLearner {
@@ -125,6 +143,9 @@ impl Primary {
         if let Some((replica, reason)) = secondary {
             return Some(Change::RemoveSecondary { replica, reason });
         }
+        if let Some(change) = self.wanted_for_slowness(durable, context) {
+            return Some(change);
+        }
         let learner =
             self.followers.iter().find(|f| config.is_learner(f.replica) && lost(f).is_some());
         if let Some(follower) = learner {
@@ -141,14 +162,15 @@ impl Primary {
     /// A stale replica that is back, or, after the window, a new home.
     fn wanted_copy(&self, durable: &ReplicaDurable, context: &Context<'_>) -> Option<Change> {
         let config = &durable.config;
+        let urgent = config.in_sync.len() <= 1 || !config.may_acknowledge();
         let back = config.stale.iter().map(|(replica, _)| *replica).find(|replica| {
-            context.peers.reachable(replica.node)
+            (urgent || !self.proposals.rests(*replica, context))
+                && context.peers.reachable(replica.node)
                 && context.peers.process(replica.node).is_some_and(|(s, _)| s == replica.store)
         });
         if let Some(replica) = back {
             return Some(Change::ReadoptStale { replica });
         }
-        let urgent = config.in_sync.len() <= 1 || !config.may_acknowledge();
         let waited = self
             .proposals
             .degraded_since

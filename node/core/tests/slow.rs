@@ -1,0 +1,116 @@
+//! One replica that all others wait for is replaced; when several lag, nobody is.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use ashlar_node_core::Input;
+use ashlar_types::ChunkConfig;
+use ashlar_types::message::cluster::{Change, ControlDown, RemovalReason};
+use ashlar_types::message::data::DataMessage;
+use common::*;
+use std::time::Duration;
+
+/// Time passes; secondaries beat all the while.
+fn pass(hands: &mut Hands, millis: u64) {
+    for _ in 0..millis / 100 {
+        for peer in [2, 3] {
+            hands.peer_says(peer, DataMessage::Beat { number: 1, adopted: vec![] });
+        }
+        hands.tick_after(Duration::from_millis(100));
+    }
+}
+
+fn write_at(hands: &mut Hands, sync: bool, acks: &[u32]) {
+    hands.client_says(write(1, 1, block(0, 1)));
+    if sync {
+        hands.sync();
+    }
+    for peer in acks {
+        hands.ack(*peer, lsn(term(1, 1), 1));
+    }
+}
+
+fn slow(hands: &Hands) -> Option<u32> {
+    hands.proposed.iter().find_map(|change| match change {
+        Change::RemoveSecondary { replica, reason: RemovalReason::Slow { millis } } => {
+            assert!(*millis >= 1_000);
+            Some(replica.node.0)
+        }
+        _ => None,
+    })
+}
+
+#[test]
+fn a_secondary_that_alone_is_waited_for_is_proposed_for_removal_after_a_second() {
+    let mut hands = serving(config(1));
+    write_at(&mut hands, true, &[2]);
+    pass(&mut hands, 900);
+    assert!(hands.proposed.is_empty());
+    pass(&mut hands, 200);
+    assert_eq!(slow(&hands), Some(3));
+}
+
+#[test]
+fn a_primary_whose_own_disk_is_waited_for_asks_for_another() {
+    let mut hands = serving(config(1));
+    write_at(&mut hands, false, &[2, 3]);
+    pass(&mut hands, 1_100);
+    assert!(
+        matches!(hands.proposed.first(), Some(Change::StepDown { millis }) if *millis >= 1_000)
+    );
+}
+
+#[test]
+fn when_several_lag_nobody_is_slower_than_the_others() {
+    let mut hands = serving(config(1));
+    write_at(&mut hands, true, &[]);
+    pass(&mut hands, 3_000);
+    assert!(hands.proposed.is_empty());
+    let mut hands = serving(config(1));
+    write_at(&mut hands, false, &[2]);
+    pass(&mut hands, 3_000);
+    assert!(hands.proposed.is_empty(), "its own disk lags as well");
+}
+
+#[test]
+fn a_slow_secondary_stays_when_too_few_would_remain() {
+    let two = ChunkConfig {
+        in_sync: vec![replica(1), replica(2)],
+        stale: vec![(replica(3), Default::default())],
+        ..config(1)
+    };
+    let mut hands = serving(two);
+    write_at(&mut hands, true, &[]);
+    pass(&mut hands, 3_000);
+    assert_eq!(slow(&hands), None);
+}
+
+#[test]
+fn a_secondary_that_was_too_slow_rests_before_it_is_filled_again() {
+    let mut hands = serving(config(1));
+    write_at(&mut hands, true, &[2]);
+    pass(&mut hands, 1_100);
+    let removed = ChunkConfig {
+        in_sync: vec![replica(1), replica(2)],
+        stale: vec![(replica(3), Default::default())],
+        ..config(2)
+    };
+    hands.feed(Input::Control(ControlDown::Configs(vec![removed])));
+    hands.sync();
+    hands.proposed.clear();
+    pass(&mut hands, 28_000);
+    assert_eq!(hands.proposed, []);
+    pass(&mut hands, 3_000);
+    assert!(
+        matches!(hands.proposed.first(), Some(Change::ReadoptStale { replica: r }) if *r == replica(3))
+    );
+}
+
+#[test]
+fn a_gap_in_its_own_time_makes_nobody_slow() {
+    let mut hands = serving(config(1));
+    write_at(&mut hands, true, &[2]);
+    hands.tick_after(Duration::from_secs(5));
+    assert!(hands.proposed.is_empty(), "its acknowledgement may wait to be read");
+}
