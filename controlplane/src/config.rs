@@ -2,7 +2,7 @@
 
 use crate::member::{MemberOptions, TICK_MILLIS};
 use ashlar_types::{IdError, ZoneId};
-use ashlar_zone_raft::RaftOptions;
+use ashlar_zone_raft::{RaftOptions, Start};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::net::{AddrParseError, IpAddr, SocketAddr};
@@ -175,7 +175,7 @@ impl Config {
                 raft: RaftOptions {
                     id: self.member,
                     voters: addresses.keys().copied().collect(),
-                    bootstrap: self.bootstrap,
+                    start: Start::bootstrap_if(self.bootstrap),
                     heartbeat_ticks,
                     election_ticks,
                     log: ashlar_log::LogOptions::default(),

@@ -9,7 +9,7 @@ use ashlar_env::disk::mem::MemDisk;
 use ashlar_env::meta::MemStore;
 use ashlar_log::LogOptions;
 use ashlar_types::{Time, ZoneId};
-use ashlar_zone_raft::RaftOptions;
+use ashlar_zone_raft::{RaftOptions, Start};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -59,7 +59,7 @@ impl SimMember {
             raft: RaftOptions {
                 id: self.id,
                 voters: (1..=MEMBERS).collect(),
-                bootstrap: self.life == 1,
+                start: Start::bootstrap_if(self.life == 1),
                 heartbeat_ticks: 2,
                 election_ticks: 6,
                 // Small, so that segments are cut and recycled within a run.

@@ -11,13 +11,13 @@
 //!   told that it failed, and sends again.
 
 use crate::logger::logger;
-use crate::message::{self, MessageError, WireSnapshot};
-use crate::storage::{RaftStorage, StorageError};
+use crate::message::{self, MemberChange, MessageError, WireSnapshot};
+use crate::storage::{RaftStorage, Start, StorageError};
 use ashlar_env::dice::Dice;
 use ashlar_env::disk::Disk;
 use ashlar_log::LogOptions;
 use bytes::Bytes;
-use raft::prelude::{Entry, Message, MessageType};
+use raft::prelude::{Entry, EntryType, Message, MessageType};
 use raft::{Config, ProgressState, RawNode, SnapshotStatus, StateRole, Storage};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -39,8 +39,8 @@ pub struct RaftOptions {
     pub id: u64,
     /// All members' numbers; used only when the zone is new.
     pub voters: Vec<u64>,
-    /// The zone is new: an empty log is no loss.
-    pub bootstrap: bool,
+    /// Why an empty log may be no loss.
+    pub start: Start,
     /// Ticks between a leader's heartbeats.
     pub heartbeat_ticks: usize,
     /// Least ticks without a leader before an election; the most are one less than twice as many.
@@ -73,6 +73,34 @@ pub enum ProposeError {
     #[error("the change has {0} bytes; the limit is {ENTRY_BYTES_MAX}")]
     TooLong(usize),
 }
+
+/// Why a change of members was not proposed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ChangeError {
+    /// This member does not lead, or too much waits.
+    #[error(transparent)]
+    Propose(#[from] ProposeError),
+    /// One at a time.
+    #[error("another change of members is under way; ask again when it is done")]
+    Pending,
+    /// Not a member.
+    #[error("{0} is not a member")]
+    Unknown(u64),
+    /// The leader cannot see to its own removal.
+    #[error("member {0} leads; ask again when another does")]
+    Leads(u64),
+    /// The others would not be able to go on.
+    #[error("without it only {heard} of {left} members would be there: no majority")]
+    NoMajority {
+        /// Members left that were heard of lately.
+        heard: usize,
+        /// Members left.
+        left: usize,
+    },
+}
+
+/// Numbers of members that are added begin above this one, so that none of the first is met.
+const ADDED_ABOVE: u64 = 100;
 
 /// A committed entry. Empty ones, which new leaders commit, are passed on too, for their index.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,7 +163,7 @@ impl Memory {
         snapshot_disk: Arc<dyn Disk>,
     ) -> Result<Self, StorageError> {
         let (log, voters) = (options.log, &options.voters);
-        let storage = RaftStorage::open(log_disk, snapshot_disk, log, voters, options.bootstrap)?;
+        let storage = RaftStorage::open(log_disk, snapshot_disk, log, voters, options.start)?;
         Ok(Self { storage })
     }
 
@@ -359,6 +387,75 @@ impl Driver {
         Ok((self.node.raft.raft_log.last_index(), self.node.raft.term))
     }
 
+    /// Proposes a new member. Gives its number, which is made of the entry's position and so never
+    /// given twice, and index and term as [`Self::propose`] does. The member starts with an empty
+    /// store and [`Start::Join`].
+    ///
+    /// # Errors
+    /// Not leading; another change is under way.
+    ///
+    /// # Panics
+    /// If the entry is not where it was expected: only a defect can cause it, and a number could
+    /// be given twice.
+    pub fn propose_add(&mut self) -> Result<(u64, u64, u64), ChangeError> {
+        let id = ADDED_ABOVE + self.node.raft.raft_log.last_index() + 1;
+        let (index, term) = self.propose_change(MemberChange::Add(id))?;
+        assert_eq!(id, ADDED_ABOVE + index, "a member is numbered after its entry");
+        Ok((id, index, term))
+    }
+
+    /// Proposes that a member votes no more.
+    ///
+    /// # Errors
+    /// Not leading; another change is under way; it leads; the others are no majority.
+    pub fn propose_remove(&mut self, id: u64) -> Result<(u64, u64), ChangeError> {
+        if !self.voters().contains(&id) {
+            return Err(ChangeError::Unknown(id));
+        }
+        if id == self.node.raft.id {
+            return Err(ChangeError::Leads(id));
+        }
+        let left: Vec<u64> = self.voters().iter().copied().filter(|other| *other != id).collect();
+        let heard = left.iter().filter(|other| self.is_heard(**other)).count();
+        if heard * 2 <= left.len() {
+            return Err(ChangeError::NoMajority { heard, left: left.len() });
+        }
+        self.propose_change(MemberChange::Remove(id))
+    }
+
+    fn propose_change(&mut self, change: MemberChange) -> Result<(u64, u64), ChangeError> {
+        if !self.is_leader() {
+            return Err(ProposeError::NotLeader.into());
+        }
+        // Raft would quietly make an empty entry of it.
+        if self.node.raft.has_pending_conf() {
+            return Err(ChangeError::Pending);
+        }
+        self.node
+            .propose_conf_change(change.encode(), change.to_raft())
+            .map_err(|_| ProposeError::Busy)?;
+        self.throw_election_dice();
+        Ok((self.node.raft.raft_log.last_index(), self.node.raft.term))
+    }
+
+    /// Carries out changes of members among committed entries.
+    fn change_members(&mut self, committed: &[Entry]) -> Result<(), DriverError> {
+        for entry in committed {
+            if entry.get_entry_type() != EntryType::EntryConfChange {
+                continue;
+            }
+            let change = MemberChange::decode(&entry.context)
+                .map_err(|cause| StorageError::Entry { index: entry.index, cause })?;
+            let members = self
+                .node
+                .apply_conf_change(&change.to_raft())
+                .map_err(|error| DriverError::Raft(error.to_string()))?;
+            tracing::info!(?change, voters = ?members.voters, "the members have changed");
+            self.node.mut_store().set_voters(members.voters)?;
+        }
+        Ok(())
+    }
+
     /// Persists, then releases what may leave. Call until input is used up; spurious calls are
     /// harmless.
     ///
@@ -390,6 +487,7 @@ impl Driver {
             }
             messages.extend(light.take_messages());
             committed.extend(light.take_committed_entries());
+            self.change_members(&committed)?;
             self.node.advance_apply();
             self.throw_election_dice();
             release(messages, committed, out);
@@ -489,9 +587,10 @@ impl Driver {
 
 fn release(messages: Vec<Message>, committed: Vec<Entry>, out: &mut Outbox) {
     out.messages.extend(messages.into_iter().map(|message| (message.to, message::encode(message))));
-    out.committed.extend(committed.into_iter().map(|entry| Committed {
-        index: entry.index,
-        term: entry.term,
-        data: entry.data,
+    out.committed.extend(committed.into_iter().map(|entry| {
+        // A change of members is carried out already.
+        let plain = entry.get_entry_type() == EntryType::EntryNormal;
+        let data = if plain { entry.data } else { Bytes::new() };
+        Committed { index: entry.index, term: entry.term, data }
     }));
 }

@@ -15,10 +15,11 @@ mod snapshot;
 mod storage;
 
 pub use driver::{
-    Committed, Driver, DriverError, Memory, Outbox, ProposeError, RaftOptions, RaftStatus,
+    ChangeError, Committed, Driver, DriverError, Memory, Outbox, ProposeError, RaftOptions,
+    RaftStatus,
 };
-pub use message::{MessageError, PAYLOAD_VERSION};
-pub use storage::StorageError;
+pub use message::{MemberChange, MessageError, PAYLOAD_VERSION};
+pub use storage::{Start, StorageError};
 
 #[cfg(test)]
 mod tests;

@@ -95,6 +95,59 @@ pub(crate) struct WireEntry {
     context: Bytes,
 }
 
+/// A change of who votes: a configuration entry of Raft, one at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemberChange {
+    /// A new member, under a number that was never used.
+    Add(u64),
+    /// A member that votes no more. Its number is never used again.
+    Remove(u64),
+}
+
+/// A change as it stands in an entry's context: ours to parse, unlike raft's own bytes.
+#[derive(Clone, PartialEq, prost::Message)]
+struct WireChange {
+    #[prost(bool, tag = "1")]
+    add: bool,
+    #[prost(uint64, tag = "2")]
+    id: u64,
+}
+
+impl MemberChange {
+    pub(crate) fn encode(self) -> Vec<u8> {
+        let (add, id) = match self {
+            Self::Add(id) => (true, id),
+            Self::Remove(id) => (false, id),
+        };
+        WireChange { add, id }.encode_to_vec()
+    }
+
+    /// The change that a configuration entry makes.
+    pub(crate) fn decode(context: &[u8]) -> Result<Self, MessageError> {
+        match WireChange::decode(context)? {
+            WireChange { id: 0, .. } => Err(MessageError::Entries),
+            WireChange { add: true, id } => Ok(Self::Add(id)),
+            WireChange { add: false, id } => Ok(Self::Remove(id)),
+        }
+    }
+
+    /// As raft-rs has it.
+    pub(crate) fn to_raft(self) -> eraft::ConfChange {
+        let mut change = eraft::ConfChange::default();
+        match self {
+            Self::Add(id) => {
+                change.set_change_type(eraft::ConfChangeType::AddNode);
+                change.node_id = id;
+            }
+            Self::Remove(id) => {
+                change.set_change_type(eraft::ConfChangeType::RemoveNode);
+                change.node_id = id;
+            }
+        }
+        change
+    }
+}
+
 /// A snapshot with the position that it stands for.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct WireSnapshot {
@@ -123,13 +176,18 @@ impl From<eraft::Entry> for WireEntry {
 impl TryFrom<WireEntry> for eraft::Entry {
     type Error = MessageError;
     fn try_from(wire: WireEntry) -> Result<Self, MessageError> {
-        // Membership changes are not proposed by this release, and their bytes would be parsed by
-        // rust-protobuf: only plain entries pass.
-        if wire.kind != EntryType::EntryNormal as i32 || wire.index == 0 {
+        let WireEntry { kind, term, index, data, context } = wire;
+        let mut entry = Self { term, index, context, ..Self::default() };
+        if kind == EntryType::EntryConfChange as i32 {
+            // raft's own bytes of the change are not taken over: rust-protobuf would parse them.
+            MemberChange::decode(&entry.context)?;
+            entry.set_entry_type(EntryType::EntryConfChange);
+        } else if kind == EntryType::EntryNormal as i32 {
+            entry.data = data;
+        } else {
             return Err(MessageError::Entries);
         }
-        let WireEntry { term, index, data, context, .. } = wire;
-        Ok(Self { term, index, data, context, ..Self::default() })
+        if index == 0 { Err(MessageError::Entries) } else { Ok(entry) }
     }
 }
 
@@ -294,9 +352,21 @@ mod tests {
         let mut gap = append();
         gap.mut_entries()[1].index = 9;
         assert_eq!(decode(2, 1, encode(gap)), Err(MessageError::Entries));
-        let mut membership = append();
-        membership.mut_entries()[0].set_entry_type(EntryType::EntryConfChange);
-        assert_eq!(decode(2, 1, encode(membership)), Err(MessageError::Entries));
+        let mut nobody = append();
+        nobody.mut_entries()[0].set_entry_type(EntryType::EntryConfChange);
+        assert_eq!(decode(2, 1, encode(nobody)), Err(MessageError::Entries));
+        let mut joint = append();
+        joint.mut_entries()[0].set_entry_type(EntryType::EntryConfChangeV2);
+        assert_eq!(decode(2, 1, encode(joint)), Err(MessageError::Entries));
+        let mut member = append();
+        let entry = &mut member.mut_entries()[0];
+        entry.set_entry_type(EntryType::EntryConfChange);
+        entry.context = MemberChange::Add(105).encode().into();
+        entry.data = Bytes::from_static(b"for rust-protobuf");
+        let found = decode(2, 1, encode(member)).unwrap();
+        let entry = found.entries.first().unwrap();
+        assert_eq!(MemberChange::decode(&entry.context), Ok(MemberChange::Add(105)));
+        assert!(entry.data.is_empty(), "bytes of a peer must never reach its parser");
         let mut empty = append();
         empty.set_msg_type(MessageType::MsgSnapshot);
         assert_eq!(decode(2, 1, encode(empty)), Err(MessageError::Snapshot));

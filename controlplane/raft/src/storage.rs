@@ -82,6 +82,26 @@ pub enum StorageError {
     },
 }
 
+/// Why an empty log may be no loss.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Start {
+    /// It would be one: the member has run before.
+    #[default]
+    Again,
+    /// The zone is new.
+    Bootstrap,
+    /// The member is new, under a number that was given to it and never used before.
+    Join,
+}
+
+impl Start {
+    /// The first start in a new zone, or another one.
+    #[must_use]
+    pub const fn bootstrap_if(new: bool) -> Self {
+        if new { Self::Bootstrap } else { Self::Again }
+    }
+}
+
 /// What the log's state value holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Remembered {
@@ -109,7 +129,8 @@ impl Remembered {
                 let (term, vote, commit) = (next()?, next()?, next()?);
                 let base = (next()?, next()?);
                 let voters: Vec<u64> = numbers.collect();
-                if !left.is_empty() || voters.is_empty() {
+                // Nobody votes in the memory of a member that has joined and not heard yet.
+                if !left.is_empty() {
                     return Err(StorageError::State("damaged"));
                 }
                 Ok(Self { term, vote, commit, base, voters })
@@ -139,21 +160,26 @@ impl RaftStorage {
         snapshot_disk: Arc<dyn Disk>,
         log_options: LogOptions,
         voters: &[u64],
-        bootstrap: bool,
+        start: Start,
     ) -> Result<Self, StorageError> {
         let (log, found) = Log::open(log_disk, log_options)?;
         let files = SnapshotFiles::new(snapshot_disk);
         let remembered = match log.state() {
             Some(state) => Remembered::decode(state)?,
-            None if bootstrap && (found.new || log.first_index() == log.next_index()) => {
-                Remembered {
+            None if found.new || log.first_index() == log.next_index() => match start {
+                Start::Bootstrap => Remembered {
                     term: FIRST_BASE.1,
                     vote: 0,
                     commit: FIRST_BASE.0,
                     base: FIRST_BASE,
                     voters: voters.to_vec(),
+                },
+                // Below everybody's first entry, so that a snapshot comes first: it says who votes.
+                Start::Join => {
+                    Remembered { term: 0, vote: 0, commit: 0, base: (0, 0), voters: Vec::new() }
                 }
-            }
+                Start::Again => return Err(StorageError::Empty),
+            },
             None => return Err(StorageError::Empty),
         };
         let entries = VecDeque::new();
@@ -253,6 +279,13 @@ impl RaftStorage {
     /// Whether Raft waits for a newer snapshot than there is.
     pub(crate) fn snapshot_wanted(&self) -> bool {
         self.snapshot_wanted.get()
+    }
+
+    /// Takes over who votes from an entry that was applied; durable on return.
+    pub(crate) fn set_voters(&mut self, voters: Vec<u64>) -> Result<(), StorageError> {
+        self.remembered.voters = voters;
+        self.log.set_state(&self.remembered.encode())?;
+        self.sync()
     }
 
     /// Takes entries, of which the first may replace a suffix. Durable after [`Self::sync`].
@@ -394,7 +427,11 @@ impl Storage for RaftStorage {
     fn snapshot(&self, request_index: u64, _: u64) -> raft::Result<Snapshot> {
         let unavailable = raft::Error::Store(raft::StorageError::SnapshotTemporarilyUnavailable);
         match self.files.newest() {
-            Ok(Some(newest)) if newest.index >= request_index.max(self.remembered.base.0) => {
+            // One from before a change of members does not say who votes now.
+            Ok(Some(newest))
+                if newest.index >= request_index.max(self.remembered.base.0)
+                    && newest.voters == self.remembered.voters =>
+            {
                 Ok(newest.into())
             }
             Ok(_) => {

@@ -1,6 +1,7 @@
 //! Three members in one thread: loss, restarts, crashes, leader changes, snapshots.
 
 mod damage;
+mod members;
 
 use super::*;
 use ashlar_env::dice::{Dice, SeededDice};
@@ -19,6 +20,8 @@ struct Member {
     applied: u64,
     state: Vec<Bytes>,
     starts: u64,
+    /// Was added to a zone that exists.
+    joins: bool,
 }
 
 /// The state as a snapshot: the entries, each with its length.
@@ -51,12 +54,16 @@ impl Member {
             applied: 0,
             state: Vec::new(),
             starts: 0,
+            joins: id > 3,
         }
     }
 
     /// Starts from disk: its own state is in memory only, so all of it is rebuilt.
     fn start(&mut self, seed: u64) {
-        let options = options(self.id, self.starts == 0);
+        let mut options = options(self.id, self.starts == 0);
+        if self.starts == 0 && self.joins {
+            options.start = Start::Join;
+        }
         self.starts += 1;
         let memory =
             Memory::open(&options, Arc::new(self.log.clone()), Arc::new(self.snapshots.clone()))
@@ -96,7 +103,7 @@ fn options(id: u64, bootstrap: bool) -> RaftOptions {
     RaftOptions {
         id,
         voters: vec![1, 2, 3],
-        bootstrap,
+        start: Start::bootstrap_if(bootstrap),
         heartbeat_ticks: 2,
         election_ticks: 10,
         log: LogOptions { segment_bytes: 64 << 10, spare_segments: 1 },
@@ -143,7 +150,8 @@ impl Group {
     }
 
     fn tick(&mut self) {
-        for id in 1..=3 {
+        let ids: Vec<u64> = self.members.keys().copied().collect();
+        for id in ids {
             if let Some(driver) = &mut self.members.get_mut(&id).unwrap().driver {
                 driver.tick();
             }
@@ -151,7 +159,8 @@ impl Group {
         }
         for _ in 0..1_000 {
             let Some((from, to, bytes)) = self.wire.pop_front() else { break };
-            if let Some(driver) = &mut self.members.get_mut(&to).unwrap().driver {
+            let Some(member) = self.members.get_mut(&to) else { continue };
+            if let Some(driver) = &mut member.driver {
                 driver.step(from, bytes).unwrap();
             }
             self.collect(to);

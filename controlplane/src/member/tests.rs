@@ -9,7 +9,7 @@ use ashlar_env::disk::mem::MemDisk;
 use ashlar_env::meta::MemStore;
 use ashlar_types::message::cluster::{Heartbeat, ReplicaReport, ReplicaState};
 use ashlar_types::{ChunkConfig, Generation, StartNumber, StoreId};
-use ashlar_zone_raft::RaftStatus;
+use ashlar_zone_raft::{RaftStatus, Start};
 use std::collections::VecDeque;
 
 const MIB: u64 = 1 << 20;
@@ -84,7 +84,7 @@ impl World {
             raft: RaftOptions {
                 id,
                 voters: vec![1, 2, 3],
-                bootstrap: host.starts == 1,
+                start: Start::bootstrap_if(host.starts == 1),
                 heartbeat_ticks: 2,
                 election_ticks: 10,
                 log: ashlar_log::LogOptions { segment_bytes: 256 << 10, spare_segments: 1 },

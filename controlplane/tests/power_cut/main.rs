@@ -28,7 +28,7 @@ use ashlar_env::disk::{Disk, RealDisk};
 use ashlar_env::meta::{SledOptions, SledStore, SledTuning};
 use ashlar_types::message::cluster::Registration;
 use ashlar_types::{NodeId, StartNumber, StoreId, Time};
-use ashlar_zone_raft::RaftOptions;
+use ashlar_zone_raft::{RaftOptions, Start};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -145,7 +145,7 @@ impl Zone {
             raft: RaftOptions {
                 id: 1,
                 voters: vec![1],
-                bootstrap: new,
+                start: Start::bootstrap_if(new),
                 heartbeat_ticks: 2,
                 election_ticks: 10,
                 log: ashlar_log::LogOptions { segment_bytes: 256 << 10, spare_segments: 1 },

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::message::WireSnapshot;
-use crate::storage::{RaftStorage, StorageError};
+use crate::storage::{RaftStorage, Start, StorageError};
 use ashlar_env::disk::{Disk, OpenHow};
 use raft::prelude::{Entry, HardState};
 
@@ -53,7 +53,7 @@ fn live_byte(disk: &MemDisk, dice: &mut SeededDice) -> (String, u64) {
 
 fn open(log: &MemDisk, snapshots: &MemDisk) -> Result<RaftStorage, StorageError> {
     let (log, snapshots) = (Arc::new(log.clone()), Arc::new(snapshots.clone()));
-    RaftStorage::open(log, snapshots, options(2, false).log, &[1, 2, 3], false)
+    RaftStorage::open(log, snapshots, options(2, false).log, &[1, 2, 3], Start::Again)
 }
 
 /// Votes, entries and snapshots of a while, all members stopped after an idle moment.
@@ -110,7 +110,8 @@ fn an_install_cut_at_any_step_leaves_the_old_log_or_the_whole_snapshot() {
         let (log, snapshots) = (MemDisk::new(), MemDisk::new());
         let disks = (Arc::new(log.clone()), Arc::new(snapshots.clone()));
         let mut storage =
-            RaftStorage::open(disks.0, disks.1, options(2, true).log, &[1, 2, 3], true).unwrap();
+            RaftStorage::open(disks.0, disks.1, options(2, true).log, &[1, 2, 3], Start::Bootstrap)
+                .unwrap();
         storage.append((2..30).map(|index| entry(index, 2)).collect()).unwrap();
         let hard = HardState { term: 2, vote: 1, commit: 20, ..HardState::default() };
         storage.set_hard_state(&hard).unwrap();
@@ -143,7 +144,8 @@ fn what_waits_for_no_sync_does_not_keep_the_last_vote_and_entry_unsealed() {
     let (log, snapshots) = (MemDisk::new(), MemDisk::new());
     let disks = (Arc::new(log.clone()), Arc::new(snapshots.clone()));
     let mut storage =
-        RaftStorage::open(disks.0, disks.1, options(2, true).log, &[1, 2, 3], true).unwrap();
+        RaftStorage::open(disks.0, disks.1, options(2, true).log, &[1, 2, 3], Start::Bootstrap)
+            .unwrap();
     storage.append(vec![entry(2, 2)]).unwrap();
     let mut hard = HardState { term: 2, vote: 1, commit: 1, ..HardState::default() };
     storage.set_hard_state(&hard).unwrap();
