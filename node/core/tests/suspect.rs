@@ -217,6 +217,13 @@ fn a_suspect_member_refuses_everything_as_not_held_and_keeps_nothing_of_it() {
             assert!(is_not_held(&sent), "epoch {epoch}, {request:?}: {sent:?}");
         }
     }
+    // Nor does it speak of epochs: the one that it believes to have adopted proves nothing.
+    for request in requests(&config(7), term(1)) {
+        if matches!(request, DataMessage::Mirror { .. } | DataMessage::Confirm { .. }) {
+            let sent = hands.peer_says(1, request.clone());
+            assert!(is_not_held(&sent), "{request:?}: {sent:?}");
+        }
+    }
     assert!(hands.journal.iter().all(|record| matches!(record, Record::Adopt { .. })));
     let told = DataMessage::Committed { chunk: chunk(), epoch: Epoch(2), lsn: Lsn::ZERO.next() };
     assert!(hands.peer_says(1, told).is_empty());
