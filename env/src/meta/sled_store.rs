@@ -18,6 +18,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use super::{Found, MetaBatch, MetaError, MetaOp, MetaStore, Pair, check_batch, shown};
 use crate::task::{exempt_from_abort, spawn_thread};
@@ -28,6 +29,9 @@ const APPLIED_KEY: &[u8] = b"\0applied";
 /// Present in every store since its creation: a store that sled opens empty after damage lacks it.
 const MARK_KEY: &[u8] = b"\0ashlar";
 const USER: u8 = 1;
+/// How long the process before this one may take to be gone.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+const LOCK_RETRY: Duration = Duration::from_millis(10);
 
 /// Limits.
 #[derive(Clone, Copy, Debug)]
@@ -156,7 +160,7 @@ fn open_and_verify(options: &SledOptions) -> Result<SledStore, OpenFailure> {
         .cache_capacity(options.tuning.cache_bytes)
         // Flushing is ours; the background thread would only hide a forgotten flush.
         .flush_every_ms(None);
-    let db = config.open().map_err(open_failure)?;
+    let db = open_when_free(&config).map_err(open_failure)?;
     let log = File::open(options.folder.join("db"))
         .map_err(|e| OpenFailure::Refused(engine("open", &e)))?;
     let store = SledStore {
@@ -187,6 +191,24 @@ fn open_and_verify(options: &SledOptions) -> Result<SledStore, OpenFailure> {
         sync_tree(&store.folder).map_err(|e| OpenFailure::Refused(engine("flush", &e)))?;
     }
     Ok(store)
+}
+
+/// Opens; a lock that is held is waited for, a while: the process that was killed before this one,
+/// and a store that was dropped in this one, let go of it a little late.
+fn open_when_free(config: &sled::Config) -> sled::Result<sled::Db> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match config.open() {
+            // sled says so in words only.
+            Err(sled::Error::Io(e))
+                if e.to_string().contains("could not acquire lock")
+                    && Instant::now() < deadline =>
+            {
+                std::thread::sleep(LOCK_RETRY);
+            }
+            opened => return opened,
+        }
+    }
 }
 
 fn open_failure(e: sled::Error) -> OpenFailure {
