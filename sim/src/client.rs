@@ -6,6 +6,7 @@ use ashlar_client_core::{
     Done, Effect, Fence, Input, OpError, OpId, Outbox, Payload, Request, VolumeCore, VolumeSettings,
 };
 use ashlar_env::dice::{Dice, SeededDice};
+use ashlar_types::message::data::DataMessage;
 use ashlar_types::{BLOCK_SIZE, ChunkConfig, Generation, SessionId, Time};
 use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
@@ -98,6 +99,17 @@ impl SimClient {
     /// Blocks of a chunk.
     pub(crate) const fn chunk_blocks(&self) -> u64 {
         self.chunk_blocks
+    }
+
+    /// Whether a write that was sent is one that nobody has been told of.
+    pub(crate) fn is_unanswered(&self, write: &DataMessage, judge: &Judge) -> bool {
+        let DataMessage::Write { stamp, data, .. } = write else { return false };
+        let first = u64::from(stamp.chunk.index.0) * self.chunk_blocks;
+        data.iter().all(|(block, content)| {
+            let (block, known) = (first + u64::from(block), content.is_some());
+            let floor = judge.read_floor(block);
+            known && self.version_of(block, floor, content).is_some_and(|version| version > floor)
+        })
     }
 
     /// Requests without an answer.

@@ -1,8 +1,10 @@
 //! Attaching a volume elsewhere (N40), and the client that it was taken from.
 //!
-//! The former client is as bad as one can be: it sends its last writes again and again, to whoever
-//! is primary, with the newest epoch, under its own generation. None of them may be acknowledged
-//! once the attach call has returned, and none may change what is read.
+//! The former client is as bad as one can be within the rules of the client library: it sends the
+//! writes that it has no answer to again and again, to whoever is primary, with the newest epoch,
+//! under its own generation. None of them may be acknowledged once the attach call has returned,
+//! and none may undo what the new client wrote. (Writes that were answered are never sent again by
+//! a client; a node cannot tell them from new ones.)
 
 use crate::net::Host;
 use crate::node::SimNode;
@@ -105,6 +107,8 @@ impl World {
             return;
         }
         former.ended = Some((now, client.generation()));
+        let judge = &self.judge;
+        former.writes.retain(|write| client.is_unanswered(write, judge));
         let next = client.succeeded(Generation(map.generation), SessionId(1), configs, seed);
         // Sessions are counted within an attachment.
         self.last_sessions.clear();

@@ -13,6 +13,10 @@ const SEEDS: &[(u64, &str, u64, &str)] = &[
     (76, "all", 10_000, "a write of the former client acknowledged"),
     (106, "all", 10_000, "an alarm about a configuration of before"),
     (149, "all", 10_000, "a learner added and removed ten times a second"),
+    (250, "all", 10_000, "a former client that sent answered writes again"),
+    (419, "all", 10_000, "a former client that sent answered writes again"),
+    (626, "all", 10_000, "a former client that sent answered writes again"),
+    (787, "all", 10_000, "a former client that sent answered writes again"),
     (264, "all", 10_000, "an erased replica brought back by an old configuration"),
 ];
 
