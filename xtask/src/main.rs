@@ -16,7 +16,7 @@ mod mutants;
 mod tidy;
 
 /// Seeds of the simulation in a nightly run (issue 2).
-const NIGHTLY_SEEDS: &str = "20000";
+const NIGHTLY_SEEDS: &str = "0..20000";
 
 const USAGE: &str = "usage: cargo xtask <tidy|mutants [TEXT]|nightly>
   tidy     check the repository: imports, file sizes, licences, documents
@@ -94,7 +94,7 @@ fn run_nightly() -> anyhow::Result<ExitCode> {
         cargo(&["test", "--workspace", "--no-fail-fast", "--", "--nocapture"]),
     ];
     let [seeds, tests] = &mut steps;
-    seeds.args(["sim", "run", "--seed", "0", "--seeds", NIGHTLY_SEEDS]);
+    seeds.args(["sim", "sweep", "--seeds", NIGHTLY_SEEDS]);
     tests.env("ASHLAR_NIGHTLY", "1").env("ASHLAR_BIN", &binary);
     let mut failed = Vec::new();
     for step in &mut steps {
