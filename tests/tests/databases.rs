@@ -177,6 +177,8 @@ impl Postgres {
             .arg("-k")
             .arg(self.sockets.path())
             .args(["-c", "listen_addresses="])
+            // Shared memory of a server that was killed would stay behind on the host.
+            .args(["-c", "dynamic_shared_memory_type=mmap"])
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()

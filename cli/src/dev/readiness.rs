@@ -57,6 +57,9 @@ async fn status(zone: &Zone) -> Result<v1::GetStatusResponse, Failure> {
     .await
 }
 
+/// A node whose stream is open counts as up before its first heartbeat has told what it can hold;
+/// a volume made then would pass it by.
 fn count_up(status: &v1::GetStatusResponse) -> usize {
-    status.nodes.iter().filter(|node| node.state() == v1::NodeState::Up).count()
+    let can_hold = |node: &&v1::Node| node.state() == v1::NodeState::Up && node.capacity_bytes > 0;
+    status.nodes.iter().filter(can_hold).count()
 }
