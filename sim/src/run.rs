@@ -367,7 +367,13 @@ impl World {
                 let settled = primary
                     .and_then(|core| core.durable(config.chunk))
                     .is_some_and(|durable| durable.committed == durable.last);
-                config.in_sync.len() >= usize::from(config.copies_wanted) && settled
+                // A disk that was exchanged a moment ago is still named in sync: it is not whole.
+                let there = config.in_sync.iter().all(|replica| {
+                    self.nodes
+                        .get(&replica.node)
+                        .is_some_and(|node| node.is_up() && node.identity.store == replica.store)
+                });
+                config.in_sync.len() >= usize::from(config.copies_wanted) && settled && there
             })
     }
 
