@@ -92,6 +92,11 @@ impl World {
     }
 
     pub(crate) fn client_dial(&mut self, node: NodeId, session: SessionId, since: Time) {
+        if self.former.ended.is_some_and(|(at, _)| since < at) {
+            // Dialled by a client that has been succeeded since: its session number says nothing
+            // in the attachment of another.
+            return;
+        }
         let forth = wire_to(node);
         let up = self.nodes.get(&node).is_some_and(SimNode::is_up);
         let open = up && !self.net.is_dark(self.now, forth) && !self.is_off(node);

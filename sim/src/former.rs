@@ -39,7 +39,7 @@ pub(crate) struct Former {
     /// The volume is to be attached elsewhere; how long it goes on writing then.
     length: Option<Duration>,
     /// The volume is attached elsewhere since then; its own attachment.
-    ended: Option<(Time, Generation)>,
+    pub(crate) ended: Option<(Time, Generation)>,
     sent: u64,
 }
 

@@ -17,6 +17,9 @@ const SEEDS: &[(u64, &str, u64, &str)] = &[
     (419, "all", 10_000, "a former client that sent answered writes again"),
     (626, "all", 10_000, "a former client that sent answered writes again"),
     (787, "all", 10_000, "a former client that sent answered writes again"),
+    (7653, "all", 10_000, "a session number of a former client used in the next attachment"),
+    (12966, "all", 10_000, "an exchanged disk taken for a whole copy"),
+    (17284, "all", 10_000, "an exchanged disk taken for a whole copy"),
     (264, "all", 10_000, "an erased replica brought back by an old configuration"),
 ];
 
