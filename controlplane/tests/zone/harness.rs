@@ -10,7 +10,7 @@ use ashlar_proto::v1::volume_service_client::VolumeServiceClient;
 use std::collections::BTreeMap;
 use std::net::TcpListener as StdListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -38,9 +38,19 @@ struct Node {
     task: JoinHandle<()>,
 }
 
+/// Numbers the addresses of one test process.
+static ADDRESSES: AtomicU16 = AtomicU16::new(0);
+
+/// An address that stays free until a member binds it: one of loopback that no other test of this
+/// process has, and a port below those that the host gives to outgoing connections.
 fn free_address() -> String {
-    let listener = StdListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().to_string()
+    let number = ADDRESSES.fetch_add(1, Ordering::Relaxed);
+    let ip = format!("127.88.{}.{}", number / 250, number % 250 + 1);
+    let first = 10_000 + u16::try_from(std::process::id() % 20_000).unwrap();
+    (first..32_000)
+        .map(|port| format!("{ip}:{port}"))
+        .find(|address| StdListener::bind(address).is_ok())
+        .unwrap()
 }
 
 /// The typed reason of a refusal.
