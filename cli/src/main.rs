@@ -72,7 +72,7 @@ enum Noun {
     /// Run or look at storage nodes.
     #[command(subcommand)]
     Node(node::Command),
-    /// Run a member of a zone's control plane.
+    /// Run members of a zone's control plane, list, add and remove them.
     #[command(subcommand)]
     Controlplane(controlplane::Command),
     /// Run the deterministic simulation.
@@ -105,7 +105,7 @@ fn run(noun: Noun, global: &Global, output: &Output) -> Result<(), Failure> {
         Noun::Mount(arguments) => mount::mount(&arguments, global, output),
         Noun::Umount(arguments) => mount::unmount(&arguments, output),
         Noun::Node(command) => node::run(command, global, output),
-        Noun::Controlplane(command) => controlplane::run(command),
+        Noun::Controlplane(command) => controlplane::run(command, global, output),
         Noun::Sim(command) => sim::run(&command, output),
         Noun::Bench(arguments) => bench::run(&arguments, global, output),
     }

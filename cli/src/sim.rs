@@ -7,7 +7,7 @@
 use std::io::Write;
 use std::time::Duration;
 
-use ashlar_sim::{FaultKind, Kinds, Options, Scenario, UnknownKind};
+use ashlar_sim::{FaultKind, Kinds, Options, Scenario, Scene, UnknownKind};
 use clap::Subcommand;
 use serde::Serialize;
 
@@ -15,6 +15,7 @@ use crate::failure::{Failure, Kind};
 use crate::process;
 use crate::render::{Output, Show, columns};
 
+mod step;
 mod sweep;
 
 /// Most runs that making a failing seed smaller may take: a minute at most.
@@ -55,8 +56,14 @@ pub(crate) enum Command {
         #[arg(long)]
         log: bool,
         /// Print events up to this simulated time only, as in 2.5s.
-        #[arg(long, value_parser = span, requires = "log")]
+        #[arg(long, value_parser = span)]
         until: Option<Duration>,
+        /// Print behind every event what it changed of the hosts.
+        #[arg(long)]
+        diff: bool,
+        /// Stop before every event; shows what each changed. `?` says what may be answered.
+        #[arg(long, conflicts_with_all = ["log", "diff", "shrink"])]
+        step: bool,
         /// Make a failing run smaller, and show how to replay that.
         #[arg(long)]
         shrink: bool,
@@ -68,18 +75,22 @@ pub(crate) enum Command {
 /// What is simulated, beside the seed.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct What {
+    /// Zone and load: `busy` (4 nodes, a full queue) or `zone` (5 nodes, 50 writes a second).
+    #[arg(long, default_value_t = Scene::Busy)]
+    scene: Scene,
     /// Kinds of faults that may strike, with commas between them; `all`, or `none`.
     #[arg(long, default_value_t = Kinds::ALL, value_name = "KINDS")]
     faults: Kinds,
-    /// Simulated time during which faults strike, as in 10s or 1500ms.
-    #[arg(long, default_value = "10s", value_parser = span)]
-    storm: Duration,
+    /// Simulated time during which faults strike, as in 10s or 1500ms; the scene says how long it
+    /// is otherwise.
+    #[arg(long, value_parser = span)]
+    storm: Option<Duration>,
     /// A scenario by name, instead of a swarm; see `ashlar sim scenarios`.
-    #[arg(long, value_parser = ashlar_sim::scenario, conflicts_with_all = ["faults", "storm"])]
+    #[arg(long, value_parser = ashlar_sim::scenario, conflicts_with_all = ["faults", "storm", "scene"])]
     scenario: Option<&'static Scenario>,
     /// Two kinds of faults within a second, in this order, instead of a swarm.
     #[arg(long, value_parser = pair, value_name = "KIND,KIND")]
-    #[arg(conflicts_with_all = ["faults", "storm", "scenario"])]
+    #[arg(conflicts_with_all = ["faults", "storm", "scenario", "scene"])]
     pair: Option<(FaultKind, FaultKind)>,
 }
 
@@ -90,7 +101,9 @@ impl What {
             (Some(scenario), _) => Options::of_scenario(scenario, seed),
             (None, Some(pair)) => Options::of_pair(pair, seed),
             (None, None) => {
-                Options { kinds: self.faults, storm: self.storm, ..Options::of_many(seed) }
+                let usual = Options::of_scene(self.scene, seed);
+                let storm = self.storm.unwrap_or(usual.storm);
+                Options { kinds: self.faults, storm, ..usual }
             }
         }
     }
@@ -134,9 +147,15 @@ pub(crate) fn run(command: &Command, output: &Output) -> Result<(), Failure> {
             sweep::run(&sweep::Order { seeds, jobs, what: *what, go_on: true }, output)
         }
         Command::Scenarios => list(output),
-        Command::Replay { seed, log, until, shrink, what } => {
+        Command::Replay { seed, log, until, diff, step, shrink, what } => {
             let options = Options { digest: true, ..what.options(*seed) };
-            replay(options, *log, *until, *shrink, output)
+            let told = match (*step, *diff, *log || until.is_some()) {
+                (true, ..) => Told::Steps,
+                (_, true, _) => Told::Changes,
+                (.., true) => Told::Events,
+                (.., false) => Told::Nothing,
+            };
+            replay(options, told, *until, *shrink, output)
         }
     }
 }
@@ -172,24 +191,40 @@ impl Show for ScenariosView {
     }
 }
 
+/// What a replay tells while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Nothing,
+    Events,
+    /// Events, and what each changed.
+    Changes,
+    /// The same, one by one.
+    Steps,
+}
+
 fn replay(
     options: Options,
-    log: bool,
+    told: Told,
     until: Option<Duration>,
     shrink: bool,
     output: &Output,
 ) -> Result<(), Failure> {
     let command = options.replay_command();
     sweep::name_on_panic(&command);
-    let outcome = if log {
-        ashlar_sim::run_logged(options, move |at, line| {
-            if until.is_none_or(|until| at <= until) {
-                // Standard output gone: the process ends by SIGPIPE before this matters.
-                writeln!(std::io::stdout(), "{line}").ok();
-            }
-        })
-    } else {
-        ashlar_sim::run(options)
+    let print = move |at: Duration, line: &str| {
+        if until.is_none_or(|until| at <= until) {
+            // Standard output gone: the process ends by SIGPIPE before this matters.
+            writeln!(std::io::stdout(), "{line}").ok();
+        }
+    };
+    let outcome = match told {
+        Told::Nothing => ashlar_sim::run(options),
+        Told::Events => ashlar_sim::run_logged(options, print),
+        Told::Changes => ashlar_sim::run_stepped(options, print),
+        Told::Steps => {
+            let mut stepper = step::Stepper::new();
+            ashlar_sim::run_stepped(options, move |at, line| stepper.line(at, line))
+        }
     };
     if outcome.violations.is_empty() {
         let mut rows: Vec<(String, String)> = vec![

@@ -9,6 +9,7 @@ use ashlar_proto::v1::cluster_service_client::ClusterServiceClient;
 use serde::Serialize;
 
 use crate::connect::Zone;
+use crate::controlplane::MemberView;
 use crate::failure::Failure;
 use crate::node::NodeView;
 use crate::render::{Output, Show, columns};
@@ -49,15 +50,6 @@ struct StatusView {
 }
 
 #[derive(Debug, Serialize)]
-struct MemberView {
-    id: u64,
-    address: String,
-    leader: bool,
-    reachable: bool,
-    matched_index: u64,
-}
-
-#[derive(Debug, Serialize)]
 struct StuckView {
     chunk: String,
     cause: String,
@@ -72,7 +64,7 @@ impl From<&v1::GetStatusResponse> for StatusView {
         let nodes: Vec<NodeView> = answer.nodes.iter().map(NodeView::from).collect();
         let chunks = answer.chunks.as_ref().map(ChunksView::from).unwrap_or_default();
         let all_here =
-            members.iter().all(|member| member.reachable) && nodes.iter().all(NodeView::is_up);
+            members.iter().all(MemberView::is_whole) && nodes.iter().all(NodeView::is_up);
         let health = match chunks.health() {
             "whole" if all_here => "ok",
             "stuck" => "impaired",
@@ -91,18 +83,6 @@ impl From<&v1::GetStatusResponse> for StatusView {
             stuck: answer.stuck.iter().map(StuckView::from).collect(),
             erasing_replicas: answer.erasing_replicas,
             attached_here: Vec::new(),
-        }
-    }
-}
-
-impl From<&v1::Member> for MemberView {
-    fn from(member: &v1::Member) -> Self {
-        Self {
-            id: member.id,
-            address: member.address.clone(),
-            leader: member.leader,
-            reachable: member.reachable,
-            matched_index: member.matched_index,
         }
     }
 }
@@ -127,17 +107,8 @@ impl Show for StatusView {
             "control plane: member {} leads in term {}, {} entries applied",
             self.leader, self.term, self.applied_index
         ));
-        parts.push(columns(
-            ["MEMBER", "ADDRESS", "ROLE", "STATE"],
-            self.members.iter().map(|member| {
-                [
-                    format!("member-{}", member.id),
-                    member.address.clone(),
-                    if member.leader { "leader" } else { "follower" }.to_owned(),
-                    if member.reachable { "up" } else { "unreachable" }.to_owned(),
-                ]
-            }),
-        ));
+        parts.push(columns(MemberView::HEADER, self.members.iter().map(MemberView::row)));
+        parts.extend(self.members.iter().filter_map(MemberView::forgetful_sentence));
         parts.push(String::new());
         parts.push(columns(NodeView::HEADER, self.nodes.iter().map(NodeView::row)));
         parts.push(String::new());
@@ -222,6 +193,21 @@ mod tests {
         let mut stuck = answer();
         stuck.chunks = Some(v1::ChunkCounts { total: 1, whole: 0, degraded: 0, stuck: 1 });
         assert_eq!(StatusView::from(&stuck).health, "impaired");
+    }
+
+    #[test]
+    fn a_forgetful_member_is_shown_with_the_remedy() {
+        let mut forgetful = answer();
+        forgetful.members[0].forgetful = "its log is damaged".to_owned();
+        forgetful.members[0].remedy = "remove it".to_owned();
+        let view = StatusView::from(&forgetful);
+        assert_eq!(view.health, "warning");
+        let table = view.table();
+        assert!(table.contains("forgetful"), "{table}");
+        assert!(
+            table.contains("member-1 does not take part: its log is damaged; next: remove it"),
+            "{table}"
+        );
     }
 
     #[test]

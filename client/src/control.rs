@@ -6,6 +6,7 @@ use ashlar_proto::GRPC_MESSAGE_BYTES_MAX;
 use ashlar_proto::convert::ConvertError;
 use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::v1;
+use ashlar_proto::v1::cluster_service_client::ClusterServiceClient;
 use ashlar_proto::v1::volume_service_client::VolumeServiceClient;
 use ashlar_types::backoff::{Backoff, BackoffPolicy};
 use ashlar_types::message::cluster::PeerAddress;
@@ -41,6 +42,8 @@ pub struct VolumeMap {
     pub configs: Vec<ChunkConfig>,
     /// Addresses of nodes on the primary network.
     pub addresses: BTreeMap<NodeId, SocketAddr>,
+    /// `ip:port` of the members of the control plane; empty: not told.
+    pub members: Vec<String>,
 }
 
 /// An attachment as the control plane gives it.
@@ -48,7 +51,7 @@ pub struct VolumeMap {
 pub struct Attached {
     /// The map under the new generation.
     pub map: VolumeMap,
-    /// Signed right to use the volume; empty until zones have keys.
+    /// Signed right to use the volume.
     pub token: Vec<u8>,
 }
 
@@ -102,10 +105,13 @@ impl ControlError {
     }
 }
 
-/// The members of a zone's control plane.
+/// The members of a zone's control plane: those that were named, and those that it named since.
 #[derive(Clone, Debug)]
 pub struct ControlPlane {
+    /// Those that it named first: they are there.
     endpoints: Vec<(String, Channel)>,
+    /// How many of the last ones were named at the beginning.
+    named: usize,
     /// The one that answered last.
     preferred: usize,
 }
@@ -117,18 +123,49 @@ impl ControlPlane {
     /// # Errors
     /// [`ControlError::Endpoint`] if there is none or one is malformed.
     pub fn new(endpoints: &[String]) -> Result<Self, ControlError> {
-        let lazy = |text: &String| {
-            let uri = if text.contains("://") { text.clone() } else { format!("http://{text}") };
-            let endpoint = Endpoint::from_shared(uri)
-                .map_err(|_| ControlError::Endpoint(text.clone()))?
-                .connect_timeout(CONNECT_WITHIN);
-            Ok::<_, ControlError>((text.clone(), endpoint.connect_lazy()))
-        };
         let endpoints: Vec<_> = endpoints.iter().map(lazy).collect::<Result<_, _>>()?;
         if endpoints.is_empty() {
             return Err(ControlError::Endpoint("nothing".to_owned()));
         }
-        Ok(Self { endpoints, preferred: 0 })
+        let named = endpoints.len();
+        Ok(Self { endpoints, named, preferred: 0 })
+    }
+
+    /// Takes in where the members are now, as the control plane says. Those that were named at the
+    /// beginning are asked after them. True if that is news.
+    pub fn learn(&mut self, members: &[String]) -> bool {
+        let told = self.endpoints.len() - self.named;
+        let known = self.endpoints.iter().take(told).map(|(name, _)| name);
+        if members.is_empty() || known.eq(members) {
+            return false;
+        }
+        let fresh: Vec<_> = members.iter().filter_map(|member| lazy(member).ok()).collect();
+        self.endpoints.splice(..told, fresh);
+        self.preferred = 0;
+        true
+    }
+
+    /// The members that the control plane named last; empty: none yet.
+    #[must_use]
+    pub fn members(&self) -> Vec<String> {
+        let told = self.endpoints.len() - self.named;
+        self.endpoints.iter().take(told).map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Asks where the members are.
+    ///
+    /// # Errors
+    /// Nobody answered within `within`.
+    pub async fn ask_members(&mut self, within: Duration) -> Result<Vec<String>, ControlError> {
+        let answer = self
+            .ask(within, ANSWER_WITHIN, |channel, left| {
+                let mut request = Request::new(v1::ListMembersRequest {});
+                request.set_timeout(left);
+                let mut client = ClusterServiceClient::new(channel);
+                async move { client.list_members(request).await }
+            })
+            .await?;
+        Ok(answer.members.into_iter().map(|member| member.address).collect())
     }
 
     /// Attaches a volume under a new generation. The same `client_token` again continues the
@@ -198,12 +235,18 @@ impl ControlPlane {
         }
     }
 
-    /// The newest committed map.
+    /// The newest committed map, and a fresh token in exchange for one of the present attachment
+    /// (else an empty one).
     ///
     /// # Errors
     /// What the control plane refused, or nobody answered within `within`.
-    pub async fn map(&mut self, volume: &str, within: Duration) -> Result<VolumeMap, ControlError> {
-        let request = v1::GetVolumeMapRequest { volume: volume.to_owned() };
+    pub async fn map(
+        &mut self,
+        volume: &str,
+        token: &[u8],
+        within: Duration,
+    ) -> Result<Attached, ControlError> {
+        let request = v1::GetVolumeMapRequest { volume: volume.to_owned(), token: token.to_vec() };
         let answer = self
             .call(within, ANSWER_WITHIN, |mut client, left| {
                 let mut request = Request::new(request.clone());
@@ -211,10 +254,10 @@ impl ControlPlane {
                 async move { client.get_volume_map(request).await }
             })
             .await?;
-        read_map(&answer.map.ok_or(ConvertError::Missing("map"))?)
+        let map = read_map(&answer.map.ok_or(ConvertError::Missing("map"))?)?;
+        Ok(Attached { map, token: answer.token })
     }
 
-    /// Asks members in turn until one answers.
     async fn call<T, F, R>(
         &mut self,
         within: Duration,
@@ -223,6 +266,25 @@ impl ControlPlane {
     ) -> Result<T, ControlError>
     where
         F: Fn(VolumeServiceClient<Channel>, Duration) -> R,
+        R: Future<Output = Result<Response<T>, Status>>,
+    {
+        self.ask(within, each_within, |channel, left| {
+            let client =
+                VolumeServiceClient::new(channel).max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX);
+            call(client, left)
+        })
+        .await
+    }
+
+    /// Asks members in turn until one answers.
+    async fn ask<T, F, R>(
+        &mut self,
+        within: Duration,
+        each_within: Duration,
+        call: F,
+    ) -> Result<T, ControlError>
+    where
+        F: Fn(Channel, Duration) -> R,
         R: Future<Output = Result<Response<T>, Status>>,
     {
         let started = Instant::now();
@@ -236,10 +298,9 @@ impl ControlPlane {
                 if left.is_zero() {
                     return Err(self.unreachable(within, last));
                 }
-                let client = VolumeServiceClient::new(channel.clone())
-                    .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX);
+                let channel = channel.clone();
                 let limit = left.min(each_within);
-                match tokio::time::timeout(limit, call(client, limit)).await {
+                match tokio::time::timeout(limit, call(channel, limit)).await {
                     Ok(Ok(answer)) => {
                         self.preferred = index;
                         return Ok(answer.into_inner());
@@ -259,6 +320,15 @@ impl ControlPlane {
         let names: Vec<_> = self.endpoints.iter().map(|(name, _)| name.as_str()).collect();
         ControlError::Unreachable { within, endpoints: names.join(", "), last }
     }
+}
+
+/// A way to a member, connected when first used.
+fn lazy(text: &String) -> Result<(String, Channel), ControlError> {
+    let uri = if text.contains("://") { text.clone() } else { format!("http://{text}") };
+    let endpoint = Endpoint::from_shared(uri)
+        .map_err(|_| ControlError::Endpoint(text.clone()))?
+        .connect_timeout(CONNECT_WITHIN);
+    Ok((text.clone(), endpoint.connect_lazy()))
 }
 
 /// Whether another member, or the same one later, may answer what this one did not.
@@ -299,5 +369,30 @@ fn read_map(wire: &v1::VolumeMap) -> Result<VolumeMap, ControlError> {
         generation: Generation(wire.generation),
         configs,
         addresses,
+        members: wire.members.clone(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn strings(list: &[&str]) -> Vec<String> {
+        list.iter().map(ToString::to_string).collect()
+    }
+
+    #[tokio::test]
+    async fn the_members_that_the_zone_names_are_asked_first_and_replace_each_other() {
+        let mut control = ControlPlane::new(&strings(&["127.0.0.1:1"])).unwrap();
+        let names = |control: &ControlPlane| {
+            control.endpoints.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>()
+        };
+        assert!(!control.learn(&[]));
+        assert!(control.learn(&strings(&["127.0.0.1:2", "127.0.0.1:3"])));
+        assert!(!control.learn(&strings(&["127.0.0.1:2", "127.0.0.1:3"])));
+        assert_eq!(names(&control), ["127.0.0.1:2", "127.0.0.1:3", "127.0.0.1:1"]);
+        assert!(control.learn(&strings(&["127.0.0.1:4"])));
+        assert_eq!(names(&control), ["127.0.0.1:4", "127.0.0.1:1"], "one that is gone is asked");
+        assert_eq!(control.members(), ["127.0.0.1:4"]);
+    }
 }

@@ -12,7 +12,7 @@ mod control_socket;
 mod host;
 mod state;
 
-use crate::control::{ControlError, ControlPlane, VolumeMap};
+use crate::control::{Attached, ControlError, ControlPlane, VolumeMap};
 use crate::export::fuse::FuseFile;
 use crate::export::{fuse, nbd};
 use crate::task::Whereabouts;
@@ -205,12 +205,16 @@ async fn attach(
         }
         None => Kept::new(&config.volume, config.read_only),
     };
-    if let Some(attached) = kept.attached.clone() {
-        let cached = state.load_map(&attached)?;
-        match control.map(&attached.volume, CONFIRM_WITHIN).await {
-            Ok(map) if map.generation == cached.generation => return Ok((attached, map)),
+    if let Some(mut attached) = kept.attached.clone() {
+        let cached = state.load_map(&mut attached)?;
+        control.learn(&cached.members);
+        match control.map(&attached.volume, &attached.token(), CONFIRM_WITHIN).await {
+            Ok(Attached { map, token }) if map.generation == cached.generation => {
+                attached.renew(token);
+                return Ok((attached, map));
+            }
             // Another attachment or a detach has ended ours: begin anew, by the usual rules.
-            Ok(map) if map.generation > cached.generation => {
+            Ok(Attached { map, .. }) if map.generation > cached.generation => {
                 tracing::warn!(ours = %cached.generation, now = %map.generation, "attachment over");
                 state.forget()?;
                 kept = Kept::new(&config.volume, config.read_only);
@@ -411,6 +415,7 @@ impl Daemon {
         let Some(volume) = self.volume.take() else { return Ok(()) };
         let id = volume.id().to_string();
         let generation = volume.generation();
+        let members = volume.whereabouts().borrow().members.clone();
         if !volume.close(CLOSE_WITHIN).await {
             tracing::warn!("requests in progress were given up");
         }
@@ -422,6 +427,7 @@ impl Daemon {
         }
         let control = ControlPlane::new(&self.config.endpoints);
         let mut control = control.map_err(|error| error.to_string())?;
+        control.learn(&members);
         control
             .detach(&id, generation, &client_token(), CLOSE_WITHIN)
             .await

@@ -7,7 +7,7 @@
 
 use crate::bytewise::{Bytewise, Out};
 use crate::connection::{self, Identity, LinkEvent, write_some};
-use crate::control::{ControlError, ControlPlane, VolumeMap};
+use crate::control::{Attached, ControlError, ControlPlane};
 use crate::device::{Completion, IoError, Sink, Submission};
 use ashlar_client_core::{Effect, Input, Outbox, VolumeCore, VolumeStatus};
 use ashlar_env::clock::{Clock, SystemClock};
@@ -29,6 +29,12 @@ const BYTES_IN_PROGRESS_MAX: usize = 256 << 20;
 const BATCHES_PER_TURN_MAX: usize = 64;
 /// Time for one question for the map; the machine decides whether to ask again.
 const MAP_WITHIN: Duration = Duration::from_secs(4);
+/// How often the attachment's token is renewed: several times in its life of a day.
+const RENEW_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
+
+/// How often the control plane is asked where its members are: more often than an operator can
+/// replace all of them, one after another.
+const MEMBERS_EVERY: Duration = Duration::from_secs(10);
 
 /// What may be asked of the task besides I/O.
 #[derive(Debug)]
@@ -46,6 +52,10 @@ pub struct Whereabouts {
     pub configs: Vec<ChunkConfig>,
     /// Addresses of nodes on the primary network.
     pub addresses: BTreeMap<NodeId, SocketAddr>,
+    /// Newest token of the attachment.
+    pub token: Vec<u8>,
+    /// `ip:port` of the members of the control plane; empty: not told.
+    pub members: Vec<String>,
 }
 
 /// One connection, dialled or up.
@@ -80,10 +90,30 @@ struct Running {
     touched: Vec<NodeId>,
     completions: Vec<(Arc<dyn Sink>, Vec<Completion>)>,
     events: mpsc::Sender<LinkEvent>,
-    maps: mpsc::Sender<Result<VolumeMap, ControlError>>,
+    maps: mpsc::Sender<Result<Attached, ControlError>>,
+    /// When the token is to be renewed.
+    renew_at: Time,
     effects: Outbox,
     map_version: u64,
     closing: Option<oneshot::Sender<()>>,
+}
+
+/// Asks now and then where the members of the control plane are, away from the volume's own task.
+fn ask_members(mut control: ControlPlane, news: mpsc::Sender<Vec<String>>) -> Task<()> {
+    let ask = async move {
+        loop {
+            tokio::time::sleep(MEMBERS_EVERY).await;
+            match control.ask_members(MAP_WITHIN).await {
+                Ok(members) => {
+                    if control.learn(&members) && news.send(members).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "where the members are is not known"),
+            }
+        }
+    };
+    spawn_named("client-members", ask).abort_on_drop()
 }
 
 impl VolumeTask {
@@ -91,14 +121,19 @@ impl VolumeTask {
     pub(crate) async fn run(self) {
         let (events, mut events_in) = mpsc::channel(EVENTS_MAX);
         let (maps, mut maps_in) = mpsc::channel(1);
+        let clock = SystemClock;
+        let renew_at = Time::from_nanos(clock.now_nanos()) + RENEW_EVERY;
+        let (members, mut members_in) = mpsc::channel(1);
+        let _members = ask_members(self.control.clone(), members);
         let mut running = Running {
             task: self,
-            clock: SystemClock,
+            clock,
             links: BTreeMap::new(),
             touched: Vec::new(),
             completions: Vec::new(),
             events,
             maps,
+            renew_at,
             effects: Outbox::new(),
             map_version: 0,
             closing: None,
@@ -106,7 +141,7 @@ impl VolumeTask {
         running.publish();
         loop {
             let now = running.now();
-            let wake = running.task.core.next_wake(now);
+            let wake = running.next_wake(now);
             let room = running.has_room();
             tokio::select! {
                 biased;
@@ -129,19 +164,17 @@ impl VolumeTask {
                     }
                 }
                 Some(map) = maps_in.recv() => running.on_map(map),
+                Some(members) = members_in.recv() => running.on_members(&members),
                 ask = running.task.asks.recv() => {
                     match ask {
-                        Some(Ask::Status(answer)) => {
-                            if answer.send(running.task.core.status()).is_err() {
-                                tracing::debug!("nobody waits for the status");
-                            }
-                        }
+                        Some(Ask::Status(answer)) => running.tell_status(answer),
                         Some(Ask::Close(answer)) => running.closing = Some(answer),
                         None => break,
                     }
                 }
-                () = sleep_until(wake, now) => {
+                () = tokio::time::sleep(wake.since(now)) => {
                     let now = running.now();
+                    running.renew_if_due(now);
                     running.give(now, Input::Tick);
                 }
             }
@@ -154,16 +187,27 @@ impl VolumeTask {
     }
 }
 
-async fn sleep_until(wake: Option<Time>, now: Time) {
-    match wake {
-        Some(wake) => tokio::time::sleep(wake.since(now)).await,
-        None => std::future::pending().await,
-    }
-}
-
 impl Running {
+    fn tell_status(&self, answer: oneshot::Sender<VolumeStatus>) {
+        if answer.send(self.task.core.status()).is_err() {
+            tracing::debug!("nobody waits for the status");
+        }
+    }
+
     fn now(&self) -> Time {
         Time::from_nanos(self.clock.now_nanos())
+    }
+
+    fn next_wake(&self, now: Time) -> Time {
+        self.task.core.next_wake(now).map_or(self.renew_at, |wake| wake.min(self.renew_at))
+    }
+
+    /// Nodes that have not admitted this attachment yet want a token that has not expired.
+    fn renew_if_due(&mut self, now: Time) {
+        if now >= self.renew_at {
+            self.renew_at = now + RENEW_EVERY;
+            self.refresh_map();
+        }
     }
 
     fn has_room(&self) -> bool {
@@ -210,11 +254,15 @@ impl Running {
         }
     }
 
-    fn on_map(&mut self, map: Result<VolumeMap, ControlError>) {
+    fn on_map(&mut self, answer: Result<Attached, ControlError>) {
         let now = self.now();
-        match map {
-            Ok(map) => {
+        match answer {
+            Ok(Attached { map, token }) => {
+                if !token.is_empty() {
+                    self.task.identity.token = token;
+                }
                 self.task.addresses = map.addresses;
+                self.task.control.learn(&map.members);
                 self.give(now, Input::Map { configs: map.configs });
                 self.publish();
             }
@@ -297,13 +345,21 @@ impl Running {
     fn refresh_map(&self) {
         let mut control = self.task.control.clone();
         let volume = self.task.identity.volume.to_string();
+        let token = self.task.identity.token.clone();
         let maps = self.maps.clone();
         spawn_named("client-map", async move {
-            let map = control.map(&volume, MAP_WITHIN).await;
+            let map = control.map(&volume, &token, MAP_WITHIN).await;
             if maps.send(map).await.is_err() {
                 tracing::debug!("the volume is closed");
             }
         });
+    }
+
+    /// The control plane has other members now.
+    fn on_members(&mut self, members: &[String]) {
+        if self.task.control.learn(members) {
+            self.publish();
+        }
     }
 
     /// Writes once to every connection that was touched, answers every submitter once.
@@ -350,6 +406,8 @@ impl Running {
         let whereabouts = Whereabouts {
             configs: self.task.core.configs().cloned().collect(),
             addresses: self.task.addresses.clone(),
+            token: self.task.identity.token.clone(),
+            members: self.task.control.members(),
         };
         self.task.whereabouts.send_replace(Arc::new(whereabouts));
     }

@@ -94,8 +94,13 @@ impl Volume {
     /// Opens a volume that is attached already. Needs no control plane as long as the map is
     /// right. Call within a tokio runtime.
     #[must_use]
-    pub fn open(control: ControlPlane, attachment: Attachment, options: &VolumeOptions) -> Self {
+    pub fn open(
+        mut control: ControlPlane,
+        attachment: Attachment,
+        options: &VolumeOptions,
+    ) -> Self {
         let map = attachment.map;
+        control.learn(&map.members);
         let settings = VolumeSettings {
             volume: map.volume,
             geometry: map.geometry,

@@ -7,12 +7,13 @@
 use crate::errors::api_error;
 use crate::machine::Handle;
 use crate::member::{Reply, Request as Ask};
+use crate::server::endpoint;
 use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::v1;
 use ashlar_proto::v1::cluster_service_client::ClusterServiceClient;
 use ashlar_proto::v1::volume_service_client::VolumeServiceClient;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::transport::Channel;
@@ -28,6 +29,8 @@ const ANSWER_AHEAD: Duration = Duration::from_millis(150);
 const LEADER_POLL: Duration = Duration::from_millis(100);
 /// Calls of all clients under way at a time; more are answered THROTTLED.
 const CALLS_MAX: usize = 1_024;
+/// Ways to members that are kept open: twice as many as there can be.
+const WAYS_MAX: usize = 16;
 /// Says that another member asks on behalf of a client: it is not forwarded again.
 const FORWARDED: &str = "ashlar-forwarded";
 
@@ -35,15 +38,15 @@ const FORWARDED: &str = "ashlar-forwarded";
 #[derive(Clone, Debug)]
 pub(crate) struct Calls {
     member: Handle,
-    /// Ways to the other members, connected when first used.
-    others: Arc<BTreeMap<u64, Channel>>,
+    /// Ways to members by address, connected when first used.
+    others: Arc<Mutex<BTreeMap<String, Channel>>>,
     slots: Arc<tokio::sync::Semaphore>,
 }
 
 impl Calls {
-    pub(crate) fn new(member: Handle, others: BTreeMap<u64, Channel>) -> Self {
+    pub(crate) fn new(member: Handle) -> Self {
         let slots = Arc::new(tokio::sync::Semaphore::new(CALLS_MAX));
-        Self { member, others: Arc::new(others), slots }
+        Self { member, others: Arc::default(), slots }
     }
 
     /// Gets an answer before the deadline, from wherever it can be had.
@@ -78,6 +81,20 @@ impl Calls {
         }
     }
 
+    /// The way to a member, kept for the next call.
+    fn way_to(&self, address: &str) -> Option<Channel> {
+        let mut others = self.others.lock().ok()?;
+        if let Some(channel) = others.get(address) {
+            return Some(channel.clone());
+        }
+        let channel = endpoint(address).ok()?.connect_lazy();
+        if others.len() >= WAYS_MAX {
+            others.clear();
+        }
+        others.insert(address.to_owned(), channel.clone());
+        Some(channel)
+    }
+
     /// Asks the leader; `None` if there is no way to it.
     async fn forward(
         &self,
@@ -85,8 +102,7 @@ impl Calls {
         ask: &Ask,
         until: Instant,
     ) -> Option<Result<Reply, Status>> {
-        let leader: u64 = error.metadata.get("leader")?.parse().ok()?;
-        let channel = self.others.get(&leader)?.clone();
+        let channel = self.way_to(error.metadata.get("leader_address")?)?;
         let left = until.saturating_duration_since(Instant::now());
         Some(send(channel, ask.clone(), left).await)
     }
@@ -181,7 +197,12 @@ calls! {
         get_volume_map GetVolumeMap GetVolumeMapRequest GetVolumeMapResponse;
     cluster_service_server ClusterService, ClusterServiceClient:
         get_status GetStatus GetStatusRequest GetStatusResponse,
-        list_nodes ListNodes ListNodesRequest ListNodesResponse;
+        list_nodes ListNodes ListNodesRequest ListNodesResponse,
+        list_members ListMembers ListMembersRequest ListMembersResponse,
+        add_member AddMember AddMemberRequest AddMemberResponse,
+        remove_member RemoveMember RemoveMemberRequest RemoveMemberResponse,
+        join_member JoinMember JoinMemberRequest JoinMemberResponse,
+        report_lost_member ReportLostMember ReportLostMemberRequest ReportLostMemberResponse;
 }
 
 /// The member answered another question: a mistake of ours, told as such.

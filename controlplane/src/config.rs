@@ -21,8 +21,14 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// `ip:port` that its services listen on.
     pub listen: String,
-    /// Number and `ip:port` of every member, this one too. One, three or five.
+    /// Number and `ip:port` of every member that the zone began with, this one too. One, three or
+    /// five. Once members have changed, the zone knows better. Absent with `join`.
+    #[serde(default)]
     pub peers: BTreeMap<String, String>,
+    /// `ip:port` of members of the zone that this one was added to, under the number that
+    /// `ashlar controlplane add` gave it. In place of `peers`.
+    #[serde(default)]
+    pub join: Vec<String>,
     /// The zone is new, so that an empty folder is no loss. Without it a member whose folder is
     /// empty refuses to start: it may have voted before, and must not vote again.
     #[serde(default)]
@@ -97,6 +103,9 @@ pub enum ConfigError {
     /// This member is not among them.
     #[error("peers: member {0} itself is missing")]
     Missing(u64),
+    /// Both ways to begin, or none that goes with `bootstrap`.
+    #[error("join: a member that joins a zone has no peers and no bootstrap = true")]
+    Join,
     /// A public address.
     #[error(
         "listen: {0} is neither loopback nor private; nothing is encrypted yet, so say \
@@ -113,6 +122,7 @@ pub enum ConfigError {
 pub(crate) struct Checked {
     pub(crate) listen: SocketAddr,
     pub(crate) data_dir: PathBuf,
+    pub(crate) join: Vec<String>,
     pub(crate) member: MemberOptions,
 }
 
@@ -154,10 +164,20 @@ impl Config {
             address(&format!("peers.{number}"), text)?;
             addresses.insert(id, text.clone());
         }
-        if !matches!(addresses.len(), 1 | 3 | 5) {
+        for text in &self.join {
+            address("join", text)?;
+        }
+        let joins = !self.join.is_empty();
+        if joins && (self.bootstrap || !addresses.is_empty()) {
+            return Err(ConfigError::Join);
+        }
+        if !joins && !matches!(addresses.len(), 1 | 3 | 5) {
             return Err(ConfigError::Count(addresses.len()));
         }
-        if !addresses.contains_key(&self.member) {
+        if self.member == 0 {
+            return Err(ConfigError::Number("0".into()));
+        }
+        if !joins && !addresses.contains_key(&self.member) {
             return Err(ConfigError::Missing(self.member));
         }
         let timing = &self.timing;
@@ -170,6 +190,7 @@ impl Config {
         Ok(Checked {
             listen,
             data_dir: self.data_dir.clone(),
+            join: self.join.clone(),
             member: MemberOptions {
                 zone,
                 raft: RaftOptions {
@@ -181,6 +202,7 @@ impl Config {
                     log: ashlar_log::LogOptions::default(),
                 },
                 addresses,
+                zone_secret: rand::random(),
                 compact_after: usize::try_from(timing.compact_after_entries).unwrap_or(usize::MAX),
                 keep_entries: u64::from(timing.compact_after_entries / 8),
             },
@@ -215,6 +237,7 @@ mod tests {
             data_dir: PathBuf::from("x"),
             listen: listen.into(),
             peers: peers.iter().map(|(id, at)| ((*id).into(), (*at).into())).collect(),
+            join: Vec::new(),
             bootstrap: false,
             insecure: false,
             timing: Timing::default(),
@@ -238,6 +261,18 @@ mod tests {
         assert_eq!(refused(hasty), ConfigError::Timing);
         let zone = Config { zone: "Zone A".into(), ..config(&THREE, "127.0.0.1:1") };
         assert!(matches!(refused(zone), ConfigError::Zone(_)));
+    }
+
+    #[test]
+    fn a_member_that_joins_names_members_and_nothing_else() {
+        let joins =
+            Config { member: 107, join: vec!["127.0.0.1:2".into()], ..config(&[], "127.0.0.1:1") };
+        assert_eq!(joins.check(), Ok(()));
+        let both = Config { member: 1, join: joins.join.clone(), ..config(&THREE, "127.0.0.1:1") };
+        assert_eq!(both.check(), Err(ConfigError::Join));
+        assert_eq!(Config { bootstrap: true, ..joins.clone() }.check(), Err(ConfigError::Join));
+        let nowhere = Config { join: vec!["there".into()], ..joins };
+        assert!(matches!(nowhere.check(), Err(ConfigError::Address { .. })));
     }
 
     #[test]

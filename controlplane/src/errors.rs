@@ -83,6 +83,17 @@ pub(crate) fn refusal(refusal: &Refusal, volume: Option<VolumeId>) -> ApiError {
             ApiError::new(Reason::NodeIdTaken, text)
         }
         Refusal::StartBack { .. } => ApiError::new(Reason::InvalidRegistration, text),
+        Refusal::UnknownMember(_) => {
+            let text = format!("{text}; `ashlar controlplane members` shows them all");
+            ApiError::new(Reason::MemberNotFound, text)
+        }
+        Refusal::RemovedMember(member) => {
+            ApiError::new(Reason::MemberRemoved, text).with("member", member.to_string())
+        }
+        Refusal::MemberRan(_) => {
+            let text = format!("{text}; remove it and add another, under a new number");
+            ApiError::new(Reason::MemberRanBefore, text)
+        }
     };
     match volume {
         Some(volume) => error.with("volume", volume.to_string()),

@@ -17,6 +17,7 @@
 mod calls;
 pub mod config;
 mod errors;
+mod join;
 mod machine;
 pub mod member;
 mod nodes;

@@ -6,8 +6,10 @@
 
 use crate::errors::api_error;
 use crate::member::{
-    CallId, Input, Member, MemberError, Now, Output, Reply, Request, SessionKey, TICK_MILLIS,
+    CallId, Input, Member, MemberError, Members, Now, Output, Reply, Request, SessionKey,
+    TICK_MILLIS,
 };
+use crate::peers::PEER_QUEUE;
 use crate::probe::Probe;
 use ashlar_env::clock::{Clock, SystemClock};
 use ashlar_proto::reason::{ApiError, Reason};
@@ -48,9 +50,19 @@ pub(crate) struct Leadership {
     pub(crate) serving: bool,
 }
 
+/// A peer to be dialled, until its queue ends.
+#[derive(Debug)]
+pub(crate) struct Dial {
+    pub(crate) peer: u64,
+    pub(crate) address: String,
+    pub(crate) messages: mpsc::Receiver<Bytes>,
+}
+
 /// Where the member's outputs go.
 pub(crate) struct Ways {
-    pub(crate) peers: BTreeMap<u64, mpsc::Sender<Bytes>>,
+    pub(crate) me: u64,
+    /// Whoever dials.
+    pub(crate) dials: mpsc::Sender<Dial>,
     pub(crate) probes: mpsc::Sender<Probe>,
 }
 
@@ -59,6 +71,7 @@ pub(crate) struct Ways {
 pub(crate) struct Handle {
     events: SyncSender<Event>,
     leadership: watch::Receiver<Leadership>,
+    members: watch::Receiver<Arc<Members>>,
     numbers: Arc<AtomicU64>,
 }
 
@@ -99,6 +112,11 @@ impl Handle {
         self.leadership.clone()
     }
 
+    /// Where members are found, as this one knows it.
+    pub(crate) fn members(&self) -> Arc<Members> {
+        self.members.borrow().clone()
+    }
+
     /// Tells the thread to end; it takes in what waits before.
     pub(crate) fn stop(&self) {
         // A full queue drains within milliseconds; this runs once, off the thread.
@@ -124,11 +142,14 @@ pub(crate) fn start(
 ) -> std::io::Result<(Handle, oneshot::Receiver<Result<(), MemberError>>)> {
     let (events, inbox) = sync_channel(INPUTS_MAX);
     let (told, leadership) = watch::channel(Leadership::default());
+    let (told_members, members) = watch::channel(Arc::new(Members::default()));
     let (ended, end) = oneshot::channel();
     let machine = Machine {
         member,
         ways,
+        peers: BTreeMap::new(),
         told,
+        told_members,
         calls: BTreeMap::new(),
         nodes: BTreeMap::new(),
         next_call: 0,
@@ -142,13 +163,16 @@ pub(crate) fn start(
         ended.send(result).ok();
     })?;
     let numbers = Arc::new(AtomicU64::new(1));
-    Ok((Handle { events, leadership, numbers }, end))
+    Ok((Handle { events, leadership, members, numbers }, end))
 }
 
 struct Machine {
     member: Member,
     ways: Ways,
+    /// The way to each peer, with the address that it goes to.
+    peers: BTreeMap<u64, (String, mpsc::Sender<Bytes>)>,
     told: watch::Sender<Leadership>,
+    told_members: watch::Sender<Arc<Members>>,
     calls: BTreeMap<CallId, oneshot::Sender<Result<Reply, ApiError>>>,
     nodes: BTreeMap<SessionKey, NodeSender>,
     next_call: u64,
@@ -210,11 +234,29 @@ impl Machine {
         true
     }
 
+    /// Ways to the members that there are now; a way to another one ends.
+    fn find_members(&mut self, members: Members) {
+        // First, so that whoever dials knows its own address.
+        self.told_members.send_replace(Arc::new(members.clone()));
+        self.peers.retain(|peer, (address, _)| members.addresses.get(peer) == Some(address));
+        for (peer, address) in &members.addresses {
+            if *peer == self.ways.me || self.peers.contains_key(peer) {
+                continue;
+            }
+            let (way, messages) = mpsc::channel(PEER_QUEUE);
+            let dial = Dial { peer: *peer, address: address.clone(), messages };
+            // As many wait as there can be members, twice.
+            if self.ways.dials.try_send(dial).is_ok() {
+                self.peers.insert(*peer, (address.clone(), way));
+            }
+        }
+    }
+
     fn carry_out(&mut self, output: Output) -> Option<Input> {
         match output {
             Output::Raft { to, bytes } => {
                 // Lost if the way is full: Raft sends again.
-                if let Some(way) = self.ways.peers.get(&to) {
+                if let Some((_, way)) = self.peers.get(&to) {
                     way.try_send(bytes).ok();
                 }
             }
@@ -244,6 +286,7 @@ impl Machine {
                 // Tried again soon if the queue is full.
                 self.ways.probes.try_send(Probe { node, network, address }).ok();
             }
+            Output::Members(members) => self.find_members(members),
             Output::Leader { leader, serving } => {
                 self.told.send_replace(Leadership { leader, serving });
             }

@@ -16,6 +16,7 @@
 
 mod calls;
 mod lead;
+mod members;
 mod sessions;
 mod storage;
 #[cfg(test)]
@@ -43,6 +44,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use thiserror::Error;
 
+pub use members::Members;
 pub use storage::MemberDisks;
 
 /// How often [`Input::Tick`] is due: Raft's and the planner's step.
@@ -81,6 +83,11 @@ pub enum Request {
     GetVolumeMap(v1::GetVolumeMapRequest),
     GetStatus(v1::GetStatusRequest),
     ListNodes(v1::ListNodesRequest),
+    ListMembers(v1::ListMembersRequest),
+    AddMember(v1::AddMemberRequest),
+    RemoveMember(v1::RemoveMemberRequest),
+    JoinMember(v1::JoinMemberRequest),
+    ReportLostMember(v1::ReportLostMemberRequest),
 }
 
 impl Request {
@@ -92,7 +99,12 @@ impl Request {
             | Self::GetVolume(_)
             | Self::GetVolumeMap(_)
             | Self::GetStatus(_)
-            | Self::ListNodes(_) => true,
+            | Self::ListNodes(_)
+            | Self::ListMembers(_)
+            | Self::JoinMember(_)
+            | Self::ReportLostMember(_) => true,
+            Self::AddMember(request) => !request.client_token.is_empty(),
+            Self::RemoveMember(request) => !request.client_token.is_empty(),
             Self::CreateVolume(request) => !request.client_token.is_empty(),
             Self::DeleteVolume(request) => !request.client_token.is_empty(),
             Self::AttachVolume(request) => !request.client_token.is_empty(),
@@ -114,6 +126,11 @@ pub enum Reply {
     GetVolumeMap(v1::GetVolumeMapResponse),
     GetStatus(v1::GetStatusResponse),
     ListNodes(v1::ListNodesResponse),
+    ListMembers(v1::ListMembersResponse),
+    AddMember(v1::AddMemberResponse),
+    RemoveMember(v1::RemoveMemberResponse),
+    JoinMember(v1::JoinMemberResponse),
+    ReportLostMember(v1::ReportLostMemberResponse),
 }
 
 /// Everything that can happen to a member.
@@ -128,6 +145,15 @@ pub enum Input {
         /// As its [`Output::Raft`] gave them.
         bytes: Bytes,
     },
+    /// Another member says where it is found.
+    PeerAt {
+        /// The member.
+        peer: u64,
+        /// `ip:port` of its services.
+        address: String,
+    },
+    /// A peer refuses this member by name: it was removed.
+    ToldRemoved,
     /// The way to another member is interrupted.
     PeerUnreachable {
         /// The member.
@@ -212,6 +238,8 @@ pub enum Output {
         /// `ip:port`.
         address: String,
     },
+    /// Where members are found has changed, or is known for the first time.
+    Members(Members),
     /// Who leads has changed.
     Leader {
         /// The leader, as far as known.
@@ -244,6 +272,17 @@ pub enum MemberError {
         /// What is wrong with it.
         cause: CommandError,
     },
+    /// It is a member no more.
+    #[error(
+        "member {member} was removed from zone {zone}: its number is not used again; delete its \
+         folder; `ashlar controlplane add` gives a new member its number"
+    )]
+    Removed {
+        /// This member.
+        member: u64,
+        /// Its zone.
+        zone: ZoneId,
+    },
     /// Neither the metadata store nor a snapshot reaches up to where the log begins.
     #[error("state up to entry {base} is lost: neither the metadata store nor a snapshot has it")]
     StateLost {
@@ -259,8 +298,11 @@ pub struct MemberOptions {
     pub zone: ZoneId,
     /// Its part in Raft.
     pub raft: RaftOptions,
-    /// `ip:port` of each member's services, this one's too.
+    /// `ip:port` of each member's services, this one's too; until the committed state has members.
     pub addresses: BTreeMap<u64, String>,
+    /// Secret half of the zone's key, if this member is the first to lead it. Drawn by the operating
+    /// system: whoever guesses it makes rights.
+    pub zone_secret: [u8; 32],
     /// Entries after which a snapshot is taken and the log is cut.
     pub compact_after: usize,
     /// Entries kept behind a snapshot, for members that are a little late.
@@ -281,6 +323,12 @@ pub struct Member {
     /// Draws volume ids.
     dice: Box<dyn Dice>,
     lead: Option<Lead>,
+    /// Members that are known by their envelopes alone.
+    heard: BTreeMap<u64, String>,
+    /// Where members are found has to be told.
+    members_due: bool,
+    /// A peer said so, or the log.
+    removed: bool,
     told: Option<(Option<u64>, bool)>,
 }
 
@@ -326,6 +374,12 @@ impl Member {
     fn accept(&mut self, now: Now, input: Input, out: &mut Vec<Output>) {
         match input {
             Input::Tick => {}
+            // Its votes and words count no more, however late they come.
+            Input::Raft { peer, .. } if self.state.is_removed(peer) => {
+                tracing::debug!(peer, "a removed member speaks");
+            }
+            Input::PeerAt { peer, address } => self.on_peer_at(peer, address),
+            Input::ToldRemoved => self.removed = true,
             Input::Raft { peer, bytes } => {
                 if let Err(error) = self.driver.step(peer, bytes) {
                     tracing::warn!(peer, %error, "a member sent what is no message");
@@ -352,6 +406,7 @@ impl Member {
     }
 
     fn settle(&mut self, now: Now, tick: bool, out: &mut Vec<Output>) -> Result<(), MemberError> {
+        self.check_removed()?;
         if let Some(lead) = self.lead.as_mut().filter(|_| tick) {
             lead.seen.on_tick(now.time);
             lead.plan_due = true;
@@ -372,7 +427,18 @@ impl Member {
         self.expire(now, out);
         self.finish_attachments(now, out);
         self.flush_sessions(out);
+        self.tell_members(out);
+        self.check_removed()?;
         self.compact_if_due()
+    }
+
+    /// A member that was removed ends.
+    fn check_removed(&self) -> Result<(), MemberError> {
+        let member = self.options.raft.id;
+        if self.removed || self.state.is_removed(member) {
+            return Err(MemberError::Removed { member, zone: self.options.zone });
+        }
+        Ok(())
     }
 
     /// Applies committed entries in order; their effects and the index reach the metadata store
@@ -394,6 +460,7 @@ impl Member {
             self.applied = (index, term);
             if let Some(applied) = applied {
                 changed.append(&mut applied.changed.clone());
+                self.members_due |= changed.iter().any(|key| matches!(key, Key::Member(_)));
                 self.on_applied(now, (index, term), applied, out);
             }
         }
@@ -425,7 +492,13 @@ impl Member {
             .iter()
             .filter_map(|key| match key {
                 Key::Chunk(chunk) => Some(*chunk),
-                Key::Clock | Key::Volume(_) | Key::Node(_) | Key::Token(_) | Key::Erase(..) => None,
+                Key::Clock
+                | Key::Volume(_)
+                | Key::Node(_)
+                | Key::Token(_)
+                | Key::Erase(..)
+                | Key::Member(_)
+                | Key::ZoneKey => None,
             })
             .collect();
         lead.seen.on_applied(&self.state, &chunks);
@@ -494,7 +567,7 @@ impl Member {
         let leader = self.driver.leader().filter(|leader| *leader != self.options.raft.id);
         match leader {
             Some(leader) => {
-                let address = self.options.addresses.get(&leader).cloned().unwrap_or_default();
+                let address = self.members().addresses.remove(&leader).unwrap_or_default();
                 let id = self.options.raft.id;
                 let text = format!("member {id} does not lead; member {leader} at {address} does");
                 ApiError::new(Reason::NotLeader, text)

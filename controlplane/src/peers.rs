@@ -31,6 +31,8 @@ const PART_BYTES: usize = 512 << 10;
 const ENVELOPE_MESSAGES_MAX: usize = 64;
 /// Largest message that is put together again: a snapshot of a million chunks.
 const MESSAGE_BYTES_MAX: u64 = 512 << 20;
+/// How often a peer hears who this is; the first time at once.
+const HELLO_EVERY: Duration = Duration::from_secs(2);
 /// How long a connection may take.
 const CONNECT_WITHIN: Duration = Duration::from_millis(500);
 /// Waits between tries. The most stays below an election time-out: a member that comes back must
@@ -39,15 +41,17 @@ const RECONNECT: BackoffPolicy =
     BackoffPolicy { first: Duration::from_millis(50), max: Duration::from_millis(500) };
 
 /// Who talks to whom.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Pair {
     pub(crate) zone: ZoneId,
     pub(crate) me: u64,
     pub(crate) peer: u64,
+    /// `ip:port` where this member is found; empty if it does not know.
+    pub(crate) address: String,
 }
 
 impl Pair {
-    fn envelope(self) -> RaftEnvelope {
+    fn envelope(&self) -> RaftEnvelope {
         RaftEnvelope {
             version: PAYLOAD_VERSION,
             zone: self.zone.to_string(),
@@ -55,6 +59,7 @@ impl Pair {
             to: self.peer,
             messages: Vec::new(),
             part: None,
+            address: String::new(),
         }
     }
 }
@@ -72,8 +77,12 @@ pub(crate) async fn send(
         let connected = tokio::time::timeout(CONNECT_WITHIN, endpoint.connect()).await;
         if let Ok(Ok(channel)) = connected {
             let started = std::time::Instant::now();
-            if !stream(pair, channel, &mut messages).await {
-                return;
+            match stream(&pair, channel, &mut messages).await {
+                Ended::NothingToSend => return,
+                Ended::Removed => {
+                    member.input(Input::ToldRemoved);
+                }
+                Ended::Broken => {}
             }
             // A connection that held for a while was a good one.
             if started.elapsed() > RECONNECT.max {
@@ -87,33 +96,57 @@ pub(crate) async fn send(
     }
 }
 
-/// Sends over one connection; false when there is nothing more to send, ever.
-async fn stream(pair: Pair, channel: Channel, messages: &mut mpsc::Receiver<Bytes>) -> bool {
+/// How a connection ended.
+enum Ended {
+    /// There is nothing more to send, ever.
+    NothingToSend,
+    /// The peer says that this member was removed.
+    Removed,
+    /// Try another one.
+    Broken,
+}
+
+/// Sends over one connection.
+async fn stream(pair: &Pair, channel: Channel, messages: &mut mpsc::Receiver<Bytes>) -> Ended {
     let (sender, envelopes) = mpsc::channel(ENVELOPES_IN_FLIGHT);
     let mut client =
         RaftServiceClient::new(channel).max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
     let exchange = client.exchange(ReceiverStream::new(envelopes));
     tokio::pin!(exchange);
     let mut batch = Vec::new();
+    // The peer hears who this is before there is anything to say: a removed member may never have.
+    let mut idle = tokio::time::interval(HELLO_EVERY);
+    idle.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             ended = &mut exchange => {
                 if let Err(status) = ended {
                     tracing::debug!(peer = pair.peer, %status, "the stream to a member ended");
+                    if is_removed(pair.me, &status) {
+                        return Ended::Removed;
+                    }
                 }
-                return true;
+                return Ended::Broken;
+            }
+            _ = idle.tick() => {
+                let address = pair.address.clone();
+                // If this does not fit, others are on their way.
+                sender.try_send(RaftEnvelope { address, ..pair.envelope() }).ok();
             }
             count = messages.recv_many(&mut batch, ENVELOPE_MESSAGES_MAX) => {
                 if count == 0 {
-                    return false;
+                    return Ended::NothingToSend;
                 }
                 for envelope in pack(pair, batch.drain(..)) {
                     let sent = tokio::select! {
                         sent = sender.send(envelope) => sent.is_ok(),
-                        _ = &mut exchange => false,
+                        ended = &mut exchange => {
+                            let removed = ended.is_err_and(|status| is_removed(pair.me, &status));
+                            return if removed { Ended::Removed } else { Ended::Broken };
+                        }
                     };
                     if !sent {
-                        return true;
+                        return Ended::Broken;
                     }
                 }
             }
@@ -121,8 +154,16 @@ async fn stream(pair: Pair, channel: Channel, messages: &mut mpsc::Receiver<Byte
     }
 }
 
+/// Whether a peer refuses this member by name.
+fn is_removed(me: u64, status: &Status) -> bool {
+    ApiError::from_status(status).is_some_and(|error| {
+        error.reason == Reason::MemberRemoved
+            && error.metadata.get("member") == Some(&me.to_string())
+    })
+}
+
 /// Puts small messages together and takes large ones apart.
-fn pack(pair: Pair, messages: impl Iterator<Item = Bytes>) -> Vec<RaftEnvelope> {
+fn pack(pair: &Pair, messages: impl Iterator<Item = Bytes>) -> Vec<RaftEnvelope> {
     let mut envelopes = Vec::new();
     let mut whole = pair.envelope();
     let mut whole_bytes = 0;
@@ -180,7 +221,6 @@ impl Assembly {
 pub(crate) struct RaftReceiver {
     pub(crate) zone: ZoneId,
     pub(crate) me: u64,
-    pub(crate) peers: Vec<u64>,
     pub(crate) member: Handle,
     pub(crate) stop: CancellationToken,
 }
@@ -194,7 +234,18 @@ impl RaftReceiver {
             );
             return Err(ApiError::new(Reason::UnsupportedVersion, text).into());
         }
-        let known = envelope.from != self.me && self.peers.contains(&envelope.from);
+        let members = self.member.members();
+        let from = envelope.from;
+        let ours = envelope.zone == self.zone.to_string();
+        if ours && members.removed.contains(&from) {
+            let text = format!(
+                "member {from} was removed from zone {}; its number is not used again",
+                self.zone
+            );
+            let error = ApiError::new(Reason::MemberRemoved, text);
+            return Err(error.with("member", from.to_string()).into());
+        }
+        let known = from != self.me && members.admits(from);
         if envelope.zone != self.zone.to_string() || envelope.to != self.me || !known {
             let text = format!(
                 "this is member {} of zone {}; the message goes from member {} to member {} of \
@@ -212,6 +263,12 @@ impl RaftReceiver {
         while let Some(envelope) = stream.message().await? {
             self.check(&envelope)?;
             let peer = envelope.from;
+            if !envelope.address.is_empty()
+                && envelope.address.parse::<std::net::SocketAddr>().is_ok()
+                && !self.member.members().addresses.contains_key(&peer)
+            {
+                self.member.input(Input::PeerAt { peer, address: envelope.address });
+            }
             let put_together =
                 envelope.part.as_ref().map(|part| assembly.take(part)).transpose()?;
             for bytes in envelope.messages.into_iter().chain(put_together.flatten()) {
@@ -244,7 +301,7 @@ mod tests {
     use super::*;
 
     fn pair() -> Pair {
-        Pair { zone: "a".parse().unwrap(), me: 1, peer: 2 }
+        Pair { zone: "a".parse().unwrap(), me: 1, peer: 2, address: String::new() }
     }
 
     #[test]
@@ -253,7 +310,7 @@ mod tests {
         let sent = vec![Bytes::from_static(b"one"), large, Bytes::from_static(b"two")];
         let mut received = Vec::new();
         let mut assembly = Assembly::default();
-        for envelope in pack(pair(), sent.clone().into_iter()) {
+        for envelope in pack(&pair(), sent.clone().into_iter()) {
             received.extend(envelope.messages);
             if let Some(part) = &envelope.part {
                 received.extend(assembly.take(part).unwrap());

@@ -5,22 +5,24 @@
 
 use crate::calls::Calls;
 use crate::config::{Checked, Config, ConfigError};
-use crate::machine::{self, Handle, Ways};
+use crate::join;
+use crate::machine::{self, Dial, Handle, Ways};
 use crate::member::{Member, MemberDisks, MemberError};
 use crate::nodes::NodeReceiver;
-use crate::peers::{self, PEER_QUEUE, Pair, RaftReceiver};
+use crate::peers::{self, Pair, RaftReceiver};
 use crate::probe;
 use crate::routes::Routes;
 use ashlar_env::dice::SeededDice;
 use ashlar_env::disk::{DiskError, RealDisk};
 use ashlar_env::meta::{MetaError, SledOptions, SledStore, SledTuning};
 use ashlar_env::task::spawn_named;
+use ashlar_proto::reason::ApiError;
 use ashlar_proto::v1::cluster_service_server::ClusterServiceServer;
 use ashlar_proto::v1::node_service_server::NodeServiceServer;
 use ashlar_proto::v1::raft_service_server::RaftServiceServer;
 use ashlar_proto::v1::volume_service_server::VolumeServiceServer;
 use ashlar_proto::{FILE_DESCRIPTOR_SET, GRPC_MESSAGE_BYTES_MAX};
-use std::collections::BTreeMap;
+use ashlar_types::ZoneId;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +37,8 @@ use tonic_health::ServingStatus;
 
 /// Tries to connect that may wait.
 const PROBE_QUEUE: usize = 256;
+/// Peers to be dialled that may wait: more than there can be.
+const DIAL_QUEUE: usize = 64;
 /// A connection without life for this long is asked for a sign, and given up after as long again.
 const KEEPALIVE: Duration = Duration::from_secs(2);
 /// Streams that one connection may have open: a forwarding member has many calls on one.
@@ -75,6 +79,9 @@ pub enum RunError {
         #[source]
         cause: std::io::Error,
     },
+    /// The zone does not let the member start.
+    #[error("the zone refuses this member: {} [{}]", .0.message, .0.reason.text())]
+    Refused(ApiError),
     /// The services failed.
     #[error("serve: {0}")]
     Serve(#[from] tonic::transport::Error),
@@ -135,30 +142,32 @@ async fn serve(
     shutdown: CancellationToken,
 ) -> Result<(), RunError> {
     let (zone, me) = (checked.member.zone, checked.member.raft.id);
-    let addresses = checked.member.addresses.clone();
-    let member = open(&checked)?;
+    let mut checked = checked;
+    if !checked.join.is_empty() {
+        checked.member.raft.start = tokio::select! {
+            start = join::first_start(&checked) => start?,
+            () = shutdown.cancelled() => return Ok(()),
+        };
+    }
+    let member = match open(&checked) {
+        Ok(member) => member,
+        Err(error) => {
+            join::report_lost(&checked, &error).await;
+            return Err(error);
+        }
+    };
+    join::started(&checked)?;
     tracing::info!(%zone, member = me, listen = %checked.listen, "the member starts");
 
     let (probes, to_probe) = mpsc::channel(PROBE_QUEUE);
-    let mut ways = Ways { peers: BTreeMap::new(), probes };
-    let mut senders = Vec::new();
-    let mut others = BTreeMap::new();
-    for (peer, address) in addresses.iter().filter(|(peer, _)| **peer != me) {
-        let endpoint = endpoint(address)?;
-        let (way, messages) = mpsc::channel(PEER_QUEUE);
-        ways.peers.insert(*peer, way);
-        others.insert(*peer, endpoint.connect_lazy());
-        senders.push((Pair { zone, me, peer: *peer }, endpoint, messages));
-    }
+    let (dials, to_dial) = mpsc::channel(DIAL_QUEUE);
+    let ways = Ways { me, dials, probes };
     let (handle, ended) = machine::start(member, ways).map_err(RunError::Thread)?;
-    for (pair, endpoint, messages) in senders {
-        let task = peers::send(pair, endpoint, messages, handle.clone(), SeededDice::system());
-        drop(spawn_named("raft-peer", task));
-    }
+    drop(spawn_named("raft-peers", dial_peers(zone, me, to_dial, handle.clone())));
     drop(spawn_named("probes", probe::run(to_probe, handle.clone())));
 
     let stop = CancellationToken::new();
-    let server = services(&checked, &handle, others, &stop, listener)?;
+    let server = services(&checked, &handle, &stop, listener)?;
     let server = spawn_named("grpc", server);
     let mut ended = ended;
     let failed = tokio::select! {
@@ -200,7 +209,22 @@ fn open(checked: &Checked) -> Result<Member, RunError> {
     Ok(Member::open(checked.member.clone(), disks, dice(), dice())?)
 }
 
-fn endpoint(address: &str) -> Result<Endpoint, RunError> {
+/// Sends to each peer that is to be dialled.
+async fn dial_peers(zone: ZoneId, me: u64, mut dials: mpsc::Receiver<Dial>, member: Handle) {
+    while let Some(Dial { peer, address, messages }) = dials.recv().await {
+        let Ok(endpoint) = endpoint(&address) else {
+            tracing::error!(peer, %address, "a member's address is none");
+            continue;
+        };
+        let own = member.members().addresses.get(&me).cloned().unwrap_or_default();
+        let pair = Pair { zone, me, peer, address: own };
+        let task = peers::send(pair, endpoint, messages, member.clone(), SeededDice::system());
+        drop(spawn_named("raft-peer", task));
+    }
+}
+
+/// The way to a member's services.
+pub(crate) fn endpoint(address: &str) -> Result<Endpoint, RunError> {
     Ok(Endpoint::from_shared(format!("http://{address}"))?
         .connect_timeout(Duration::from_millis(500))
         .tcp_nodelay(true)
@@ -213,16 +237,14 @@ fn endpoint(address: &str) -> Result<Endpoint, RunError> {
 fn services(
     checked: &Checked,
     handle: &Handle,
-    others: BTreeMap<u64, tonic::transport::Channel>,
     stop: &CancellationToken,
     listener: TcpListener,
 ) -> Result<impl Future<Output = Result<(), tonic::transport::Error>> + use<>, RunError> {
-    let calls = Calls::new(handle.clone(), others);
+    let calls = Calls::new(handle.clone());
     let nodes = NodeReceiver { member: handle.clone(), stop: stop.clone() };
     let raft = RaftReceiver {
         zone: checked.member.zone,
         me: checked.member.raft.id,
-        peers: checked.member.raft.voters.clone(),
         member: handle.clone(),
         stop: stop.clone(),
     };

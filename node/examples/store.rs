@@ -1,7 +1,8 @@
 //! Measures one store: 4 KiB records written and read at a queue depth, with CPU per operation.
 //!
 //! `cargo run --release -p ashlar-node --example store -- FOLDER [SECONDS] [MiB] [auto|uring|threads]`
-//! writes over MiB (default 1024) of blocks at depth 1 and 32, restarts, and reads them back. Figures are of the whole
+//! writes over MiB (default 1024) of blocks at depth 1 and 32, then in larger requests, restarts, and
+//! reads them back. Bytes written for each byte are what the kernel counted (nothing on tmpfs). Figures are of the whole
 //! process, the driver included; say which disk and how many awake CPUs when you quote them.
 #![allow(clippy::print_stdout, reason = "a tool whose output is its purpose")]
 
@@ -37,6 +38,9 @@ fn main() -> anyhow::Result<()> {
     bench.fill()?;
     for depth in [1, 32, 128] {
         bench.write(depth, length)?;
+    }
+    for request in [8, 16, 32, 64, 256] {
+        bench.write_large(request, length)?;
     }
     drop(bench);
     let began = Instant::now();
@@ -155,6 +159,38 @@ impl Bench {
         Ok(())
     }
 
+    /// Random aligned requests of `request` blocks, 8 in flight.
+    fn write_large(&mut self, request: u32, length: Duration) -> anyhow::Result<()> {
+        const DEPTH: u64 = 8;
+        let count = usize::try_from(request)?;
+        let bytes = Bytes::from(self.block.repeat(count));
+        let first = self.seq;
+        let mut durable = first;
+        let (start, cpu_before, written) = (Instant::now(), cpu(), bytes_written());
+        while start.elapsed() < length {
+            let mut records = Vec::new();
+            while self.seq - durable < DEPTH {
+                self.seq += 1;
+                let (chunk, block) = place(self.dice.below(self.blocks));
+                let range = BlockRange::new(block / request * request, request);
+                let sums = Sums::Full(vec![self.sum; count]);
+                let data = BlockData { range, sums, data: bytes.clone() };
+                records.push((JournalSeq(self.seq), Record::Fill { chunk, data }));
+            }
+            self.opened.store.append(&mut records)?;
+            while self.seq - durable >= DEPTH {
+                durable = self.next_event()?.0.unwrap_or(durable);
+            }
+        }
+        while durable < self.seq {
+            durable = self.next_event()?.0.unwrap_or(durable);
+        }
+        let moved = (durable - first) * u64::from(request) * 4096;
+        let elapsed = start.elapsed();
+        report_large(request, moved, elapsed, cpu() - cpu_before, bytes_written() - written);
+        Ok(())
+    }
+
     fn read(&mut self, depth: u64, length: Duration) -> anyhow::Result<()> {
         let (mut asked, mut done, mut latencies) = (0, 0, Vec::new());
         let mut begun = std::collections::VecDeque::new();
@@ -185,6 +221,24 @@ impl Bench {
         }
         Ok(())
     }
+}
+
+/// What this process had the kernel write to disks so far.
+fn bytes_written() -> u64 {
+    let io = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
+    let written = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
+    written.and_then(|n| n.parse().ok()).unwrap_or(0)
+}
+
+#[allow(clippy::cast_precision_loss, reason = "figures for people")]
+fn report_large(request: u32, moved: u64, elapsed: Duration, cpu: Duration, written: u64) {
+    println!(
+        "write {:4} KiB depth 8: {:8.0} MiB/s  {:.2} bytes written for each  CPU {:.2} ms per MiB",
+        request * 4,
+        moved as f64 / f64::from(1 << 20) / elapsed.as_secs_f64(),
+        written as f64 / moved as f64,
+        cpu.as_secs_f64() * 1e3 / (moved as f64 / f64::from(1 << 20)),
+    );
 }
 
 #[allow(clippy::cast_precision_loss, reason = "figures for people")]

@@ -7,10 +7,14 @@
 //! A node whose registration is refused for good (its number belongs to another store) ends, unless
 //! it already serves: then it goes on serving and asks again now and then.
 
+use crate::admission::Admission;
 use crate::config::endpoint;
+use crate::known_members;
 use crate::known_peers;
+use crate::log_line::log_line;
 use crate::task::ControlEvent;
 use ashlar_env::dice::{Dice, SeededDice};
+use ashlar_node_core::Line;
 use ashlar_proto::GRPC_MESSAGE_BYTES_MAX;
 use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::v1;
@@ -19,6 +23,7 @@ use ashlar_types::backoff::{Backoff, BackoffPolicy};
 use ashlar_types::message::cluster::{ControlDown, PeerAddress, Registration};
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::mpsc;
@@ -51,12 +56,16 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(30);
 /// What the stream needs to know.
 #[derive(Debug)]
 pub(crate) struct Control {
-    /// Members, as `http://ip:port`.
-    pub(crate) endpoints: Vec<String>,
+    /// Members of the configuration, as `http://ip:port`.
+    pub(crate) configured: Vec<String>,
+    /// Members that the control plane named last, `ip:port`: dialled first.
+    pub(crate) members: Vec<String>,
     /// How the node introduces itself.
     pub(crate) registration: Registration,
     /// The address that the connection starts from.
     pub(crate) source: IpAddr,
+    /// Learns the zone's key.
+    pub(crate) admission: Arc<Admission>,
     /// Where the list of peers is kept.
     pub(crate) folder: PathBuf,
     /// The list as it was found there.
@@ -107,11 +116,7 @@ impl StreamEnd {
     /// Whether asking again will not help.
     fn for_good(&self) -> Option<&ApiError> {
         match self {
-            Self::Refused(refusal) => matches!(
-                refusal.reason,
-                Reason::InvalidRegistration | Reason::UnsupportedVersion | Reason::NodeIdTaken
-            )
-            .then_some(refusal),
+            Self::Refused(refusal) => refusal.reason.refuses_node_for_good().then_some(refusal),
             Self::Status(_) | Self::Connect(_) | Self::Late | Self::Ended | Self::Stopping => None,
         }
     }
@@ -128,14 +133,15 @@ pub(crate) async fn keep(mut control: Control) -> ApiError {
     let mut pointers = 0;
     let mut last_error = String::new();
     loop {
-        let listed = control.endpoints.get(at % control.endpoints.len().max(1)).cloned();
+        let endpoints = control.endpoints();
+        let listed = endpoints.get(at % endpoints.len().max(1)).cloned();
         let Some(member) = pointed.take().or(listed) else {
             return std::future::pending().await;
         };
         let began = Instant::now();
         let end = control.stream(&member, &mut last_error).await;
         if let Some(refusal) = end.for_good() {
-            tracing::error!(%member, error = %refusal, "the control plane refuses this node");
+            log_line!(Line::Refused, %member, error = %refusal);
             if !control.serves {
                 return refusal.clone();
             }
@@ -166,6 +172,16 @@ pub(crate) async fn keep(mut control: Control) -> ApiError {
 }
 
 impl Control {
+    /// Whom to dial in turn. Those of the configuration stay in it: the list may be older.
+    fn endpoints(&self) -> Vec<String> {
+        let told = self.members.iter().filter_map(|member| endpoint(member).ok());
+        let mut all: Vec<String> = told.collect();
+        let others: Vec<&String> = self.configured.iter().filter(|c| !all.contains(c)).collect();
+        let others: Vec<String> = others.into_iter().cloned().collect();
+        all.extend(others);
+        all
+    }
+
     /// One stream from its opening to its end.
     async fn stream(&mut self, member: &str, last_error: &mut String) -> StreamEnd {
         let (up, mut down) = match timeout(REGISTER_WITHIN, self.open(member)).await {
@@ -195,8 +211,13 @@ impl Control {
             }
             match ControlDown::try_from(&message) {
                 Ok(message) => {
-                    if let ControlDown::Peers(peers) = &message {
-                        self.keep_peers(peers).await;
+                    match &message {
+                        ControlDown::Peers(peers) => self.keep_peers(peers).await,
+                        ControlDown::ZoneKey(key) => self.admission.learn(key).await,
+                        _for_the_machine => {}
+                    }
+                    if let ControlDown::Members(members) = &message {
+                        self.keep_members(members).await;
                     }
                     if self.events.send(ControlEvent::Down(message)).await.is_err() {
                         return StreamEnd::Stopping;
@@ -240,6 +261,20 @@ impl Control {
             .connect()
             .await
             .map_err(refused)
+    }
+
+    /// Keeps where the members are for a start after all configured ones were replaced.
+    async fn keep_members(&mut self, members: &[String]) {
+        if self.members == members || members.is_empty() {
+            return;
+        }
+        members.clone_into(&mut self.members);
+        tracing::info!(?members, "the control plane has other members");
+        let (folder, list) = (self.folder.clone(), members.to_vec());
+        let saved = tokio::task::spawn_blocking(move || known_members::save(&folder, &list)).await;
+        if let Ok(Err(error)) = saved {
+            tracing::warn!(%error, "the list of members could not be saved");
+        }
     }
 
     /// Keeps the list for a start without a control plane.

@@ -6,8 +6,11 @@
 pub mod config;
 pub mod store;
 
+mod admission;
 mod control;
+mod known_members;
 mod known_peers;
+mod log_line;
 mod mailbox;
 mod net;
 mod server;

@@ -4,8 +4,10 @@
 //! the diallers share one runtime, so a frame passes from socket to machine to socket without
 //! waking another thread.
 
+use crate::admission::Admission;
 use crate::config::Config;
 use crate::control::{self, Control};
+use crate::known_members;
 use crate::known_peers;
 use crate::mailbox::Mailbox;
 use crate::net::dial::{Diallers, Sources};
@@ -146,7 +148,8 @@ async fn serve(
 
     let (net_events, net) = mpsc::channel(EVENTS_MAX);
     let (control_events, control) = mpsc::channel(CONTROL_EVENTS_MAX);
-    let network = Net::new(me, net_events.clone());
+    let admission = Arc::new(Admission::load(&config.data_dir));
+    let network = Net::new(me, Arc::clone(&admission), net_events.clone());
     let sources = Sources { primary: addresses.0.ip(), replication: addresses.1.ip() };
     let table = Table::new(Diallers::new(network.clone(), sources), net_events);
     let mut machine = machine(config, me, state, table, store);
@@ -154,7 +157,8 @@ async fn serve(
     machine.on_control(ControlEvent::KnownPeers(known.clone()));
 
     let stream = Control {
-        endpoints: config.control.clone(),
+        configured: config.control.clone(),
+        members: known_members::load(&config.data_dir),
         registration: Registration {
             version: CLUSTER_PROTOCOL_VERSION,
             zone: me.zone,
@@ -165,6 +169,7 @@ async fn serve(
             replication_address: addresses.1.to_string(),
         },
         source: addresses.0.ip(),
+        admission,
         folder: config.data_dir.clone(),
         known,
         serves,

@@ -10,12 +10,13 @@
 //! When the store fails, the task ends with its error and with it the process: nothing is known
 //! about the disk after a failed write, so the replica turns stale by being unreachable.
 
+use crate::log_line::log_line;
 use crate::mailbox::{Mail, Mailbox};
 use crate::net::NetEvent;
 use crate::net::table::Table;
 use crate::store::{NoSpace, Numbered, ReadDone, ReadRequest, Space, StoreFailure};
 use ashlar_env::clock::Clock;
-use ashlar_node_core::{Alarm, Effect, Input, NodeCore, Outbox, ReadTicket, Record};
+use ashlar_node_core::{Alarm, Effect, Input, Line, NodeCore, Outbox, ReadTicket, Record};
 use ashlar_proto::v1;
 use ashlar_types::message::cluster::{ControlDown, ControlUp};
 use ashlar_types::{BlockData, ChunkId, Time};
@@ -247,7 +248,7 @@ impl<S: Storage> Machine<S> {
         if self.full.records.is_empty() {
             match self.store.append(&mut self.records) {
                 Ok(()) => return,
-                Err(full) => tracing::error!(%full, "writes wait for space"),
+                Err(full) => log_line!(Line::Full, %full),
             }
         }
         // The order of records is fixed, so all of them wait behind the one that finds no room.
@@ -304,9 +305,7 @@ impl<S: Storage> Machine<S> {
 
     fn on_reads(&mut self, done: Vec<ReadDone>) {
         self.inputs.extend(done.into_iter().map(|ReadDone { ticket, result }| {
-            let content = result
-                .inspect_err(|error| tracing::error!(%error, "a read of the store failed"))
-                .ok();
+            let content = result.inspect_err(|error| log_line!(Line::ReadFailed, %error)).ok();
             Input::BlocksRead { ticket: ReadTicket(ticket), content }
         }));
     }
@@ -371,23 +370,16 @@ fn tell_control(control: &mut Option<mpsc::Sender<v1::NodeUp>>, up: &ControlUp) 
 }
 
 fn sound(alarm: &Alarm) {
+    let line = alarm.line();
     match alarm {
-        Alarm::LacksCommitted { chunk, last, committed } => tracing::error!(
-            %chunk, %last, %committed,
-            "this store has lost committed writes of the chunk; it does not serve it"
-        ),
-        Alarm::ConfigRefused { chunk } => {
-            tracing::error!(%chunk, "a configuration that contradicts this store is refused");
+        Alarm::LacksCommitted { chunk, last, committed } => {
+            log_line!(line, %chunk, %last, %committed);
         }
-        Alarm::Unreadable { chunk, range } => {
-            tracing::error!(%chunk, %range, "blocks of the chunk cannot be read");
-        }
-        Alarm::Repaired { chunk, range } => {
-            tracing::warn!(%chunk, %range, "damaged blocks are written anew");
-        }
-        Alarm::Lost { chunk, range } => {
-            tracing::error!(%chunk, %range, "no in-sync replica can read these blocks");
-        }
+        Alarm::ConfigRefused { chunk } => log_line!(line, %chunk),
+        Alarm::ClockRunsAhead { node } => log_line!(line, node = node.0),
+        Alarm::Unreadable { chunk, range }
+        | Alarm::Repaired { chunk, range }
+        | Alarm::Lost { chunk, range } => log_line!(line, %chunk, %range),
     }
 }
 

@@ -3,15 +3,17 @@
 mod zone;
 
 use ashlar_proto::frame::Frame;
-use ashlar_types::BlockRange;
+use ashlar_proto::token::{Grant, Rights, Signs};
 use ashlar_types::message::data::{
-    DATA_PROTOCOL_VERSION, DataMessage, HelloRefusal, HelloReply, Network, Refusal,
+    DATA_PROTOCOL_VERSION, DataMessage, HelloRefusal, HelloReply, HelloRole, Network, Refusal,
+    Stamp, TokenRefusal,
 };
+use ashlar_types::{BlockRange, ChunkId, Generation, RequestId, SessionId, VolumeId};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use zone::client::{Client, as_client, as_node, filled, hello};
-use zone::{Zone, resident, until};
+use zone::client::{Client, as_client, as_node, filled, hello, zone_signs};
+use zone::{Zone, chunk, resident, until};
 
 /// Tests of this file measure the memory of the process that they share: one at a time.
 fn alone() -> MutexGuard<'static, ()> {
@@ -77,8 +79,9 @@ fn a_hello_is_refused_by_the_name_of_what_is_wrong() {
         HelloReply::Welcome { .. } => panic!("let in"),
     };
     let mut newer = hello(as_client(1));
-    newer.version = 2;
-    let version = HelloRefusal::Version { ours: DATA_PROTOCOL_VERSION, theirs: 2 };
+    newer.version = DATA_PROTOCOL_VERSION + 1;
+    let version =
+        HelloRefusal::Version { ours: DATA_PROTOCOL_VERSION, theirs: DATA_PROTOCOL_VERSION + 1 };
     assert_eq!(refused(primary, newer.clone()), version);
     assert_eq!(refused(replication, newer), version);
     let mut foreign = hello(as_client(1));
@@ -88,8 +91,73 @@ fn a_hello_is_refused_by_the_name_of_what_is_wrong() {
     // A peer that says it came over the other network, and one with this node's own number.
     for absurd in [as_node(9, Network::Replication), as_node(1, Network::Primary)] {
         let mut peer = Client::connect(primary);
-        peer.greet(&hello(absurd));
+        peer.send(&Frame::Hello(hello(absurd)));
         assert_eq!(peer.receive(), None);
+    }
+}
+
+#[test]
+fn a_client_is_admitted_by_the_token_of_its_attachment_alone() {
+    let _alone = alone();
+    let zone = Zone::start(17, 1);
+    drop(zone.client(1));
+    let address = zone.config(1).primary_address;
+    let refused = |token: Vec<u8>| {
+        let HelloRole::Client { volume, generation, session, .. } = as_client(1) else { panic!() };
+        let role = HelloRole::Client { volume, generation, session, token };
+        match Client::connect(address).greet(&hello(role)) {
+            HelloReply::Refused(HelloRefusal::Token(refusal)) => Some(refusal),
+            HelloReply::Refused(other) => panic!("{other}"),
+            HelloReply::Welcome { .. } => None,
+        }
+    };
+    let of = |generation, expires| Grant {
+        volume: chunk(0).volume,
+        generation: Generation(generation),
+        rights: Rights::ReadWrite,
+        expires,
+    };
+    assert_eq!(refused(Vec::new()), Some(TokenRefusal::Missing));
+    assert_eq!(refused(vec![7; 40]), Some(TokenRefusal::Malformed));
+    let foreign = Signs::from_secret(&[8; 32]).sign(&of(1, u64::MAX));
+    assert_eq!(refused(foreign), Some(TokenRefusal::Signature));
+    assert_eq!(refused(zone_signs().sign(&of(2, u64::MAX))), Some(TokenRefusal::OtherAttachment));
+    // Admitted once, it may come back when its token is old.
+    assert_eq!(refused(zone_signs().sign(&of(1, 1))), None);
+}
+
+#[test]
+fn an_attachment_may_ask_for_its_own_volume_and_no_more_than_its_token_says() {
+    let _alone = alone();
+    let zone = Zone::start(18, 2);
+    zone.configure(&zone.members(0, 1, &[1, 2]));
+    let [primary, _] = ports(&zone);
+    let volume = chunk(0).volume;
+    let may_read = || {
+        let (generation, session) = (Generation(1), SessionId(1));
+        let grant = Grant { volume, generation, rights: Rights::Read, expires: u64::MAX };
+        let token = zone_signs().sign(&grant);
+        let mut client = Client::connect(primary);
+        let role = HelloRole::Client { volume, generation, session, token };
+        let reply = client.greet(&hello(role));
+        assert!(matches!(reply, HelloReply::Welcome { .. }), "{reply:?}");
+        client
+    };
+    drop(zone.client(1));
+    assert_eq!(may_read().must_read(1, BlockRange::new(0, 1)), [0]);
+    let mut writes = may_read();
+    writes.send_write(1, filled(0, 1, 1));
+    assert_eq!(writes.receive(), None, "it may read only");
+    let elsewhere = ChunkId { volume: VolumeId { uuid: 99, ..volume }, ..chunk(0) };
+    for stamp in [
+        Stamp { chunk: elsewhere, ..may_read().stamp(0, 1) },
+        Stamp { generation: Generation(2), ..may_read().stamp(0, 1) },
+        Stamp { session: SessionId(2), ..may_read().stamp(0, 1) },
+    ] {
+        let mut client = may_read();
+        let (id, range) = (RequestId(1), BlockRange::new(0, 1));
+        client.send(&Frame::Message(DataMessage::Read { id, stamp, range }));
+        assert_eq!(client.receive(), None, "{stamp:?}");
     }
 }
 

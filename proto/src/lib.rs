@@ -2,11 +2,12 @@
 //!
 //! Decides nothing. [`v1`] is generated from `ashlar/v1/*.proto`; [`convert`] turns it into the
 //! vocabulary of `ashlar-types` with every field checked; [`reason`] is the one registry of typed
-//! errors of the API.
+//! errors of the API; [`token`] is the signed right of an attachment.
 
 pub mod convert;
 pub mod frame;
 pub mod reason;
+pub mod token;
 
 /// Messages, clients and servers generated from `ashlar/v1/*.proto`; documented there.
 pub mod v1 {

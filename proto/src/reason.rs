@@ -81,6 +81,20 @@ reasons! {
     NoQuorum, "NO_QUORUM", Unavailable, "Unavailable";
     /// Too many calls wait already; RetryInfo says when to come back.
     Throttled, "THROTTLED", ResourceExhausted, "ThrottlingException";
+    /// No member of the control plane has that number.
+    MemberNotFound, "MEMBER_NOT_FOUND", NotFound, "";
+    /// The member was removed; its number is not used again. Metadata `member` names it.
+    MemberRemoved, "MEMBER_REMOVED", FailedPrecondition, "";
+    /// The member has run before, with another store: with an empty one it must not vote.
+    MemberRanBefore, "MEMBER_RAN_BEFORE", FailedPrecondition, "";
+    /// Another member has that address.
+    MemberExists, "MEMBER_EXISTS", AlreadyExists, "";
+    /// The control plane has as many members as it may have.
+    MemberLimitExceeded, "MEMBER_LIMIT_EXCEEDED", ResourceExhausted, "";
+    /// Without the member those left that were heard of are no majority, and `force` was not given.
+    QuorumAtRisk, "QUORUM_AT_RISK", FailedPrecondition, "";
+    /// Another change of members is under way, or the lead is handed over first; try again.
+    MemberChangePending, "MEMBER_CHANGE_PENDING", Unavailable, "";
     /// The member is shutting down.
     ShuttingDown, "SHUTTING_DOWN", Unavailable, "Unavailable";
     /// The other side speaks a version that is not spoken here.
@@ -115,6 +129,12 @@ impl Reason {
     #[must_use]
     pub const fn is_transient(self) -> bool {
         matches!(self.code(), Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded)
+    }
+
+    /// Whether a node that is refused its registration for it need not ask again.
+    #[must_use]
+    pub const fn refuses_node_for_good(self) -> bool {
+        matches!(self, Self::InvalidRegistration | Self::UnsupportedVersion | Self::NodeIdTaken)
     }
 }
 

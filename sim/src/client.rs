@@ -7,9 +7,13 @@ use ashlar_client_core::{
 };
 use ashlar_env::dice::{Dice, SeededDice};
 use ashlar_types::message::data::DataMessage;
-use ashlar_types::{BLOCK_SIZE, ChunkConfig, Generation, SessionId, Time};
+use ashlar_types::{BLOCK_SIZE, BlockRange, ChunkConfig, ChunkId, Generation, SessionId, Time};
 use bytes::{Bytes, BytesMut};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// Longest time between two submissions of a client that keeps its depth.
+const WORK_MAX: Duration = Duration::from_millis(3);
 
 #[derive(Debug)]
 enum Pending {
@@ -38,6 +42,8 @@ pub(crate) struct SimClient {
     /// The volume is being taken from it: it may be told so.
     pub(crate) may_be_fenced: bool,
     fenced: bool,
+    /// Blocks of the volume that are damaged in every replica: reads may be refused.
+    unreadable: BTreeSet<u64>,
 }
 
 impl SimClient {
@@ -66,6 +72,7 @@ impl SimClient {
             resting: false,
             may_be_fenced: false,
             fenced: false,
+            unreadable: BTreeSet::new(),
         }
     }
 
@@ -90,6 +97,7 @@ impl SimClient {
         let settings = VolumeSettings { generation, first_session, ..self.settings.clone() };
         let mut next = Self::new(settings, configs, self.load, seed);
         next.versions = core::mem::take(&mut self.versions);
+        next.unreadable = self.unreadable.clone();
         next.zeroed = core::mem::take(&mut self.zeroed);
         next.next_op = self.next_op;
         next.resting = self.resting;
@@ -122,12 +130,22 @@ impl SimClient {
         format!("{:?} {:?}", self.core.status(), self.pending)
     }
 
+    /// Longest time until the workload wants something again.
+    pub(crate) fn pace(&self) -> Duration {
+        let each =
+            |per_second: u64| Duration::from_secs(2) / u32::try_from(per_second).unwrap_or(1);
+        self.load.per_second.map_or(WORK_MAX, each)
+    }
+
     /// Submits what the workload wants now.
     pub(crate) fn work(&mut self, now: Time, judge: &mut Judge, out: &mut Outbox) {
-        while !(self.resting || self.fenced)
+        let mut wanted = if self.load.per_second.is_some() { 1 } else { self.load.depth };
+        while wanted > 0
+            && !(self.resting || self.fenced)
             && self.pending.len() < self.load.depth
             && self.core.has_room()
         {
+            wanted -= 1;
             self.next_op += 1;
             let op = OpId(self.next_op);
             let count = 1 + self.dice.below(self.load.blocks_max);
@@ -165,20 +183,18 @@ impl SimClient {
     }
 
     fn write(&mut self, first: u64, count: u64, judge: &mut Judge) -> (Request, Pending) {
-        let mut data = BytesMut::new();
+        let mut data = BytesMut::zeroed(usize::try_from(count).unwrap_or(1) * BLOCK_SIZE);
         let mut sums = Vec::new();
         let mut versions = Vec::new();
-        for block in first..first + count {
+        for (block, bytes) in (first..first + count).zip(data.chunks_exact_mut(BLOCK_SIZE)) {
             let version = judge.write_submitted(block);
-            let mut bytes = vec![0_u8; BLOCK_SIZE];
-            let tag = [block.to_le_bytes(), version.to_le_bytes()].concat();
+            let tag = block.to_le_bytes().into_iter().chain(version.to_le_bytes());
             for (to, from) in bytes.iter_mut().zip(tag) {
                 *to = from;
             }
-            let sum = crc32c::crc32c(&bytes);
+            let sum = crc32c::crc32c(bytes);
             self.versions.insert((block, sum), version);
             sums.push(sum);
-            data.extend_from_slice(&bytes);
             versions.push(version);
         }
         let payload = Payload { sums, data: data.freeze() };
@@ -220,6 +236,11 @@ impl SimClient {
                 }
             }
             (Pending::Flush, Ok(Done::Flushed)) => {}
+            (Pending::Read { first, floors }, Err(OpError::Unreadable(range)))
+                if self.names_damage(first, floors.len() as u64, range) =>
+            {
+                judge.reads_refused += 1;
+            }
             (_, Err(OpError::Fenced(Fence::Generation { .. }))) if self.may_be_fenced => {
                 // Its place is taken by another as soon as the attach call returns.
                 self.fenced = true;
@@ -229,6 +250,21 @@ impl SimClient {
                 judge.violated(now, "error for a transient fault", detail);
             }
         }
+    }
+
+    /// A block is damaged in every replica.
+    pub(crate) fn may_not_read(&mut self, chunk: ChunkId, block: u32) {
+        let block = u64::from(chunk.index.0) * self.chunk_blocks + u64::from(block);
+        self.unreadable.insert(block);
+    }
+
+    /// Whether a refused read asked for such a block, and the range that was named with it (counted
+    /// within a chunk) holds it.
+    fn names_damage(&self, first: u64, count: u64, range: BlockRange) -> bool {
+        self.unreadable.range(first..first + count).any(|block| {
+            let inside = u32::try_from(block % self.chunk_blocks).unwrap_or(u32::MAX);
+            range.blocks().any(|named| named == inside)
+        })
     }
 
     /// Which write of a block a content comes from.

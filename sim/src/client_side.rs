@@ -1,6 +1,6 @@
 //! The client's connections: dial, lose, answer; and what its core wants done.
 
-use crate::client::completions;
+use crate::client::{SimClient, completions};
 use crate::former::is_former;
 use crate::net::{Host, Wire};
 use crate::node::{SimNode, WriteMark, mark_of};
@@ -190,7 +190,8 @@ impl World {
             client.work(now, &mut self.judge, &mut out);
         }
         self.client_effects(out);
-        let wait = self.draw(Duration::from_millis(3));
+        let pace = self.client.as_ref().map_or(Duration::ZERO, SimClient::pace);
+        let wait = self.draw(pace);
         self.schedule_in(wait, Event::Work);
     }
 }

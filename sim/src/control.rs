@@ -4,10 +4,11 @@
 use crate::member::{MEMBERS, SimMember};
 use crate::net::{Host, Wire};
 use crate::node::SimNode;
+use crate::replace::Replacements;
 use crate::world::{Event, World};
 use ashlar_client_core as client;
 use ashlar_controlplane::member::{
-    CallId, Input, Member, Output, Reply, Request, SessionKey, TICK_MILLIS,
+    CallId, Input, Member, MemberError, Output, Reply, Request, SessionKey, TICK_MILLIS,
 };
 use ashlar_controlplane_core::observe::ProbeResult;
 use ashlar_controlplane_core::state::ZoneState;
@@ -31,6 +32,8 @@ const REGISTER_WITHIN: Duration = Duration::from_secs(1);
 /// How long a stream's two ends go on believing in each other while one of them stands still: a
 /// ping and the patience with its answer.
 const PING_MISSED: Duration = Duration::from_secs(3);
+/// After which a process that has ended by itself is started again.
+const RESTART: Duration = Duration::from_secs(1);
 /// Longest pause before a node dials a member again.
 const REDIAL_MAX: Duration = Duration::from_millis(100);
 
@@ -94,6 +97,15 @@ pub(crate) enum ControlEvent {
     CallEnds {
         call: CallId,
     },
+    /// The next call of a replacement is due.
+    Replace {
+        turn: usize,
+    },
+    /// A peer refuses a member by name.
+    Told {
+        member: u64,
+        life: u64,
+    },
     Answered {
         call: CallId,
         result: Box<Result<Reply, ApiError>>,
@@ -109,10 +121,14 @@ impl ControlEvent {
             | Self::Gone { member, .. }
             | Self::Call { member, .. } => Some(Host::Member(*member)),
             Self::Raft { to, .. } => Some(Host::Member(*to)),
+            Self::Told { member, .. } => Some(Host::Member(*member)),
             Self::Open { node, .. } | Self::Down { node, .. } => Some(Host::Node(*node)),
             Self::Up { member, .. } => Some(Host::Member(*member)),
             Self::CallEnds { .. } | Self::Answered { .. } => Some(Host::Client),
-            Self::Start { .. } | Self::Close { .. } | Self::Missed { .. } => None,
+            Self::Start { .. }
+            | Self::Close { .. }
+            | Self::Missed { .. }
+            | Self::Replace { .. } => None,
         }
     }
 }
@@ -130,6 +146,7 @@ struct Session {
 #[derive(Debug)]
 pub(crate) struct SimControl {
     seed: u64,
+    zone: ZoneId,
     members: BTreeMap<u64, SimMember>,
     sessions: BTreeMap<SessionKey, Session>,
     /// The stream that each node uses now.
@@ -139,9 +156,15 @@ pub(crate) struct SimControl {
     /// No message overtakes another on one way.
     last_delivery: BTreeMap<(Host, Host), Time>,
     next_number: u64,
+    /// A member had something to do since this was looked at last.
+    pub(crate) ran: bool,
     /// The client's calls under way, and the member that it tries next.
     calls: BTreeMap<CallId, Request>,
-    client_tries: u64,
+    client_tries: usize,
+    /// The members as the client, and each node, last heard of them.
+    client_knows: Vec<u64>,
+    node_knows: BTreeMap<NodeId, Vec<u64>>,
+    pub(crate) replacements: Replacements,
     /// Answers for whoever waits outside the events (the set-up of a run).
     pub(crate) answers: Vec<Result<Reply, ApiError>>,
 }
@@ -150,16 +173,32 @@ impl SimControl {
     pub(crate) fn new(zone: ZoneId, seed: u64) -> Self {
         Self {
             seed,
+            zone,
             members: (1..=MEMBERS).map(|id| (id, SimMember::new(zone, id))).collect(),
             sessions: BTreeMap::new(),
             stream_of: BTreeMap::new(),
             try_next: BTreeMap::new(),
             last_delivery: BTreeMap::new(),
             next_number: 0,
+            ran: false,
             calls: BTreeMap::new(),
             client_tries: 1,
+            client_knows: (1..=MEMBERS).collect(),
+            node_knows: BTreeMap::new(),
+            replacements: Replacements::default(),
             answers: Vec::new(),
         }
+    }
+
+    /// All members, by number.
+    pub(crate) fn members(&self) -> impl Iterator<Item = (u64, &SimMember)> {
+        self.members.iter().map(|(id, member)| (*id, member))
+    }
+
+    /// The member that a node's stream goes to.
+    pub(crate) fn stream_to(&self, node: NodeId) -> Option<u64> {
+        let session = self.stream_of.get(&node)?;
+        self.sessions.get(session).map(|session| session.member)
     }
 
     fn number(&mut self) -> u64 {
@@ -198,8 +237,8 @@ impl SimControl {
     }
 
     /// All committed configurations.
-    pub(crate) fn configs(&self) -> Vec<ChunkConfig> {
-        self.state().map(|state| state.configs().cloned().collect()).unwrap_or_default()
+    pub(crate) fn configs(&self) -> impl Iterator<Item = &ChunkConfig> {
+        self.state().into_iter().flat_map(ZoneState::configs)
     }
 
     /// Members that run and lead.
@@ -208,11 +247,74 @@ impl SimControl {
         self.members.iter().find(|(_, member)| leads(member)).map(|(id, _)| *id)
     }
 
+    /// A sector of a member's log turns to rubbish; false if it has none.
+    pub(crate) fn rot_log(&mut self, member: u64) -> bool {
+        self.members.get_mut(&member).is_some_and(SimMember::rot_log)
+    }
+
+    /// A member's disk has no more room, or has again.
+    pub(crate) fn fill_log(&mut self, member: u64, full: bool) {
+        if let Some(member) = self.members.get_mut(&member) {
+            member.fill_disk(full);
+        }
+    }
+
     /// The client's next call goes to the leader, if there is one.
     pub(crate) fn ask_leader(&mut self) {
         if let Some(leader) = self.leader() {
-            self.client_tries = leader + MEMBERS - 1;
+            let at = self.client_knows.iter().position(|known| *known == leader);
+            self.client_tries = at.unwrap_or(0);
         }
+    }
+
+    /// The same, whether the client knows the leader or not: in the processes any member forwards,
+    /// and clients ask where the members are every few seconds.
+    pub(crate) fn find_leader(&mut self) {
+        if let Some(leader) = self.leader() {
+            if !self.client_knows.contains(&leader) {
+                self.client_knows.push(leader);
+            }
+            self.ask_leader();
+        }
+    }
+
+    pub(crate) const fn zone(&self) -> ZoneId {
+        self.zone
+    }
+
+    /// Members that are not lost for good.
+    pub(crate) fn ids(&self) -> Vec<u64> {
+        let lost = |id: &u64| self.replacements.is_lost(*id);
+        self.members.keys().copied().filter(|id| !lost(id)).collect()
+    }
+
+    /// The member after this one.
+    pub(crate) fn after(&self, member: u64) -> u64 {
+        let ids = self.ids();
+        ids.iter().copied().find(|id| *id > member).or(ids.first().copied()).unwrap_or(1)
+    }
+
+    pub(crate) fn insert_member(&mut self, member: SimMember) {
+        self.members.insert(member.id(), member);
+    }
+
+    /// The member that a node tries after this one, of those that it knows.
+    fn next_for(&self, node: NodeId, member: u64) -> u64 {
+        match self.node_knows.get(&node) {
+            None => member % MEMBERS + 1,
+            Some(known) => {
+                let later = known.iter().copied().find(|id| *id > member);
+                later.or(known.first().copied()).unwrap_or(1)
+            }
+        }
+    }
+
+    /// The members at these addresses, in order of number.
+    fn numbers(&self, addresses: &[String]) -> Vec<u64> {
+        let mut ids: Vec<u64> =
+            addresses.iter().filter_map(|at| self.replacements.number_at(at)).collect();
+        ids.sort_unstable();
+        ids
     }
 
     /// How each member stands, in words.
@@ -259,13 +361,14 @@ impl World {
             ControlEvent::Tick { member, life } => {
                 if self.control.is_up(member, life) {
                     self.member_input(member, Input::Tick);
+                    self.note_voter(member);
                     let wait = Duration::from_millis(TICK_MILLIS);
                     self.control_in(wait, ControlEvent::Tick { member, life });
                 }
             }
             ControlEvent::Raft { from, to, life, bytes } => {
                 if self.control.is_up(to, life) {
-                    self.member_input(to, Input::Raft { peer: from, bytes });
+                    self.raft_arrives(from, to, bytes);
                 }
             }
             ControlEvent::Open { node, life } => self.open_stream(node, life),
@@ -279,6 +382,10 @@ impl World {
             ControlEvent::Down { session, message, .. } => {
                 let known = self.control.sessions.get(&session).copied();
                 if let Some(known) = known.filter(|s| self.lives(s.node, s.node_life)) {
+                    if let ControlDown::Members(addresses) = &message {
+                        let ids = self.control.numbers(addresses);
+                        self.control.node_knows.insert(known.node, ids);
+                    }
                     self.input(known.node, node::Input::Control(message));
                 }
             }
@@ -304,6 +411,12 @@ impl World {
                     self.member_input(member, Input::Probed { node, network, result });
                 }
             }
+            ControlEvent::Replace { turn } => self.go_on_replacing(turn),
+            ControlEvent::Told { member, life } => {
+                if self.control.is_up(member, life) {
+                    self.member_input(member, Input::ToldRemoved);
+                }
+            }
             ControlEvent::CallEnds { call } => {
                 if let Some(request) = self.control.calls.remove(&call) {
                     self.call_failed(&request);
@@ -315,6 +428,10 @@ impl World {
 
     fn start_member(&mut self, id: u64) {
         let seed = self.control.seed;
+        self.control.ran = true;
+        if self.control.replacements.is_lost(id) {
+            return;
+        }
         let Some(member) = self.control.members.get_mut(&id) else { return };
         if member.process().is_some() {
             return;
@@ -326,9 +443,11 @@ impl World {
                 self.control_in(wait, ControlEvent::Tick { member: id, life });
             }
             Err(error) => {
-                self.alarm(format!("member {id} cannot start: {error}"));
+                self.logged(Host::Member(id), &format!("ERROR this member cannot start: {error}"));
+                self.control_in(RESTART, ControlEvent::Start { member: id });
             }
         }
+        self.member_logged(id);
     }
 
     /// Ends a member's process at once; its streams break.
@@ -353,10 +472,23 @@ impl World {
     fn member_input(&mut self, id: u64, input: Input) {
         let mut out = Vec::new();
         let now = self.now;
+        self.control.ran = true;
         let Some(member) = self.control.members.get_mut(&id) else { return };
-        if let Err(error) = member.handle(now, input, &mut out) {
-            self.alarm(format!("member {id} stops: {error}"));
+        match member.handle(now, input, &mut out) {
+            Ok(()) => {}
+            Err(MemberError::Removed { .. }) => {
+                self.tally.note("member told that it is none");
+                return self.crash_member(id);
+            }
+            Err(error) => {
+                // Its process ends, and whoever watches over it starts it again.
+                let line = format!("ERROR this member cannot go on: {error}");
+                self.logged(Host::Member(id), &line);
+                self.crash_member(id);
+                self.control_in(RESTART, ControlEvent::Start { member: id });
+            }
         }
+        self.member_logged(id);
         let life = self.control.life(id);
         for output in out {
             self.member_output(id, life, output);
@@ -368,6 +500,7 @@ impl World {
             Output::Raft { to, bytes } => {
                 let lost = self.net.weather.loss_one_in;
                 let lost = lost > 0 && self.dice.chance(1, lost);
+                let lost = lost || !self.control.replacements.can_send(id, to);
                 if !lost && !self.is_cut_between(Host::Member(id), Host::Member(to)) {
                     let at = self.arrival(Host::Member(id), Host::Member(to));
                     let life = self.control.life(to);
@@ -390,6 +523,10 @@ impl World {
                 self.schedule(at, Event::Control(ControlEvent::Down { session, node, message }));
             }
             Output::CloseNode { session, error } => {
+                let known = self.control.sessions.get(&session).copied();
+                if let Some(known) = known.filter(|_| error.reason.refuses_node_for_good()) {
+                    self.node_logs(known.node, node::Line::Refused, &error.to_string());
+                }
                 let leader = error.metadata.get("leader").and_then(|text| text.parse().ok());
                 let wait = self.net.delay(&mut self.dice);
                 self.control_in(wait, ControlEvent::Close { session, leader });
@@ -398,7 +535,32 @@ impl World {
                 let wait = self.net.delay(&mut self.dice);
                 self.control_in(wait, ControlEvent::Probed { member: id, life, node, network });
             }
+            Output::Members(members) => self.control.replacements.set_ways(id, members),
             Output::Leader { .. } => {}
+        }
+    }
+
+    /// A message of a member: the shell refuses a removed one by name, and passes on where one is
+    /// found that may not be known.
+    fn raft_arrives(&mut self, from: u64, to: u64, bytes: Bytes) {
+        let receiver = self.control.members.get(&to).and_then(SimMember::process);
+        if receiver.is_some_and(|process| process.state().is_removed(from)) {
+            let life = self.control.life(from);
+            return self.control_in(REDIAL_MAX, ControlEvent::Told { member: from, life });
+        }
+        if let Some(introduction) = self.control.replacements.introduction(from) {
+            self.member_input(to, introduction);
+        }
+        self.member_input(to, Input::Raft { peer: from, bytes });
+    }
+
+    /// Notes that a member which was added votes.
+    fn note_voter(&mut self, id: u64) {
+        let process = self.control.members.get(&id).and_then(SimMember::process);
+        if process.is_some_and(|process| process.raft_status().voters.contains(&id))
+            && self.control.replacements.votes(id)
+        {
+            self.tally.note("added member votes");
         }
     }
 
@@ -459,14 +621,16 @@ impl World {
         let member_life = self.control.life(member);
         if self.is_paused(Host::Member(member)) {
             // The kernel takes the connection, and nobody answers.
-            self.control.try_next.insert(id, member % MEMBERS + 1);
+            let next = self.control.next_for(id, member);
+            self.control.try_next.insert(id, next);
             self.control_in(REGISTER_WITHIN, ControlEvent::Open { node: id, life });
             return;
         }
         let (from, to) = (Host::Node(id), Host::Member(member));
         let dark = self.net.is_dark(self.now, Wire { from, to, network: Network::Primary });
         if dark || !self.control.is_up(member, member_life) {
-            self.control.try_next.insert(id, member % MEMBERS + 1);
+            let next = self.control.next_for(id, member);
+            self.control.try_next.insert(id, next);
             self.control_dial(id, life);
             return;
         }
@@ -485,7 +649,8 @@ impl World {
         self.control.sessions.insert(session, known);
         self.control.stream_of.insert(id, session);
         self.member_input(member, Input::NodeOpened { session, registration });
-        self.input(id, node::Input::Space { capacity_bytes: 1 << 40, used_bytes: 0 });
+        let used_bytes = self.used_bytes;
+        self.input(id, node::Input::Space { capacity_bytes: 1 << 40, used_bytes });
         self.input(id, node::Input::ControlUp);
     }
 
@@ -497,7 +662,8 @@ impl World {
         if self.control.stream_of.get(&session.node) == Some(&key) {
             self.control.stream_of.remove(&session.node);
         }
-        let next = leader.unwrap_or(session.member % MEMBERS + 1);
+        let next = self.control.next_for(session.node, session.member);
+        let next = leader.unwrap_or(next);
         self.control.try_next.insert(session.node, next);
         if self.lives(session.node, session.node_life) {
             self.control_dial(session.node, session.node_life);
@@ -520,7 +686,9 @@ impl World {
     /// Calls the member that is tried at present.
     pub(crate) fn call(&mut self, request: Request) -> CallId {
         let call = CallId(self.control.number());
-        let member = self.control.client_tries % MEMBERS + 1;
+        let known = &self.control.client_knows;
+        let at = self.control.client_tries % known.len().max(1);
+        let member = known.get(at).copied().unwrap_or(1);
         let deadline = self.now + CALL_PATIENCE;
         let life = self.control.life(member);
         let event = ControlEvent::Call { call, member, life, request, deadline };
@@ -538,12 +706,26 @@ impl World {
     /// The client asks for the map.
     pub(crate) fn refresh_map(&mut self) {
         let Some(volume) = self.volume else { return };
-        self.ask(Request::GetVolumeMap(v1::GetVolumeMapRequest { volume: volume.to_string() }));
+        self.ask(Request::GetVolumeMap(v1::GetVolumeMapRequest {
+            volume: volume.to_string(),
+            ..Default::default()
+        }));
+    }
+
+    /// The client hears where the members are.
+    fn client_learns(&mut self, addresses: &[String]) {
+        let ids = self.control.numbers(addresses);
+        if !ids.is_empty() && ids != self.control.client_knows {
+            self.control.client_knows = ids;
+        }
     }
 
     /// A call has no good answer; the next one goes to another member.
     fn call_failed(&mut self, request: &Request) {
         self.control.client_tries += 1;
+        if self.replacement_answered(request, None) {
+            return;
+        }
         match request {
             Request::GetVolumeMap(_) => self.client_input(client::Input::MapFailed),
             _attaching => self.schedule_in(REDIAL_MAX, Event::AttachAgain),
@@ -555,13 +737,20 @@ impl World {
             self.control.answers.push(result);
             return;
         };
+        if let Ok(reply) = &result
+            && self.replacement_answered(&request, Some(reply))
+        {
+            return;
+        }
         match result {
-            Ok(Reply::GetVolumeMap(v1::GetVolumeMapResponse { map: Some(map) })) => {
+            Ok(Reply::GetVolumeMap(v1::GetVolumeMapResponse { map: Some(map), .. })) => {
+                self.client_learns(&map.members);
                 let configs =
                     map.chunks.iter().filter_map(|c| ChunkConfig::try_from(c).ok()).collect();
                 self.client_input(client::Input::Map { configs });
             }
             Ok(Reply::AttachVolume(v1::AttachVolumeResponse { map: Some(map), .. })) => {
+                self.client_learns(&map.members);
                 self.attached_elsewhere(&map);
             }
             Ok(_) | Err(_) => self.call_failed(&request),

@@ -5,13 +5,14 @@
 //! kinds reaches states that a run with all of them never does.
 
 use crate::control::ControlEvent;
+use crate::disk::WriteFault;
 use crate::kinds::{FaultKind, Kinds};
-use crate::member::MEMBERS;
 use crate::net::{Host, Wire};
 use crate::node::{End, SimNode};
 use crate::run::Options;
 use crate::world::{Event, World};
 use ashlar_env::dice::{Dice, SeededDice};
+use ashlar_node_core::Line;
 use ashlar_types::message::data::Network;
 use ashlar_types::{NodeId, Time};
 use std::time::Duration;
@@ -27,6 +28,8 @@ pub(crate) enum Fault {
     Crash { node: NodeId, away: Duration },
     /// The process of a member dies and comes back.
     CrashMember { member: u64, away: Duration },
+    /// The disk of a member is lost; it is removed and another one added.
+    ReplaceMember { member: u64 },
     /// All processes die at once and come back, each within so long.
     CrashAll { away_max: Duration },
     /// Nothing passes on these wires.
@@ -54,6 +57,22 @@ pub(crate) enum Fault {
     FailSync { node: NodeId, away: Duration },
     /// A written block of the first chunk rots at a node.
     Rot { node: NodeId },
+    /// One block of the first chunk rots in every replica in sync.
+    RotEverywhere,
+    /// The next content that a node's disk is given does not get where it belongs.
+    SpoilWrite { node: NodeId, how: WriteFault },
+    /// Reads of a node's disk get for so long what is there now.
+    ShowOld { node: NodeId, length: Duration },
+    /// A block of the first chunk at a node has other content, with a good checksum.
+    Differ { node: NodeId },
+    /// A node's disk has no room for content for so long.
+    FillDisk { node: NodeId, length: Duration },
+    /// A node's process dies, and records that were synced are gone from its journal.
+    LoseRecords { node: NodeId, away: Duration },
+    /// A member's process dies, and a byte of what its log has synced turns.
+    RotLog { member: u64, away: Duration },
+    /// A member's disk is full for so long.
+    FillLog { member: u64, length: Duration },
     /// A node's disk is replaced by an empty one; its process comes back after a while.
     NewDisk { node: NodeId, away: Duration },
     /// The volume is attached elsewhere; the former client goes on writing for so long.
@@ -73,6 +92,7 @@ impl Fault {
             Self::Draw | Self::Drawn { .. } => "draw",
             Self::Crash { .. } => "kill",
             Self::CrashMember { .. } => "kill member",
+            Self::ReplaceMember { .. } => "replace member",
             Self::CrashAll { .. } => "kill all",
             Self::Cut { .. } => "cut",
             Self::Mend { .. } => "mend",
@@ -87,6 +107,15 @@ impl Fault {
             Self::FailReads { .. } => "fail reads",
             Self::FailSync { .. } => "fail sync",
             Self::Rot { .. } => "rot",
+            Self::RotEverywhere => "rot everywhere",
+            Self::SpoilWrite { how: WriteFault::Lost, .. } => "lose write",
+            Self::SpoilWrite { how: WriteFault::Misdirected, .. } => "misdirect write",
+            Self::ShowOld { .. } => "show old",
+            Self::Differ { .. } => "differ",
+            Self::FillDisk { .. } => "fill disk",
+            Self::LoseRecords { .. } => "lose records",
+            Self::RotLog { .. } => "rot log",
+            Self::FillLog { .. } => "fill log",
             Self::NewDisk { .. } => "new disk",
             Self::Reattach { .. } => "reattach",
             Self::RestartClient => "restart client",
@@ -150,7 +179,13 @@ impl World {
         match fault {
             Fault::Draw => self.draw_fault(),
             Fault::Drawn { kind } => self.strike_drawn(kind),
-            Fault::Crash { node, away } | Fault::FailSync { node, away } => {
+            Fault::FailSync { node, away } => {
+                if self.nodes.get(&node).is_some_and(SimNode::is_up) {
+                    self.node_logs(node, Line::StoreEnds, "a sync failed");
+                }
+                self.strike(Fault::Crash { node, away });
+            }
+            Fault::Crash { node, away } => {
                 self.end_node(node, End::Killed);
                 self.schedule_in(away, Event::Start { node });
             }
@@ -162,12 +197,8 @@ impl World {
                 self.end_node(node, End::PowerCut);
                 self.schedule_in(away, Event::Start { node });
             }
-            Fault::CrashMember { member, away } => {
-                self.crash_member(member);
-                self.schedule_in(away, Event::Control(ControlEvent::Start { member }));
-            }
             Fault::CrashAll { away_max } => {
-                for member in 1..=MEMBERS {
+                for member in self.control.ids() {
                     let away = self.draw_fault_time(away_max);
                     self.strike(Fault::CrashMember { member, away });
                 }
@@ -191,10 +222,47 @@ impl World {
             Fault::Pause { host, length } => self.pause(host, length),
             Fault::Reattach { length } => self.reattach(length),
             Fault::RestartClient => self.restart_client(),
+            of_a_disk @ (Fault::RotEverywhere
+            | Fault::SpoilWrite { .. }
+            | Fault::ShowOld { .. }
+            | Fault::Differ { .. }
+            | Fault::FillDisk { .. }
+            | Fault::Rot { .. }
+            | Fault::StallDisk { .. }
+            | Fault::FailReads { .. }) => self.strike_disk(of_a_disk),
             of_the_net @ (Fault::Clog { .. } | Fault::Slow { .. } | Fault::Lose { .. }) => {
                 self.strike_net(of_the_net);
             }
+            of_a_member @ (Fault::CrashMember { .. }
+            | Fault::ReplaceMember { .. }
+            | Fault::RotLog { .. }
+            | Fault::FillLog { .. }) => self.strike_member(of_a_member),
             of_a_machine => self.strike_machine(of_a_machine),
+        }
+    }
+
+    fn strike_member(&mut self, fault: Fault) {
+        match fault {
+            Fault::CrashMember { member, away } => {
+                self.crash_member(member);
+                self.schedule_in(away, Event::Control(ControlEvent::Start { member }));
+            }
+            Fault::ReplaceMember { member } => self.replace_member(member),
+            Fault::RotLog { member, away } => {
+                self.crash_member(member);
+                if self.control.rot_log(member) {
+                    self.tally.note("logs rotten");
+                }
+                self.schedule_in(away, Event::Control(ControlEvent::Start { member }));
+            }
+            Fault::FillLog { member, length } => {
+                self.control.fill_log(member, !length.is_zero());
+                if !length.is_zero() {
+                    let over = Fault::FillLog { member, length: Duration::ZERO };
+                    self.schedule_in(length, Event::Fault(over));
+                }
+            }
+            _not_of_a_member => {}
         }
     }
 
@@ -227,7 +295,6 @@ impl World {
     }
 
     fn strike_machine(&mut self, fault: Fault) {
-        let until = |length| self.now + length;
         match fault {
             Fault::JumpClock { member, seconds, length } => {
                 self.control.set_wall_clock(member, seconds);
@@ -236,6 +303,27 @@ impl World {
                     self.schedule_in(length, Event::Fault(right));
                 }
             }
+            Fault::Drift { node, permille } => {
+                self.with_node(node, |node, now, _| node.drift(now, permille));
+            }
+            Fault::LoseRecords { node, away } => {
+                self.end_node(node, End::Killed);
+                self.with_node(node, |node, _, _| node.lose_records());
+                self.schedule_in(away, Event::Start { node });
+            }
+            Fault::NewDisk { node, away } => {
+                self.end_node(node, End::Killed);
+                self.with_node(node, |node, _, dice| node.replace_disk(dice));
+                self.schedule_in(away, Event::Start { node });
+            }
+            _not_of_a_machine => {}
+        }
+    }
+
+    fn strike_disk(&mut self, fault: Fault) {
+        let until = |length| self.now + length;
+        let first = self.control.configs().next().map(|config| config.chunk);
+        match fault {
             Fault::StallDisk { node, length } => {
                 let until = until(length);
                 self.with_node(node, |node, _, _| node.stall_disk(until));
@@ -244,23 +332,52 @@ impl World {
                 let until = until(length);
                 self.with_node(node, |node, _, _| node.fail_reads(until));
             }
-            Fault::Drift { node, permille } => {
-                self.with_node(node, |node, now, _| node.drift(now, permille));
+            Fault::ShowOld { node, length } => {
+                let until = until(length);
+                self.with_node(node, |node, _, _| node.show_old(until));
+            }
+            Fault::FillDisk { node, length } => {
+                let until = until(length);
+                self.with_node(node, |node, _, _| node.disk_mut().full_until = until);
+            }
+            Fault::SpoilWrite { node, how } => {
+                self.with_node(node, |node, _, _| node.disk_mut().spoil_next_write(how));
             }
             Fault::Rot { node } => {
-                let Some(chunk) = self.control.configs().first().map(|c| c.chunk) else { return };
+                let Some(chunk) = first else { return };
                 let mut rotten = false;
                 self.with_node(node, |node, _, dice| rotten = node.rot(chunk, dice));
                 if rotten {
                     self.tally.note("blocks rotten");
                 }
             }
-            Fault::NewDisk { node, away } => {
-                self.end_node(node, End::Killed);
-                self.with_node(node, |node, _, dice| node.replace_disk(dice));
-                self.schedule_in(away, Event::Start { node });
+            Fault::Differ { node } => {
+                let Some(chunk) = first else { return };
+                let mut differs = false;
+                self.with_node(node, |node, _, _| differs = node.differ(chunk));
+                if differs {
+                    self.tally.note("replicas made to differ");
+                }
             }
-            _not_of_a_machine => {}
+            Fault::RotEverywhere => self.rot_everywhere(),
+            _not_of_a_disk => {}
+        }
+    }
+
+    /// A block of the first chunk that is written everywhere rots everywhere.
+    fn rot_everywhere(&mut self) {
+        let Some(config) = self.control.configs().next().cloned() else { return };
+        let block = u32::try_from(self.fault_dice.below(u64::from(config.blocks))).unwrap_or(0);
+        let holders: Vec<NodeId> = config.in_sync.iter().map(|replica| replica.node).collect();
+        let rot = |node: &NodeId| {
+            self.nodes.get_mut(node).is_some_and(|node| node.rot_block(config.chunk, block))
+        };
+        if holders.iter().map(rot).filter(|rotten| *rotten).count() < holders.len() {
+            return;
+        }
+        self.tally.note("blocks rotten everywhere");
+        if let Some(client) = &mut self.client {
+            client.may_not_read(config.chunk, block);
         }
     }
 
@@ -286,7 +403,11 @@ impl World {
     fn any_member(&mut self) -> u64 {
         match self.control.leader() {
             Some(leader) if self.fault_dice.chance(2, 3) => leader,
-            _ => 1 + self.fault_dice.below(MEMBERS),
+            _ => {
+                let ids = self.control.ids();
+                let at = self.fault_dice.below(ids.len() as u64);
+                usize::try_from(at).ok().and_then(|at| ids.get(at).copied()).unwrap_or(1)
+            }
         }
     }
 
@@ -351,7 +472,7 @@ impl World {
             FaultKind::Isolate => {
                 let others = self.nodes.keys().filter(|n| **n != node).map(|n| Host::Node(*n));
                 let wires = others
-                    .chain((1..=MEMBERS).map(Host::Member))
+                    .chain(self.control.ids().into_iter().map(Host::Member))
                     .flat_map(|other| {
                         [Network::Primary, Network::Replication]
                             .into_iter()
@@ -372,7 +493,7 @@ impl World {
             }
             FaultKind::CutMembers => {
                 let member = self.any_member();
-                let (from, to) = (Host::Member(member), Host::Member(member % MEMBERS + 1));
+                let (from, to) = (Host::Member(member), Host::Member(self.control.after(member)));
                 let wire = Wire { from, to, network: Network::Primary };
                 Fault::Cut { wires: vec![wire], length: away }
             }
@@ -444,7 +565,7 @@ impl World {
     fn wires_around(&mut self, host: Host, one: bool) -> Vec<Wire> {
         let nodes = self.nodes.keys().map(|node| Host::Node(*node));
         let mut others: Vec<Host> = nodes
-            .chain((1..=MEMBERS).map(Host::Member))
+            .chain(self.control.ids().into_iter().map(Host::Member))
             .chain([Host::Client])
             .filter(|other| *other != host)
             .collect();
@@ -464,7 +585,7 @@ impl World {
     /// each of its chunks has two other copies in sync.
     fn may_lose(&self, node: NodeId) -> bool {
         self.tally.of(FaultKind::NewDisk.name()) == 0
-            && self.control.configs().iter().all(|config| {
+            && self.control.configs().all(|config| {
                 config.in_sync.iter().filter(|replica| replica.node != node).count() >= 2
             })
     }

@@ -34,6 +34,8 @@ const SESSIONS_APART: u64 = 1_000;
 /// The client that the volume is taken from.
 #[derive(Debug, Default)]
 pub(crate) struct Former {
+    /// The volume may be taken from it in this run: its last writes are kept.
+    pub(crate) expected: bool,
     /// Its last writes.
     writes: VecDeque<DataMessage>,
     /// The volume is to be attached elsewhere; how long it goes on writing then.
@@ -89,7 +91,8 @@ impl World {
     /// Keeps what the client writes, should the volume be taken from it.
     pub(crate) fn note_for_former(&mut self, message: &DataMessage) {
         let former = &mut self.former;
-        if former.ended.is_none() && matches!(message, DataMessage::Write { .. }) {
+        if former.expected && former.ended.is_none() && matches!(message, DataMessage::Write { .. })
+        {
             former.writes.push_back(message.clone());
             if former.writes.len() > WRITES_KEPT {
                 former.writes.pop_front();
@@ -119,7 +122,7 @@ impl World {
 
     /// The client's process dies and is started again under the same attachment.
     pub(crate) fn restart_client(&mut self) {
-        let configs = self.control.configs();
+        let configs = self.control.configs().cloned().collect();
         let last = self.last_sessions.values().map(|session| session.0).max().unwrap_or(0);
         let (session, seed) = (SessionId(last + SESSIONS_APART), self.dice.next_u64());
         let Some(client) = &mut self.client else { return };

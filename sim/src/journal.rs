@@ -2,6 +2,7 @@
 
 use crate::control::ControlEvent;
 use crate::net::{Host, Wire};
+use crate::state::State;
 use crate::world::Event;
 use ashlar_types::Time;
 use ashlar_types::message::data::{DataMessage, Network, Refusal};
@@ -16,6 +17,8 @@ pub(crate) struct Journal {
     digesting: bool,
     digest: u64,
     sink: Option<Sink>,
+    /// What everything was before the event under way, if changes are told.
+    before: Option<State>,
 }
 
 impl fmt::Debug for Journal {
@@ -26,12 +29,31 @@ impl fmt::Debug for Journal {
 
 impl Journal {
     pub(crate) fn new(digesting: bool) -> Self {
-        Self { digesting, digest: 0xcbf2_9ce4_8422_2325, sink: None }
+        Self { digesting, digest: 0xcbf2_9ce4_8422_2325, sink: None, before: None }
     }
 
     /// Tells every event from now on.
     pub(crate) fn tell(&mut self, sink: Sink) {
         self.sink = Some(sink);
+    }
+
+    /// Tells what every event changes as well.
+    pub(crate) fn tell_changes(&mut self) {
+        self.before = Some(State::default());
+    }
+
+    /// Whether [`Self::changes`] is wanted.
+    pub(crate) const fn tells_changes(&self) -> bool {
+        self.before.is_some()
+    }
+
+    /// An event is over: tells what it changed.
+    pub(crate) fn changes(&mut self, at: Time, now: State) {
+        let (Some(before), Some(sink)) = (&mut self.before, &mut self.sink) else { return };
+        for line in before.changes_to(&now) {
+            sink(at.since(Time::ZERO), &format!("    {line}"));
+        }
+        *before = now;
     }
 
     /// Digest of every event: equal runs have equal ones.

@@ -9,6 +9,7 @@
 //! - `stale read`: a node answers a read that was asked after another had acknowledged a write of
 //!   the chunk under a later term (3);
 //! - `replicas differ`: after healing, in-sync replicas of a chunk are not byte-identical (6);
+//! - `logged`: a warning or an error that was not to be expected;
 //! - `not writable`, `not whole`: after faults stop, requests or replicas stay unfinished (10).
 //!
 //! Writes of one client to one block are ordered by the client library, so the history of a block
@@ -55,6 +56,8 @@ pub(crate) struct Judge {
     pub(crate) violations: Vec<Violation>,
     pub(crate) writes_acknowledged: u64,
     pub(crate) reads_finished: u64,
+    /// Reads that ended with an error which names blocks that are damaged in every replica.
+    pub(crate) reads_refused: u64,
 }
 
 impl Judge {

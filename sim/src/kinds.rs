@@ -122,6 +122,30 @@ impl FaultKind {
         }
     }
 
+    /// Warnings and errors that are logged when it strikes: parts of their text. Whatever else is
+    /// logged breaks a rule.
+    pub(crate) const fn lines(self) -> &'static [&'static str] {
+        match self {
+            Self::FailReads => &["a read of the store failed", "Unreadable", "Repaired"],
+            Self::FailSync => &["the store ends"],
+            // With its disk exchanged it comes back while its former process counts as up: it asks
+            // until that one has been silent for long enough.
+            Self::NewDisk => &[
+                "the node comes with another store",
+                "a node is refused",
+                "the control plane refuses this node",
+            ],
+            // Raft's word for a leader that hears too few: it gives up, as it must.
+            Self::CrashMember
+            | Self::CrashAll
+            | Self::CutMembers
+            | Self::PauseMember
+            | Self::Loss
+            | Self::LossBurst => &["stepped down to follower since quorum is not active"],
+            _nothing_is_logged => &[],
+        }
+    }
+
     /// Whether a run has it at most once.
     pub(crate) const fn strikes_once(self) -> bool {
         matches!(self, Self::NewDisk | Self::Reattach)

@@ -6,30 +6,36 @@
 //!
 //! Not simulated: the shells (sockets, gRPC, files), which the tests in `tests/` run for real.
 
+mod blocks;
 mod client;
 mod client_side;
 mod control;
+mod disk;
 mod faults;
 mod former;
 mod journal;
 mod judge;
 mod kinds;
+mod lines;
 mod member;
 mod net;
 mod node;
 mod observer;
 mod pause;
+mod queue;
+mod replace;
 mod run;
 mod scenario;
 mod shrink;
 mod span;
+mod state;
 mod watch;
 mod wires;
 mod world;
 
 pub use judge::Violation;
 pub use kinds::{FaultKind, Kinds, Tally, UnknownKind};
-pub use run::{Options, Outcome, Sabotage, run, run_logged};
+pub use run::{Options, Outcome, Sabotage, Scene, run, run_logged, run_stepped};
 pub use scenario::{Scenario, ScenarioError, scenario, scenarios};
 pub use shrink::shrink;
 pub use span::parse_span;

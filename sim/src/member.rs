@@ -1,5 +1,6 @@
 //! A control-plane member of the simulation: the real member over simulated disks.
 
+use crate::replace::address;
 use ashlar_controlplane::member::{
     Input, Member, MemberDisks, MemberError, MemberOptions, Now, Output,
 };
@@ -29,6 +30,8 @@ pub(crate) struct SimMember {
     snapshots: Arc<MemDisk>,
     meta: Arc<MemStore>,
     process: Option<Member>,
+    /// Was added to the zone.
+    joins: bool,
     /// Seconds that its wall clock goes wrong by.
     pub(crate) wall_wrong_seconds: i64,
 }
@@ -43,8 +46,18 @@ impl SimMember {
             snapshots: Arc::new(MemDisk::new()),
             meta: Arc::new(MemStore::new()),
             process: None,
+            joins: false,
             wall_wrong_seconds: 0,
         }
+    }
+
+    /// One that was added to the zone.
+    pub(crate) fn added(zone: ZoneId, id: u64) -> Self {
+        Self { joins: true, ..Self::new(zone, id) }
+    }
+
+    pub(crate) const fn id(&self) -> u64 {
+        self.id
     }
 
     pub(crate) const fn process(&self) -> Option<&Member> {
@@ -54,18 +67,22 @@ impl SimMember {
     /// Starts the process on what the disks hold.
     pub(crate) fn start(&mut self, seed: u64) -> Result<(), MemberError> {
         self.life += 1;
+        let first = self.life == 1;
+        let members = if self.joins { 0 } else { MEMBERS };
+        let start = if first && self.joins { Start::Join } else { Start::bootstrap_if(first) };
         let options = MemberOptions {
             zone: self.zone,
             raft: RaftOptions {
                 id: self.id,
-                voters: (1..=MEMBERS).collect(),
-                start: Start::bootstrap_if(self.life == 1),
+                voters: (1..=members).collect(),
+                start,
                 heartbeat_ticks: 2,
                 election_ticks: 6,
                 // Small, so that segments are cut and recycled within a run.
                 log: LogOptions { segment_bytes: 256 << 10, spare_segments: 1 },
             },
-            addresses: (1..=MEMBERS).map(|id| (id, id.to_string())).collect::<BTreeMap<_, _>>(),
+            addresses: (1..=members).map(|id| (id, address(id))).collect::<BTreeMap<_, _>>(),
+            zone_secret: [7; 32],
             compact_after: 40,
             keep_entries: 8,
         };
@@ -81,6 +98,22 @@ impl SimMember {
         let (elections, ids) = (dice("elections"), dice("ids"));
         self.process = Some(Member::open(options, disks, elections, ids)?);
         Ok(())
+    }
+
+    /// A sector of what the log has synced turns to rubbish; false if there is none. The process
+    /// must be down.
+    pub(crate) fn rot_log(&mut self) -> bool {
+        let names = self.log.list().unwrap_or_default();
+        // Within the first records of each file: there are later ones, so this is no torn tail.
+        let bytes = (4_096..4_608).step_by(16);
+        let flip = |name: &String| bytes.clone().all(|at| self.log.flip(name, at).is_ok());
+        names.iter().filter(|name| flip(name)).count() > 0
+    }
+
+    /// Nothing more finds room on its disk, or everything does again.
+    pub(crate) fn fill_disk(&mut self, full: bool) {
+        self.log.set_capacity(full.then_some(0));
+        self.snapshots.set_capacity(full.then_some(0));
     }
 
     /// The process dies; what was not synced may be lost, torn or kept.

@@ -209,6 +209,17 @@ impl Net {
         self.weather.loss_one_in = 0;
     }
 
+    /// What is wrong with the networks now, in words, each with where.
+    pub(crate) fn troubles(&self, now: Time) -> [(&'static str, String); 3] {
+        let list = |of: &mut dyn Iterator<Item = String>| of.collect::<Vec<_>>().join(", ");
+        let cuts = list(&mut self.cuts.keys().map(ToString::to_string));
+        let clogged = self.clogs.iter().filter(|(_, clog)| clog.until > now);
+        let clogs = list(&mut clogged.map(|(wire, _)| wire.to_string()));
+        let slow = self.slow.iter().filter(|(_, factor)| **factor > 1);
+        let slow = list(&mut slow.map(|(host, factor)| format!("{host} x{factor}")));
+        [("cut", cuts), ("clogged", clogs), ("slow", slow)]
+    }
+
     /// Whether nothing passes that way.
     pub(crate) fn is_cut(&self, wire: Wire) -> bool {
         self.cuts.contains_key(&wire)

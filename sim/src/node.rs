@@ -4,58 +4,18 @@
 //! of what followed it, in order, as a torn journal would. The store's own recovery code is tested
 //! over its own simulated disk (`node/src/store`).
 
+use crate::blocks::Blocks;
+use crate::disk::DiskFaults;
 use ashlar_env::dice::{Dice, SeededDice};
 use ashlar_node_core::durable::DurableState;
 use ashlar_node_core::{Identity, Input, JournalSeq, NodeCore, Outbox, Record, Timing};
+#[cfg(not(debug_assertions))]
+use ashlar_types::message::data::DataMessage;
 use ashlar_types::{
     BlockData, BlockRange, ChunkId, Lsn, NodeId, StartNumber, StoreId, Sums, Time, ZoneId,
 };
-use bytes::{Bytes, BytesMut};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
-
-/// Content of one block with its checksum.
-pub(crate) type Block = (u32, Bytes);
-
-/// Blocks of all replicas of a node.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Blocks {
-    blocks: BTreeMap<(ChunkId, u32), Block>,
-}
-
-impl Blocks {
-    fn apply(&mut self, record: &Record) {
-        if let Record::Erase { chunk } = record {
-            self.blocks.retain(|(held, _), _| held != chunk);
-        }
-        let Some(data) = record.content() else { return };
-        for (block, content) in data.iter() {
-            let key = (record.chunk(), block);
-            match content {
-                Some(content) => self.blocks.insert(key, content),
-                None => self.blocks.remove(&key),
-            };
-        }
-    }
-
-    /// Content of a range.
-    pub(crate) fn read(&self, chunk: ChunkId, range: BlockRange) -> BlockData {
-        let found: Vec<Option<&Block>> =
-            range.blocks().map(|block| self.blocks.get(&(chunk, block))).collect();
-        let mut data = BytesMut::new();
-        for (_, bytes) in found.iter().flatten() {
-            data.extend_from_slice(bytes);
-        }
-        let sums = Sums::Mixed(found.iter().map(|b| b.map(|(sum, _)| *sum)).collect());
-        BlockData { range, sums, data: data.freeze() }
-    }
-
-    /// Checksums of all blocks of a chunk: equal replicas have equal ones.
-    pub(crate) fn sums(&self, chunk: ChunkId) -> BTreeMap<u32, u32> {
-        let of_chunk = (chunk, 0)..=(chunk, u32::MAX);
-        self.blocks.range(of_chunk).map(|((_, block), (sum, _))| (*block, *sum)).collect()
-    }
-}
 
 /// What a node keeps through a crash.
 #[derive(Debug, Default)]
@@ -71,6 +31,24 @@ impl Media {
     }
 }
 
+/// Inputs between two looks at everything that a core believes; what an input is about is looked at
+/// after each.
+#[cfg(not(debug_assertions))]
+const CHECK_ALL_EVERY: u64 = 16;
+
+/// The chunk that an input is about, if it is about one.
+#[cfg(not(debug_assertions))]
+fn chunk_of(input: &Input) -> Option<ChunkId> {
+    match input {
+        Input::Frame {
+            message: DataMessage::Read { stamp, .. } | DataMessage::Write { stamp, .. },
+            ..
+        } => Some(stamp.chunk),
+        Input::Frame { message, .. } => message.peer_chunk(),
+        _about_none_or_all => None,
+    }
+}
+
 /// One node.
 #[derive(Debug)]
 pub(crate) struct SimNode {
@@ -81,17 +59,34 @@ pub(crate) struct SimNode {
     media: Media,
     /// Records handed to the journal and not yet durable.
     tail: VecDeque<(JournalSeq, Record)>,
+    /// Records that find no room on the disk, and those behind them.
+    waiting: VecDeque<(JournalSeq, Record)>,
+    /// Replicas of which records were lost since the last start.
+    lost_parts: Vec<ChunkId>,
     /// What the process sees: media and tail.
     pub(crate) live: Blocks,
     core: Option<NodeCore>,
-    /// Position of each write that this process has journalled, by what it wrote.
-    positions: BTreeMap<(ChunkId, WriteMark), Lsn>,
+    /// Inputs so far: every so many, everything is checked.
+    #[cfg(not(debug_assertions))]
+    handled: u64,
+    /// Position of each write that this process has journalled, by chunk of the one volume and by
+    /// what it wrote.
+    positions: BTreeMap<(u32, WriteMark), Lsn>,
     /// End of the prefix of each replica, as far as this process has journalled it.
     ends: BTreeMap<ChunkId, Lsn>,
     /// Its machine has no power.
     pub(crate) off: bool,
     disk: DiskFaults,
     clock: LocalClock,
+}
+
+/// Why the store cannot read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReadFault {
+    /// The disk says so.
+    Failed,
+    /// What it gives does not fit its checksum.
+    Damaged,
 }
 
 /// How a process ends.
@@ -103,17 +98,6 @@ pub(crate) enum End {
     Stopped,
     /// Power fails: nothing that was on its way has arrived.
     PowerCut,
-}
-
-/// What is wrong with the disk.
-#[derive(Debug, Default)]
-struct DiskFaults {
-    /// Nothing is read or synced until then.
-    stalled_until: Time,
-    /// Reads fail until then.
-    unreadable_until: Time,
-    /// Blocks whose bytes do not fit their checksum any more.
-    rotten: BTreeSet<(ChunkId, u32)>,
 }
 
 /// The monotonic clock of a machine: it may run fast or slow against the world's.
@@ -156,8 +140,12 @@ impl SimNode {
             timing,
             media: Media::default(),
             tail: VecDeque::new(),
+            waiting: VecDeque::new(),
+            lost_parts: Vec::new(),
             live: Blocks::default(),
             core: None,
+            #[cfg(not(debug_assertions))]
+            handled: 0,
             positions: BTreeMap::new(),
             ends: BTreeMap::new(),
             off: false,
@@ -190,6 +178,7 @@ impl SimNode {
     /// The process ends.
     pub(crate) fn end_process(&mut self, how: End, dice: &mut SeededDice) {
         self.core = None;
+        self.waiting.clear();
         self.off = how == End::PowerCut;
         let waiting = self.tail.len() as u64;
         let arrived = match how {
@@ -238,20 +227,98 @@ impl SimNode {
     pub(crate) fn rot(&mut self, chunk: ChunkId, dice: &mut SeededDice) -> bool {
         let written: Vec<u32> = self.live.sums(chunk).into_keys().collect();
         let at = usize::try_from(dice.below(written.len() as u64)).unwrap_or(0);
-        written.get(at).is_some_and(|block| self.disk.rotten.insert((chunk, *block)))
+        written.get(at).is_some_and(|block| self.disk.rot(chunk, *block, &self.live))
     }
 
-    /// What the disk gives for a range; nothing, if it fails or a checksum does not fit.
-    pub(crate) fn read(&self, now: Time, chunk: ChunkId, range: BlockRange) -> Option<BlockData> {
-        let rotten = range.blocks().any(|block| self.disk.rotten.contains(&(chunk, block)));
-        let fails = now < self.disk.unreadable_until;
-        (!rotten && !fails).then(|| self.live.read(chunk, range))
+    /// Lets one block of a chunk rot; false if it was never written.
+    pub(crate) fn rot_block(&mut self, chunk: ChunkId, block: u32) -> bool {
+        self.disk.rot(chunk, block, &self.live)
     }
 
-    /// Every fault of the disk but rot ends.
+    /// What the disk gives for a range, held against the checksums as the store does.
+    pub(crate) fn read(
+        &self,
+        now: Time,
+        chunk: ChunkId,
+        range: BlockRange,
+    ) -> Result<BlockData, ReadFault> {
+        if now < self.disk.unreadable_until {
+            return Err(ReadFault::Failed);
+        }
+        if !self.disk.fits(now, chunk, range, &self.live) {
+            return Err(ReadFault::Damaged);
+        }
+        Ok(self.live.read(chunk, range))
+    }
+
+    /// Faults of the disk, to add some.
+    pub(crate) const fn disk_mut(&mut self) -> &mut DiskFaults {
+        &mut self.disk
+    }
+
+    /// Until then reads get what is there now.
+    pub(crate) fn show_old(&mut self, until: Time) {
+        self.disk.show_old(until, &self.live);
+    }
+
+    /// A written block of a chunk has the content of another one, and its checksum: what a replica
+    /// holds of which a write was lost before its record. False if fewer than two are written.
+    pub(crate) fn differ(&mut self, chunk: ChunkId) -> bool {
+        let written: Vec<u32> = self.live.sums(chunk).into_keys().collect();
+        let [.., other, last] = written.as_slice() else { return false };
+        let Some(content) = self.live.get(chunk, *other).cloned() else { return false };
+        self.live.put(chunk, *last, content.clone());
+        self.media.blocks.put(chunk, *last, content);
+        true
+    }
+
+    /// The journal has a gap that the store finds at the next start: it cannot know whose records
+    /// stood there.
+    pub(crate) fn lose_records(&mut self) {
+        self.media.state.note_gaps();
+        let held: Vec<ChunkId> = self.media.state.iter().map(|(chunk, _)| *chunk).collect();
+        for chunk in &held {
+            self.media.state.apply(&Record::Suspect { chunk: *chunk });
+        }
+        self.lost_parts = held;
+    }
+
+    /// Replicas that the store finds to have lost part of at its start.
+    pub(crate) fn take_lost_parts(&mut self) -> Vec<ChunkId> {
+        core::mem::take(&mut self.lost_parts)
+    }
+
+    /// Every fault of the disk ends but what lies in wrong places.
     pub(crate) fn heal_disk(&mut self) {
-        self.disk.stalled_until = Time::ZERO;
-        self.disk.unreadable_until = Time::ZERO;
+        self.disk.heal();
+    }
+
+    /// Whether a record finds no room, or waits behind one that does not.
+    pub(crate) fn must_wait(&self, now: Time, record: &Record) -> bool {
+        let content = record.content().is_some_and(|data| data.data_blocks() > 0);
+        !self.waiting.is_empty() || (content && now < self.disk.full_until)
+    }
+
+    /// Keeps a record that finds no room; true for the first.
+    pub(crate) fn wait_for_room(&mut self, seq: JournalSeq, record: Record) -> bool {
+        self.waiting.push_back((seq, record));
+        self.waiting.len() == 1
+    }
+
+    /// Whether a read of a chunk must wait: it has to see every record before it.
+    pub(crate) fn reads_wait(&self, chunk: ChunkId) -> bool {
+        self.waiting.iter().any(|(_, record)| record.chunk() == chunk)
+    }
+
+    /// The records that find room now: all, or those up to an erasure, for which room is kept.
+    pub(crate) fn take_room(&mut self, now: Time) -> Vec<(JournalSeq, Record)> {
+        let erases = |(_, record): &(JournalSeq, Record)| matches!(record, Record::Erase { .. });
+        let until = match self.waiting.iter().rposition(erases) {
+            _ if now >= self.disk.full_until => self.waiting.len(),
+            Some(last) => last + 1,
+            None => 0,
+        };
+        self.waiting.drain(..until).collect()
     }
 
     /// The machine's clock gains so many thousandths from now on.
@@ -262,17 +329,25 @@ impl SimNode {
     /// Gives the core an input, if the process runs.
     pub(crate) fn handle(&mut self, now: Time, input: Input, out: &mut Outbox) {
         let now = self.clock.at(now);
-        if let Some(core) = &mut self.core {
-            core.handle(now, input, out);
-            // In debug builds the core has checked itself already.
-            #[cfg(not(debug_assertions))]
-            core.check();
+        let Some(core) = &mut self.core else { return };
+        // In debug builds the core checks itself wholly after each input.
+        #[cfg(not(debug_assertions))]
+        let about = chunk_of(&input);
+        core.handle(now, input, out);
+        #[cfg(not(debug_assertions))]
+        {
+            self.handled += 1;
+            match about {
+                _ if self.handled.is_multiple_of(CHECK_ALL_EVERY) => core.check(),
+                Some(chunk) => core.check_chunk(chunk),
+                None => {}
+            }
         }
     }
 
     /// The position that this process gave, or was given for, a write.
     pub(crate) fn position(&self, chunk: ChunkId, mark: WriteMark) -> Option<Lsn> {
-        self.positions.get(&(chunk, mark)).copied()
+        self.positions.get(&(chunk.index.0, mark)).copied()
     }
 
     /// End of a replica's prefix.
@@ -280,11 +355,16 @@ impl SimNode {
         self.ends.get(&chunk).copied().unwrap_or(Lsn::ZERO)
     }
 
-    /// Takes a record for the journal.
-    pub(crate) fn append(&mut self, seq: JournalSeq, record: Record) {
+    /// Takes a record for the journal; true if the disk does something else than it should with it.
+    pub(crate) fn append(
+        &mut self,
+        seq: JournalSeq,
+        record: Record,
+        dice: &mut SeededDice,
+    ) -> bool {
         match &record {
             Record::Write { chunk, lsn, data, .. } => {
-                self.positions.insert((*chunk, mark_of(data)), *lsn);
+                self.positions.insert((chunk.index.0, mark_of(data)), *lsn);
                 self.ends.insert(*chunk, *lsn);
             }
             Record::OpenTerm { chunk, term, .. } => {
@@ -295,13 +375,21 @@ impl SimNode {
             }
             _facts_without_a_position => {}
         }
+        let mut spoiled = false;
         if let Some(data) = record.content() {
-            for block in data.range.blocks() {
-                self.disk.rotten.remove(&(record.chunk(), block));
-            }
+            spoiled = self.disk.on_write(record.chunk(), data, &self.live, dice);
+        }
+        if let Record::Erase { chunk } = &record {
+            self.disk.forget(*chunk);
         }
         self.live.apply(&record);
         self.tail.push_back((seq, record));
+        spoiled
+    }
+
+    /// Records handed to the journal that are not durable.
+    pub(crate) fn unsynced(&self) -> usize {
+        self.tail.len()
     }
 
     /// The newest record handed to the journal, if any is not durable.

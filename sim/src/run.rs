@@ -6,9 +6,11 @@ use crate::faults::{Fault, Swarm};
 use crate::journal::Sink;
 use crate::judge::Violation;
 use crate::kinds::{FaultKind, Kinds, Tally};
+use crate::lines::Lines;
 use crate::net::{Net, Weather};
 use crate::node::SimNode;
 use crate::scenario::{Load, Scenario, Script, longest};
+use crate::watch::LOOK_EVERY;
 use crate::world::{Event, World};
 use ashlar_client_core::{VolumeSettings, WaitPolicy};
 use ashlar_controlplane::member::{Reply, Request};
@@ -21,6 +23,8 @@ use ashlar_types::message::data::DataMessage;
 use ashlar_types::{
     ChunkConfig, Epoch, Generation, Geometry, NodeId, RequestId, SessionId, Time, ZoneId,
 };
+use std::fmt;
+use std::str::FromStr;
 use std::time::Duration;
 
 /// A rule taken out on purpose, to show that the judge would notice.
@@ -45,6 +49,67 @@ pub enum Sabotage {
     SilentLearners,
     /// Members do not tell an elected primary what they have.
     SilentMembers,
+    /// Nothing is broken; no warning and no error is expected, whatever the scenario lists.
+    ExpectNoLine,
+}
+
+/// What the zone and its load are like.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Scene {
+    /// 4 nodes, and a client that keeps its queue full: states follow each other closely.
+    #[default]
+    Busy,
+    /// 5 nodes, 50 writes and 40 reads in a second, for a minute.
+    Zone,
+}
+
+impl Scene {
+    /// Its name on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Busy => "busy",
+            Self::Zone => "zone",
+        }
+    }
+
+    const fn load(self) -> Load {
+        match self {
+            Self::Busy => Load::USUAL,
+            Self::Zone => Load::ZONE,
+        }
+    }
+
+    const fn nodes(self) -> u32 {
+        match self {
+            Self::Busy => 4,
+            Self::Zone => 5,
+        }
+    }
+
+    /// How long faults strike, if nothing else is said.
+    #[must_use]
+    pub const fn storm(self) -> Duration {
+        match self {
+            Self::Busy => Duration::from_secs(10),
+            Self::Zone => Duration::from_secs(60),
+        }
+    }
+}
+
+impl FromStr for Scene {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = [Self::Busy, Self::Zone].into_iter().find(|scene| scene.name() == text);
+        found.ok_or_else(|| format!("there is no scene {text:?}; there are: busy, zone"))
+    }
+}
+
+impl fmt::Display for Scene {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
 }
 
 /// How long, how large.
@@ -52,6 +117,8 @@ pub enum Sabotage {
 pub struct Options {
     /// Where all chance comes from.
     pub seed: u64,
+    /// Zone and load.
+    pub scene: Scene,
     /// Storage nodes.
     pub nodes: u32,
     /// Simulated time during which faults strike.
@@ -76,8 +143,9 @@ impl Options {
     pub const fn new(seed: u64) -> Self {
         Self {
             seed,
-            nodes: 4,
-            storm: Duration::from_secs(10),
+            scene: Scene::Busy,
+            nodes: Scene::Busy.nodes(),
+            storm: Scene::Busy.storm(),
             calm: Duration::from_secs(60),
             kinds: Kinds::ALL,
             scenario: None,
@@ -91,6 +159,12 @@ impl Options {
     #[must_use]
     pub const fn of_many(seed: u64) -> Self {
         Self { digest: false, ..Self::new(seed) }
+    }
+
+    /// A seed of a scene: only judged.
+    #[must_use]
+    pub const fn of_scene(scene: Scene, seed: u64) -> Self {
+        Self { scene, nodes: scene.nodes(), storm: scene.storm(), ..Self::of_many(seed) }
     }
 
     /// A seed of a scenario: only judged.
@@ -121,18 +195,23 @@ impl Options {
             let (seed, first, second) = (self.seed, first.name(), second.name());
             return format!("ashlar sim replay {seed} --pair {first},{second}");
         }
-        let usual = Self::new(self.seed);
+        let usual = Self::of_scene(Scene::Busy, self.seed);
         let mut command = format!("ashlar sim replay {}", self.seed);
+        if self.scene != usual.scene {
+            command.push_str(&format!(" --scene {}", self.scene));
+        }
         if self.kinds.len() < usual.kinds.len() {
             command.push_str(&format!(" --faults {}", self.kinds));
         }
-        if self.storm != usual.storm {
+        if self.storm != self.scene.storm() {
             command.push_str(&format!(" --storm {}ms", self.storm.as_millis()));
         }
         command
     }
 }
 
+/// Bytes a second that nodes of a scenario scrub that has them scrub.
+const SCRUB_RATE: u64 = 8 << 20;
 /// Simulated time in which all copies are there again once everything is writable (I13).
 const REFILL_WITHIN: Duration = Duration::from_secs(300);
 
@@ -158,45 +237,73 @@ pub struct Outcome {
 /// Runs one seed.
 #[must_use]
 pub fn run(options: Options) -> Outcome {
-    run_told(options, None)
+    run_told(options, None, false)
 }
 
 /// Runs one seed and tells every event: its simulated time and a line.
 #[must_use]
 pub fn run_logged(options: Options, sink: impl FnMut(Duration, &str) + 'static) -> Outcome {
-    run_told(options, Some(Box::new(sink)))
+    run_told(options, Some(Box::new(sink)), false)
 }
 
-fn run_told(options: Options, sink: Option<Sink>) -> Outcome {
-    let mut world = build(&options);
+/// Runs one seed and tells every event, and behind each what it changed: lines that begin with four
+/// spaces. Whoever takes the lines may take the time to read them: the run waits.
+#[must_use]
+pub fn run_stepped(options: Options, sink: impl FnMut(Duration, &str) + 'static) -> Outcome {
+    run_told(options, Some(Box::new(sink)), true)
+}
+
+fn run_told(options: Options, sink: Option<Sink>, changes: bool) -> Outcome {
+    let lines = Lines::default();
+    lines.catch(|| {
+        let mut world = build(&options, lines.clone());
+        if changes {
+            world.journal.tell_changes();
+        }
+        run_world(world, options, sink)
+    })
+}
+
+fn run_world(mut world: World, options: Options, sink: Option<Sink>) -> Outcome {
     if let Some(sink) = sink {
         world.journal.tell(sink);
     }
     world.set_up_volume(&options);
+    world.former.expected = options.scenario.is_some()
+        || options.pair.is_some()
+        || world.swarm.kinds.contains(FaultKind::Reattach);
     let storm_ends = world.now + options.storm;
     match options.scenario {
-        _ if options.pair.is_some() => world.schedule_pair(&options),
+        _ if options.pair.is_some() => {
+            let kinds = options.pair.into_iter().flat_map(|(a, b)| [a, b]);
+            world.expect_lines_of(kinds.fold(Kinds::NONE, Kinds::with));
+            world.schedule_pair(&options);
+        }
         Some(scenario) => {
             world.script = Some(Script::new(&scenario.steps, world.now));
-            world.alarms_allowed.clone_from(&scenario.expect.alarms);
+            world.lines_allowed.clone_from(&scenario.expect.lines);
         }
         None => {
-            if world.swarm.kinds.contains(FaultKind::FailReads) {
-                world.alarms_allowed.extend(["Unreadable".into(), "Repaired".into()]);
-            }
+            world.expect_lines_of(world.swarm.kinds);
             world.schedule_in(Duration::from_millis(300), Event::Fault(Fault::Draw));
         }
     }
-    while world.step(storm_ends) && world.judge.violations.is_empty() {}
+    if options.sabotage == Sabotage::ExpectNoLine {
+        world.lines_allowed.clear();
+    }
+    world.run_until(storm_ends, |_| false);
     if world.judge.violations.is_empty() {
         world.quiet_down();
         let writable = world.now + options.calm;
-        while !world.is_writable() && world.judge.violations.is_empty() && world.step(writable) {}
+        world.run_until(writable, World::is_writable);
         if !world.is_writable() {
             world.judge_liveness("not writable");
         }
         let whole = world.now + REFILL_WITHIN;
-        while !world.is_whole() && world.judge.violations.is_empty() && world.step(whole) {}
+        world.run_until(whole, World::is_whole);
+        for _ in 0..world.judge.reads_refused {
+            world.tally.note("reads refused, damage named");
+        }
         world.judge_end();
         if let Some(scenario) = options.scenario {
             world.judge_script(scenario);
@@ -218,7 +325,7 @@ fn run_told(options: Options, sink: Option<Sink>) -> Outcome {
 }
 
 /// A zone with nothing wrong yet.
-fn build(options: &Options) -> World {
+fn build(options: &Options, lines: Lines) -> World {
     let mut dice = SeededDice::stream(options.seed, "swarm");
     let swarm = Swarm::draw(&mut SeededDice::stream(options.seed, "kinds"), options.kinds);
     let loss_one_in = 300 + dice.below(3_000);
@@ -233,6 +340,10 @@ fn build(options: &Options) -> World {
     let mut world = World::new(options, swarm, Net::new(weather), control);
     let timing =
         Timing { readopt_window: Duration::from_secs(3), copy_blocks: 4, ..Timing::default() };
+    let timing = match options.scenario.and_then(|scenario| scenario.scrub) {
+        Some(scrub_cycle) => Timing { scrub_cycle, scrub_bytes_per_second: SCRUB_RATE, ..timing },
+        None => timing,
+    };
     let timing = match options.sabotage {
         Sabotage::KeepLeases => Timing { lease_used: Duration::from_secs(3_600), ..timing },
         _ => timing,
@@ -242,11 +353,21 @@ fn build(options: &Options) -> World {
         world.nodes.insert(node, SimNode::new(zone, node, timing, &mut dice));
         world.schedule(Time::from_millis(1), Event::Start { node });
     }
+    if options.scenario.is_some_and(|scenario| scenario.scrub.is_some()) {
+        world.used_bytes = 3 * CHUNK_BYTES_FLOOR;
+    }
+    world.lines = lines;
     world.begin_control();
     world
 }
 
 impl World {
+    /// Faults of these kinds may have been logged.
+    fn expect_lines_of(&mut self, kinds: Kinds) {
+        let lines = kinds.iter().flat_map(FaultKind::lines).map(|text| (*text).to_owned());
+        self.lines_allowed.extend(lines);
+    }
+
     /// Makes the volume, attaches it, and lets the client and the observer begin.
     fn set_up_volume(&mut self, options: &Options) {
         match self.set_up(options) {
@@ -294,7 +415,7 @@ impl World {
             policy: WaitPolicy::Wait,
         };
         self.volume = Some(settings.volume);
-        let load = options.scenario.map_or(Load::USUAL, |scenario| scenario.load);
+        let load = options.scenario.map_or(options.scene.load(), |scenario| scenario.load);
         self.client = Some(SimClient::new(settings, configs, load, options.seed));
         Ok(())
     }
@@ -342,11 +463,23 @@ impl World {
         }
     }
 
+    /// Goes on to that time, until a rule breaks, or until something holds, which is looked at
+    /// after every [`LOOK_EVERY`] events.
+    fn run_until(&mut self, until: Time, holds: impl Fn(&Self) -> bool) {
+        while !holds(self) {
+            for _ in 0..LOOK_EVERY {
+                if !self.judge.violations.is_empty() || !self.step(until) {
+                    return;
+                }
+            }
+        }
+    }
+
     /// Whether every request is answered and every chunk is served.
     fn is_writable(&self) -> bool {
         let idle = self.client.as_ref().is_some_and(|client| client.unfinished() == 0);
         idle && self.control.leader().is_some()
-            && self.control.configs().iter().all(|config| {
+            && self.control.configs().all(|config| {
                 let primary = self.nodes.get(&config.primary.node).and_then(SimNode::core);
                 config.may_acknowledge()
                     && primary.is_some_and(|core| {
@@ -362,7 +495,7 @@ impl World {
     /// Whether it is writable, has all its copies, and nothing is under way.
     fn is_whole(&self) -> bool {
         self.is_writable()
-            && self.control.configs().iter().all(|config| {
+            && self.control.configs().all(|config| {
                 let primary = self.nodes.get(&config.primary.node).and_then(SimNode::core);
                 let settled = primary
                     .and_then(|core| core.durable(config.chunk))
@@ -380,7 +513,7 @@ impl World {
     /// Something is unfinished that should not be.
     fn judge_liveness(&mut self, rule: &'static str) {
         let client = self.client.as_ref().map(SimClient::describe).unwrap_or_default();
-        let configs = self.control.configs();
+        let configs: Vec<_> = self.control.configs().collect();
         let reports: Vec<_> = self
             .nodes
             .values()
@@ -400,19 +533,15 @@ impl World {
             self.judge_liveness("not whole");
             return;
         }
-        let configs = self.control.configs();
-        for config in configs {
-            let sums: Vec<_> = config
-                .in_sync
-                .iter()
-                .filter_map(|replica| self.nodes.get(&replica.node))
-                .map(|node| node.live.sums(config.chunk))
-                .collect();
+        let differing = |config: &ChunkConfig| {
+            let nodes = config.in_sync.iter().filter_map(|replica| self.nodes.get(&replica.node));
+            let sums: Vec<_> = nodes.map(|node| node.live.sums(config.chunk)).collect();
             let differ = sums.windows(2).any(|pair| matches!(pair, [a, b] if a != b));
-            if differ {
-                let detail = format!("{}: {sums:?}", config.chunk);
-                self.judge.violated(self.now, "replicas differ", detail);
-            }
+            differ.then(|| format!("{}: {sums:?}", config.chunk))
+        };
+        let details: Vec<String> = self.control.configs().filter_map(differing).collect();
+        for detail in details {
+            self.judge.violated(self.now, "replicas differ", detail);
         }
     }
 }

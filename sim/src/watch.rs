@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// Events between two looks at who could acknowledge. A state of two lasts for milliseconds.
-const LOOK_EVERY: u64 = 16;
+pub(crate) const LOOK_EVERY: u64 = 16;
 /// Placement attempts of a chunk that are allowed in [`PLACEMENTS_WITHIN`] (I6).
 const PLACEMENTS_MAX: usize = 12;
 /// A minute of a clock that runs 10 % fast.
@@ -29,10 +29,14 @@ pub(crate) struct Watch {
 impl World {
     /// Looks at everything that may have changed by the last event.
     pub(crate) fn watch(&mut self) {
-        let applied = self.control.applied();
+        let ran = core::mem::take(&mut self.control.ran);
+        let applied = if ran { self.control.applied() } else { 0 };
         if applied > self.watch.applied {
             self.watch.applied = applied;
-            for config in self.control.configs() {
+            let known = &self.watch.configs;
+            let is_new = |config: &&ChunkConfig| known.get(&config.chunk) != Some(*config);
+            let changed: Vec<_> = self.control.configs().filter(is_new).cloned().collect();
+            for config in changed {
                 self.watch_config(config);
             }
         }
@@ -47,9 +51,6 @@ impl World {
             self.watch.configs.insert(config.chunk, config);
             return;
         };
-        if *known == config {
-            return;
-        }
         let elected = config.primary != known.primary;
         if let Some(rule) = broken_by(known, &config) {
             let detail = format!("{known:?} became {config:?}");

@@ -45,6 +45,9 @@ impl World {
             }
             self.control_lost(id);
         }
+        for chunk in self.nodes.get_mut(&id).map(SimNode::take_lost_parts).unwrap_or_default() {
+            self.node_logs(id, node::Line::LostPart, &chunk.to_string());
+        }
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let mut out = node::Outbox::default();
         node.start(now, &mut out);

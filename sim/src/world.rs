@@ -12,10 +12,12 @@ use crate::former::Former;
 use crate::journal::Journal;
 use crate::judge::Judge;
 use crate::kinds::Tally;
+use crate::lines::Lines;
 use crate::net::{Host, Net, Wire};
-use crate::node::SimNode;
+use crate::node::{ReadFault, SimNode};
 use crate::observer::Observer;
 use crate::pause::Pauses;
+use crate::queue::Queue;
 use crate::run::{Options, Sabotage};
 use crate::scenario::{Moment, Script};
 use crate::watch::Watch;
@@ -101,8 +103,7 @@ impl Event {
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) now: Time,
-    queue: BTreeMap<(Time, u64), Event>,
-    scheduled: u64,
+    queue: Queue,
     pub(crate) events: u64,
     pub(crate) dice: SeededDice,
     /// Faults have dice of their own: what they do to the world does not change which come next.
@@ -118,8 +119,10 @@ pub(crate) struct World {
     pub(crate) watch: Watch,
     /// The steps of a scenario that have not struck.
     pub(crate) script: Option<Script>,
-    /// Alarms that may sound: parts of their text.
-    pub(crate) alarms_allowed: Vec<String>,
+    /// Warnings and errors that may be logged: parts of their text.
+    pub(crate) lines_allowed: Vec<String>,
+    /// What the members and what they are made of have logged.
+    pub(crate) lines: Lines,
     pub(crate) pauses: Pauses,
     /// The volume that the client uses.
     pub(crate) volume: Option<VolumeId>,
@@ -135,14 +138,17 @@ pub(crate) struct World {
     /// How often things happened.
     pub(crate) tally: Tally,
     pub(crate) client_ticking: bool,
+    /// What each node says that its store holds: the pace of a scrub follows from it.
+    pub(crate) used_bytes: u64,
+    /// What a node's core wants, while it is carried out.
+    outbox: node::Outbox,
 }
 
 impl World {
     pub(crate) fn new(options: &Options, swarm: Swarm, net: Net, control: SimControl) -> Self {
         Self {
             now: Time::ZERO,
-            queue: BTreeMap::new(),
-            scheduled: 0,
+            queue: Queue::default(),
             events: 0,
             dice: SeededDice::stream(options.seed, "world"),
             fault_dice: SeededDice::stream(options.seed, "faults"),
@@ -155,7 +161,8 @@ impl World {
             former: Former::default(),
             watch: Watch::default(),
             script: None,
-            alarms_allowed: Vec::new(),
+            lines_allowed: Vec::new(),
+            lines: Lines::default(),
             pauses: Pauses::default(),
             volume: None,
             sessions: BTreeMap::new(),
@@ -166,12 +173,13 @@ impl World {
             journal: Journal::new(options.digest),
             tally: Tally::default(),
             client_ticking: false,
+            used_bytes: 0,
+            outbox: node::Outbox::default(),
         }
     }
 
     pub(crate) fn schedule(&mut self, at: Time, event: Event) {
-        self.scheduled += 1;
-        self.queue.insert((at.max(self.now), self.scheduled), event);
+        self.queue.push(at.max(self.now), event);
     }
 
     pub(crate) fn schedule_in(&mut self, wait: Duration, event: Event) {
@@ -186,33 +194,35 @@ impl World {
 
     /// Carries out the next event; false when none is left before `until`.
     pub(crate) fn step(&mut self, until: Time) -> bool {
-        let Some(entry) = self.queue.first_entry() else { return false };
-        if entry.key().0 > until {
+        let Some(at) = self.queue.next_at() else { return false };
+        if at > until {
             self.now = until;
             return false;
         }
-        let ((at, _), event) = entry.remove_entry();
+        let Some(event) = self.queue.pop() else { return false };
         self.now = at;
         self.events += 1;
         self.journal.event(at, &event);
         self.carry_out(event);
         self.watch();
         self.play();
+        if self.journal.tells_changes() {
+            let state = self.state();
+            self.journal.changes(at, state);
+        }
         true
     }
 
     /// Lets an event happen, now or when its process goes on.
     pub(crate) fn carry_out(&mut self, event: Event) {
-        let event = match event.host().filter(|host| self.is_paused(*host)) {
-            Some(host) => {
-                self.keep_for(host, event);
-                return;
-            }
-            None => event,
-        };
+        if let Some(host) = event.host().filter(|host| self.is_paused(*host)) {
+            self.keep_for(host, event);
+            return;
+        }
         match event {
             Event::NodeTick { node, life } => {
                 if self.lives(node, life) {
+                    self.retry_full(node);
                     self.input(node, node::Input::Tick);
                     self.schedule_in(NODE_TICK, Event::NodeTick { node, life });
                 }
@@ -230,13 +240,16 @@ impl World {
             }
             Event::Synced { node, life, seq } => self.synced(node, life, seq),
             Event::BlocksRead { node, life, ticket, chunk, range } => {
-                if self.lives(node, life) {
+                if self.nodes.get(&node).is_some_and(|node| node.reads_wait(chunk)) {
+                    let again = Event::BlocksRead { node, life, ticket, chunk, range };
+                    self.schedule_in(NODE_TICK, again);
+                } else if self.lives(node, life) {
                     let now = self.now;
-                    let content =
-                        self.nodes.get(&node).and_then(|node| node.read(now, chunk, range));
-                    if content.is_none() {
-                        self.tally.note("reads failed");
+                    let read = self.nodes.get(&node).map(|node| node.read(now, chunk, range));
+                    if let Some(Err(fault)) = read {
+                        self.read_failed(node, chunk, range, fault);
                     }
+                    let content = read.and_then(Result::ok);
                     self.input(node, node::Input::BlocksRead { ticket, content });
                 }
             }
@@ -275,12 +288,26 @@ impl World {
         self.nodes.get(&node).map_or(at, |node| node.disk_done(at))
     }
 
-    /// Something that an operator should know: a broken rule, unless it was to be expected.
-    pub(crate) fn alarm(&mut self, text: String) {
+    /// A host logs a warning or an error: a broken rule, unless it was to be expected.
+    pub(crate) fn logged(&mut self, host: Host, text: &str) {
+        let text = format!("{host}: {text}");
         self.journal.remark(self.now, &text);
-        self.tally.note("alarms");
-        if !self.alarms_allowed.iter().any(|allowed| text.contains(allowed)) {
-            self.judge.violated(self.now, "alarm", text);
+        self.tally.note("warnings and errors logged");
+        if !self.lines_allowed.iter().any(|allowed| text.contains(allowed)) {
+            self.judge.violated(self.now, "logged", text);
+        }
+    }
+
+    /// A node's shell logs a line of its table.
+    pub(crate) fn node_logs(&mut self, node: NodeId, line: node::Line, about: &str) {
+        let text = format!("{} {} {about}", line.level().name(), line.text());
+        self.logged(Host::Node(node), &text);
+    }
+
+    /// What a member and what it is made of have logged since this was asked last.
+    pub(crate) fn member_logged(&mut self, member: u64) {
+        for line in self.lines.take() {
+            self.logged(Host::Member(member), &line);
         }
     }
 
@@ -312,19 +339,20 @@ impl World {
 
     /// Feeds a node and carries out what it wants.
     pub(crate) fn input(&mut self, id: NodeId, input: node::Input) {
-        let mut out = node::Outbox::default();
         let now = self.now;
+        let mut out = core::mem::take(&mut self.outbox);
         if let Some(node) = self.nodes.get_mut(&id) {
             node.handle(now, input, &mut out);
         }
         self.effects(id, &mut out);
+        // Keeps its room.
+        self.outbox = out;
     }
 
     pub(crate) fn effects(&mut self, id: NodeId, out: &mut node::Outbox) {
         let life = self.life(id);
-        let effects: Vec<node::Effect> = out.drain().collect();
         let mut persisted = false;
-        for effect in effects {
+        for effect in out.drain() {
             match effect {
                 node::Effect::Send { to: Link::Peer(to, network), message } => {
                     let wire = Wire { from: Host::Node(id), to: Host::Node(to), network };
@@ -352,18 +380,55 @@ impl World {
                     if matches!(alarm, node::Alarm::Repaired { .. }) {
                         self.tally.note("blocks repaired");
                     }
-                    self.alarm(format!("{id}: {alarm:?}"));
+                    self.node_logs(id, alarm.line(), &format!("{alarm:?}"));
                 }
             }
         }
         if persisted {
-            let newest = self.nodes.get(&id).and_then(SimNode::newest_appended);
-            if let Some(seq) = newest {
-                let wait = Duration::from_micros(80) + self.draw(Duration::from_micros(400));
-                let at = self.disk_done(id, self.now + wait);
-                self.schedule(at, Event::Synced { node: id, life, seq });
-            }
+            self.sync(id);
         }
+    }
+
+    /// The journal's group is on its way.
+    fn sync(&mut self, id: NodeId) {
+        let newest = self.nodes.get(&id).and_then(SimNode::newest_appended);
+        if let Some(seq) = newest {
+            let life = self.life(id);
+            let wait = Duration::from_micros(80) + self.draw(Duration::from_micros(400));
+            let at = self.disk_done(id, self.now + wait);
+            self.schedule(at, Event::Synced { node: id, life, seq });
+        }
+    }
+
+    /// Records that waited for space are offered to the store again, as its shell does every tick.
+    fn retry_full(&mut self, id: NodeId) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let records = node.take_room(self.now);
+        if records.is_empty() {
+            return;
+        }
+        for (seq, record) in records {
+            self.append(id, seq, record);
+        }
+        self.sync(id);
+    }
+
+    fn append(&mut self, id: NodeId, seq: JournalSeq, record: Record) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        if node.append(seq, record, &mut self.fault_dice) {
+            self.tally.note("writes gone wrong");
+        }
+    }
+
+    /// The store cannot read: its shell logs it.
+    fn read_failed(&mut self, id: NodeId, chunk: ChunkId, range: BlockRange, fault: ReadFault) {
+        self.tally.note("reads failed");
+        let about = format!("{chunk} {range}");
+        if fault == ReadFault::Damaged {
+            self.tally.note("damaged reads");
+            self.node_logs(id, node::Line::Damaged, &about);
+        }
+        self.node_logs(id, node::Line::ReadFailed, &about);
     }
 
     /// A node's record goes to its journal.
@@ -381,7 +446,13 @@ impl World {
                 self.judge.term_opened(*chunk, *term, node.end(*chunk));
             }
         }
-        node.append(seq, record);
+        let now = self.now;
+        if !node.must_wait(now, &record) {
+            self.append(id, seq, record);
+        } else if node.wait_for_room(seq, record) {
+            self.tally.note("writes waited for space");
+            self.node_logs(id, node::Line::Full, "");
+        }
     }
 
     /// A moment that a scenario may wait for: a primary's own write becomes durable before any
@@ -390,7 +461,7 @@ impl World {
         if self.script.is_none() {
             return;
         }
-        let Some(chunk) = self.control.configs().first().map(|config| config.chunk) else { return };
+        let Some(chunk) = self.control.configs().next().map(|config| config.chunk) else { return };
         let last = |node: NodeId| self.nodes.get(&node).map(|node| node.end(chunk));
         let config = self.nodes.get(&id).and_then(SimNode::core).and_then(|c| c.config(chunk));
         let ahead = config.is_some_and(|config| {
@@ -412,6 +483,6 @@ impl World {
 
     /// Takes every fault that has not struck out of the queue.
     pub(crate) fn drop_faults(&mut self) {
-        self.queue.retain(|_, event| !matches!(event, Event::Fault(_) | Event::Resume { .. }));
+        self.queue.drop_all(|event| matches!(event, Event::Fault(_) | Event::Resume { .. }));
     }
 }

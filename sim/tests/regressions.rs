@@ -18,6 +18,13 @@ const SEEDS: &[(u64, &str, u64, &str)] = &[
     (626, "all", 10_000, "a former client that sent answered writes again"),
     (787, "all", 10_000, "a former client that sent answered writes again"),
     (7653, "all", 10_000, "a session number of a former client used in the next attachment"),
+    (
+        2130,
+        "crash-node,crash-member,crash-all,isolate,cut-member",
+        10_000,
+        "a false alarm after a crash between two records",
+    ),
+    (7483, "all", 10_000, "a false alarm after a crash between two records"),
     (12966, "all", 10_000, "an exchanged disk taken for a whole copy"),
     (17284, "all", 10_000, "an exchanged disk taken for a whole copy"),
     (264, "all", 10_000, "an erased replica brought back by an old configuration"),

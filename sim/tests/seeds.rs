@@ -1,6 +1,6 @@
 //! Seeds of the simulation: none may break a rule, and the judge must notice when a rule is gone.
 
-use ashlar_sim::{FaultKind, Kinds, Options, Sabotage, run, run_logged};
+use ashlar_sim::{FaultKind, Kinds, Options, Sabotage, run, run_logged, run_stepped};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -45,6 +45,28 @@ fn the_same_seed_gives_the_same_log() {
         assert_eq!(first.len(), second.len(), "seed {seed}");
         assert!(first.len() > 10_000, "seed {seed} told only {} lines", first.len());
     }
+}
+
+#[test]
+fn what_events_change_is_told_and_telling_changes_nothing() {
+    let scenario = ashlar_sim::scenario("n32-primary-before-mirror").unwrap();
+    let options = Options { digest: true, ..Options::of_scenario(scenario, 1) };
+    let lines = Rc::new(RefCell::new(Vec::new()));
+    let sink = Rc::clone(&lines);
+    let stepped = run_stepped(options, move |_, line| sink.borrow_mut().push(line.to_owned()));
+    assert_eq!(stepped, run(options));
+    let lines = lines.take();
+    let told = |words: &[&str]| {
+        let fits = |line: &&String| {
+            line.starts_with("    ") && words.iter().all(|word| line.contains(word))
+        };
+        assert!(lines.iter().any(|line| fits(&line)), "no change with {words:?}");
+    };
+    told(&["node-", "process up => down"]);
+    told(&["node-", "chunk 0: ", "last ", " => "]);
+    told(&["committed chunk 0: ", "epoch ", " => "]);
+    told(&["member-", "applied "]);
+    told(&["client: ", "unanswered "]);
 }
 
 #[test]
@@ -138,6 +160,21 @@ fn copies_that_were_not_kept_are_caught() {
 fn a_learner_that_is_never_full_is_caught() {
     let kinds = Kinds::NONE.with(FaultKind::NewDisk);
     must_break("not whole", Sabotage::SilentLearners, kinds);
+}
+
+#[test]
+fn a_line_that_a_scenario_does_not_list_is_caught() {
+    for (name, line) in [
+        ("n44-rot-in-the-primary", "damaged blocks are written anew"),
+        ("n48-failed-sync", "the store ends"),
+        ("n51-empty-disk", "the node comes with another store"),
+    ] {
+        let options = Options::of_scenario(ashlar_sim::scenario(name).unwrap(), 1);
+        let outcome = run(Options { sabotage: Sabotage::ExpectNoLine, ..options });
+        let logged = |v: &ashlar_sim::Violation| v.rule == "logged";
+        assert!(outcome.violations.iter().any(logged), "{name}: {:?}", outcome.violations);
+        assert!(run(options).violations.is_empty(), "{name} lists {line:?}");
+    }
 }
 
 #[test]

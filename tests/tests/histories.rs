@@ -139,39 +139,91 @@ fn hurt(cluster: &Cluster, dice: &mut SeededDice) -> String {
     format!("{name} stopped for {millis} ms")
 }
 
+/// A zone with a volume, and workers on it.
+struct Scene {
+    seed: u64,
+    cluster: Cluster,
+    workers: Workers,
+    faults: Vec<String>,
+}
+
+impl Scene {
+    fn start() -> Self {
+        let seed = std::env::var("ASHLAR_SEED").ok().and_then(|seed| seed.parse().ok());
+        let seed = seed.unwrap_or(1);
+        let cluster = Cluster::start(&["--no-mount"]);
+        cluster.must(&["volume", "create", "blocks", "--size", "256MiB", "--chunk-size", "64MiB"]);
+        cluster.must(&["attach", "blocks"]);
+        let workers = Workers::start(&cluster.fuse_file("blocks"), seed);
+        Self { seed, cluster, workers, faults: Vec::new() }
+    }
+
+    /// One fault, and then so many requests.
+    fn endure(&mut self, requests: u64, fault: impl FnOnce(&Cluster) -> String) {
+        let before = self.workers.count();
+        self.faults.push(fault(&self.cluster));
+        wait::until(&format!("requests to go on ({:?})", self.faults.last()), WITHIN, || {
+            (self.workers.count() > before + requests).then_some(())
+        });
+    }
+
+    /// What was seen has one order, and at its end every block holds its last write.
+    fn judge(self, what: &str) {
+        let Self { seed, mut cluster, workers, faults } = self;
+        let mut events = workers.finish();
+        let file = open(&cluster.fuse_file("blocks"));
+        let mut buffer = Box::new(Aligned([0; BLOCK]));
+        for block in 0..BLOCKS {
+            let began = Instant::now();
+            file.read_exact_at(&mut buffer.0, block * STRIDE * BLOCK as u64).unwrap();
+            let version = version_of(&buffer.0, block);
+            events.push(Event { block, version, write: false, began, ended: Instant::now() });
+        }
+        drop(file);
+        let violations = history::judge(&events);
+        assert!(violations.is_empty(), "seed {seed}: {violations:?}; {faults:?}");
+        let reads = events.iter().filter(|event| !event.write).count();
+        eprintln!(
+            "{what}: seed {seed}, {} faults, {} writes and {reads} reads, all in one order",
+            faults.len(),
+            events.len() - reads
+        );
+        cluster.wait_whole(WITHIN);
+        cluster.must(&["detach", "blocks"]);
+        cluster.stop();
+    }
+}
+
 #[test]
 fn histories_under_kills_and_stops_are_linearizable() {
     if !needs::has_all("histories", &[needs::Need::Root, needs::Need::Fuse]) {
         return;
     }
-    let seed = std::env::var("ASHLAR_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
-    let mut dice = SeededDice::stream(seed, "faults");
-    let mut cluster = Cluster::start(&["--no-mount"]);
-    cluster.must(&["volume", "create", "blocks", "--size", "256MiB", "--chunk-size", "64MiB"]);
-    cluster.must(&["attach", "blocks"]);
-    let workers = Workers::start(&cluster.fuse_file("blocks"), seed);
-    let mut faults = Vec::new();
+    let mut scene = Scene::start();
+    let mut dice = SeededDice::stream(scene.seed, "faults");
     let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(sized(60, 3_600)) {
-        let before = workers.count();
-        faults.push(hurt(&cluster, &mut dice));
-        wait::until(&format!("requests to go on ({faults:?})"), WITHIN, || {
-            (workers.count() > before + 200).then_some(())
-        });
+    while began.elapsed() < Duration::from_secs(sized(300, 3_600)) {
+        scene.endure(200, |cluster| hurt(cluster, &mut dice));
         if dice.chance(1, 3) {
-            cluster.wait_whole(WITHIN);
+            scene.cluster.wait_whole(WITHIN);
         }
     }
-    let events = workers.finish();
-    let violations = history::judge(&events);
-    assert!(violations.is_empty(), "seed {seed}: {violations:?}; {faults:?}");
-    let reads = events.iter().filter(|event| !event.write).count();
-    eprintln!(
-        "histories: seed {seed}, {} faults, {} writes and {reads} reads, all in one order",
-        faults.len(),
-        events.len() - reads
-    );
-    cluster.wait_whole(WITHIN);
-    cluster.must(&["detach", "blocks"]);
-    cluster.stop();
+    scene.judge("histories");
+}
+
+#[test]
+fn kills_in_a_loop_tear_no_block_and_lose_none() {
+    if !needs::has_all("kills in a loop", &[needs::Need::Root, needs::Need::Fuse]) {
+        return;
+    }
+    let mut scene = Scene::start();
+    let mut dice = SeededDice::stream(scene.seed, "kills");
+    for _ in 0..sized(100, 1_000) {
+        scene.endure(20, |cluster| {
+            let name = format!("node-{}", 1 + dice.below(4));
+            cluster.kill(&name);
+            format!("{name} killed")
+        });
+    }
+    scene.judge("kills in a loop");
 }

@@ -13,8 +13,10 @@ use crate::id::{
     ChunkId, ChunkIndex, Incarnation, NodeId, ReplicaId, RequestId, StoreId, VolumeId, ZoneId,
 };
 use crate::message::data::{
-    HelloRefusal, History, Network, NotReady, PeerRefusal, Refusal, Stamp, Uncommitted,
+    HelloRefusal, History, Network, NotReady, PeerRefusal, Refusal, Stamp, TokenRefusal,
+    Uncommitted,
 };
+use crate::time::Time;
 use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -328,6 +330,24 @@ impl Wire for Network {
     }
 }
 
+impl Wire for Time {
+    fn put(&self, out: &mut impl BufMut) {
+        self.as_nanos().put(out);
+    }
+    fn get(from: &mut Reader<'_>) -> Result<Self, CodecError> {
+        u64::get(from).map(Self::from_nanos)
+    }
+}
+
+impl<const N: usize> Wire for [u8; N] {
+    fn put(&self, out: &mut impl BufMut) {
+        out.put_slice(self);
+    }
+    fn get(from: &mut Reader<'_>) -> Result<Self, CodecError> {
+        from.take(N)?.try_into().map_err(|_| CodecError::Short)
+    }
+}
+
 impl Wire for HelloRefusal {
     fn put(&self, out: &mut impl BufMut) {
         match self {
@@ -339,6 +359,10 @@ impl Wire for HelloRefusal {
             Self::Zone => out.put_u8(1),
             Self::Network => out.put_u8(2),
             Self::Full => out.put_u8(3),
+            Self::Token(refusal) => {
+                out.put_u8(4);
+                refusal.put(out);
+            }
         }
     }
     fn get(from: &mut Reader<'_>) -> Result<Self, CodecError> {
@@ -347,8 +371,31 @@ impl Wire for HelloRefusal {
             1 => Self::Zone,
             2 => Self::Network,
             3 => Self::Full,
+            4 => Self::Token(Wire::get(from)?),
             other => return Err(CodecError::Case(other)),
         })
+    }
+}
+
+/// In the order of their numbers.
+const TOKEN_REFUSALS: [TokenRefusal; 8] = [
+    TokenRefusal::Missing,
+    TokenRefusal::Malformed,
+    TokenRefusal::Version,
+    TokenRefusal::Signature,
+    TokenRefusal::OtherAttachment,
+    TokenRefusal::Expired,
+    TokenRefusal::Superseded,
+    TokenRefusal::NoKey,
+];
+
+impl Wire for TokenRefusal {
+    fn put(&self, out: &mut impl BufMut) {
+        out.put_u8(*self as u8);
+    }
+    fn get(from: &mut Reader<'_>) -> Result<Self, CodecError> {
+        let number = u8::get(from)?;
+        TOKEN_REFUSALS.get(usize::from(number)).copied().ok_or(CodecError::Case(number))
     }
 }
 

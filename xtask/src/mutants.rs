@@ -11,9 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
+mod admission;
 mod client;
 mod control;
 mod lease;
+mod members;
 mod node;
 mod store;
 
@@ -29,9 +31,17 @@ struct Mutant {
 }
 
 fn all() -> impl Iterator<Item = &'static Mutant> {
-    [node::MUTANTS, lease::MUTANTS, store::MUTANTS, control::MUTANTS, client::MUTANTS]
-        .into_iter()
-        .flatten()
+    [
+        node::MUTANTS,
+        lease::MUTANTS,
+        store::MUTANTS,
+        control::MUTANTS,
+        members::MUTANTS,
+        client::MUTANTS,
+        admission::MUTANTS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// Mutants whose text does not stand in its file exactly once: the code has moved on.

@@ -34,7 +34,7 @@ struct ChunkView {
 /// What the control plane refused.
 pub(super) fn read(zone: &Zone, volume: &str) -> Result<VolumeStatus, Failure> {
     let answer = zone.ask(&format!("show the chunks of volume {volume}"), |channel| {
-        let request = v1::GetVolumeMapRequest { volume: volume.to_owned() };
+        let request = v1::GetVolumeMapRequest { volume: volume.to_owned(), ..Default::default() };
         async move { VolumeServiceClient::new(channel).get_volume_map(request).await }
     })?;
     Ok(VolumeStatus::from(answer.map.unwrap_or_default()))

@@ -5,7 +5,7 @@
 //! | `lock` | nothing; held exclusively while the daemon lives | |
 //! | `attachment.json` | client token, then volume and generation | the attach call; the first use |
 //! | `session` | how often this attachment was opened | the first connection |
-//! | `map.json` | configurations and addresses, a cache | never |
+//! | `map.json` | configurations, addresses, newest token: a cache | never |
 //!
 //! Everything is written to a second file, synced and renamed. One daemon per folder: a second
 //! one is refused by the lock.
@@ -93,6 +93,12 @@ struct KeptMap {
     /// Each configuration as it stands in frames, in hexadecimal.
     configs: Vec<String>,
     addresses: BTreeMap<u32, SocketAddr>,
+    /// The attachment's newest token, in hexadecimal.
+    #[serde(default)]
+    token: String,
+    /// Members of the control plane, once it has named them.
+    #[serde(default)]
+    members: Vec<String>,
 }
 
 impl Kept {
@@ -130,6 +136,13 @@ impl KeptAttachment {
         self.token.clone()
     }
 
+    /// Takes over a fresh token, if one was given.
+    pub(super) fn renew(&mut self, token: Vec<u8>) {
+        if !token.is_empty() {
+            self.token = token;
+        }
+    }
+
     /// As a map without configurations.
     fn map(&self, path: &Path) -> Result<VolumeMap, StateError> {
         let damaged = |problem: String| StateError::Damaged { path: path.to_owned(), problem };
@@ -141,6 +154,7 @@ impl KeptAttachment {
             generation: Generation(self.generation),
             configs: Vec::new(),
             addresses: BTreeMap::new(),
+            members: Vec::new(),
         })
     }
 }
@@ -221,29 +235,31 @@ impl State {
             generation: generation.0,
             configs: known.configs.iter().map(|config| to_hex(&encode(config))).collect(),
             addresses: known.addresses.iter().map(|(node, at)| (node.0, *at)).collect(),
+            token: to_hex(&known.token),
+            members: known.members.clone(),
         };
         self.write("map.json", &to_json(&map))
     }
 
-    /// The attachment as far as this folder knows it. A map that is missing, damaged or of
-    /// another generation only means that it must be asked for.
-    pub(super) fn load_map(&self, kept: &KeptAttachment) -> Result<VolumeMap, StateError> {
+    /// The attachment as far as this folder knows it, with its newest token. A map that is missing,
+    /// damaged or of another generation only means that it must be asked for.
+    pub(super) fn load_map(&self, kept: &mut KeptAttachment) -> Result<VolumeMap, StateError> {
         let mut map = kept.map(&self.dir.join("attachment.json"))?;
         match self.read_map(kept.generation) {
-            Ok((configs, addresses)) => {
-                map.configs = configs;
-                map.addresses = addresses;
+            Ok(known) => {
+                map.configs = known.configs;
+                map.addresses = known.addresses;
+                if !known.token.is_empty() {
+                    kept.token = known.token;
+                }
+                map.members = known.members;
             }
             Err(problem) => tracing::info!(%problem, "no cached map"),
         }
         Ok(map)
     }
 
-    #[allow(clippy::type_complexity, reason = "used once, right above")]
-    fn read_map(
-        &self,
-        generation: u64,
-    ) -> Result<(Vec<ChunkConfig>, BTreeMap<NodeId, SocketAddr>), String> {
+    fn read_map(&self, generation: u64) -> Result<Whereabouts, String> {
         let text = std::fs::read(self.dir.join("map.json")).map_err(|e| e.to_string())?;
         let map: KeptMap = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
         if map.version != VERSION || map.generation != generation {
@@ -257,7 +273,8 @@ impl State {
             configs.push(config);
         }
         let addresses = map.addresses.into_iter().map(|(node, at)| (NodeId(node), at)).collect();
-        Ok((configs, addresses))
+        let token = from_hex(&map.token).ok_or("the token is not hexadecimal")?;
+        Ok(Whereabouts { configs, addresses, token, members: map.members })
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), StateError> {
@@ -340,6 +357,7 @@ mod tests {
             generation: Generation(generation),
             configs: vec![],
             addresses: BTreeMap::new(),
+            members: vec![],
         }
     }
 
@@ -355,7 +373,7 @@ mod tests {
         assert_eq!(found, kept);
         assert!(found.is("demo") && found.is("vol-a-00000000000000000000000000000007"));
         assert!(!found.is("other"));
-        assert_eq!(state.load_map(&found.attached.unwrap()).unwrap(), map(4));
+        assert_eq!(state.load_map(&mut found.attached.unwrap()).unwrap(), map(4));
         state.forget().unwrap();
         assert_eq!(state.load().unwrap(), None);
     }
@@ -393,14 +411,25 @@ mod tests {
             copies_wanted: 1,
             copies_min: 1,
         };
-        let known = Whereabouts { configs: vec![config], addresses: [(NodeId(1), address)].into() };
+        let addresses = [(NodeId(1), address)].into();
+        let token = b"newer".to_vec();
+        let known = Whereabouts {
+            configs: vec![config],
+            addresses,
+            token,
+            members: vec!["127.0.0.9:7".into()],
+        };
         state.save_map(Generation(4), &known).unwrap();
-        let kept = |generation| KeptAttachment::new(&map(generation), b"");
-        let found = state.load_map(&kept(4)).unwrap();
+        let kept = |generation| KeptAttachment::new(&map(generation), b"first");
+        let (mut ours, mut later) = (kept(4), kept(5));
+        let found = state.load_map(&mut ours).unwrap();
         assert_eq!((found.addresses, found.configs), (known.addresses, known.configs));
-        assert!(state.load_map(&kept(5)).unwrap().addresses.is_empty());
+        assert_eq!(found.members, known.members);
+        assert_eq!(ours.token(), b"newer");
+        assert!(state.load_map(&mut later).unwrap().addresses.is_empty());
+        assert_eq!(later.token(), b"first");
         std::fs::write(dir.path().join("map.json"), b"{").unwrap();
-        assert!(state.load_map(&kept(4)).unwrap().addresses.is_empty());
+        assert!(state.load_map(&mut ours).unwrap().addresses.is_empty());
     }
 
     #[test]

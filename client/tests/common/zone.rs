@@ -267,6 +267,7 @@ impl World {
             ..Default::default()
         };
         v1::VolumeMap {
+            members: Vec::new(),
             volume: Some(volume),
             generation: self.generation,
             geometry: Some(self.geometry.into()),
@@ -335,7 +336,7 @@ impl VolumeService for Zone {
         _request: Request<v1::GetVolumeMapRequest>,
     ) -> Result<Response<v1::GetVolumeMapResponse>, Status> {
         let map = Some(self.world.lock().unwrap().map());
-        Ok(Response::new(v1::GetVolumeMapResponse { map }))
+        Ok(Response::new(v1::GetVolumeMapResponse { map, token: Vec::new() }))
     }
 
     async fn create_volume(

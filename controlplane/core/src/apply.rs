@@ -35,9 +35,21 @@ pub enum Answer {
         /// Its id.
         volume: VolumeId,
     },
+    /// A member was added or removed.
+    Member {
+        /// Its number.
+        member: u64,
+        /// `ip:port` of its services.
+        address: String,
+    },
 }
 
-wire_enum! { Answer { 0 => Done {}, 1 => Volume { volume }, 2 => Deleted { volume } } }
+wire_enum! { Answer {
+    0 => Done {},
+    1 => Volume { volume },
+    2 => Deleted { volume },
+    3 => Member { member, address },
+} }
 
 /// What became of one chunk change.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,6 +136,15 @@ pub enum Refusal {
         /// Number recorded.
         recorded: StartNumber,
     },
+    /// No such member.
+    #[error("{0} is not a member's number")]
+    UnknownMember(u64),
+    /// The member was removed.
+    #[error("member {0} was removed; its number is not used again")]
+    RemovedMember(u64),
+    /// A member that has run comes with an empty store: it may have voted.
+    #[error("member {0} has run before, with another store: with an empty one it must not vote")]
+    MemberRan(u64),
 }
 
 impl ZoneState {
@@ -185,6 +206,13 @@ impl ZoneState {
                 applied.outcomes = outcomes;
                 Ok(Answer::Done {})
             }
+            Action::SetZoneKey { secret } => {
+                if self.zone_key.is_none() {
+                    self.zone_key = Some(*secret);
+                    changed.insert(Key::ZoneKey);
+                }
+                Ok(Answer::Done {})
+            }
             Action::Forget { replicas } => {
                 for (chunk, replica) in replicas {
                     if self.erasures.remove(&(*chunk, *replica)) {
@@ -193,6 +221,10 @@ impl ZoneState {
                 }
                 Ok(Answer::Done {})
             }
+            Action::AddMember { .. }
+            | Action::RemoveMember { .. }
+            | Action::StartMember { .. }
+            | Action::NoteLost { .. } => self.change_members(action, changed),
         }
     }
 
@@ -221,19 +253,29 @@ impl ZoneState {
             Action::RegisterNode { .. }
             | Action::MarkReady { .. }
             | Action::Change { .. }
-            | Action::Forget { .. } => Ok(Answer::Done {}),
+            | Action::SetZoneKey { .. }
+            | Action::Forget { .. }
+            | Action::AddMember { .. }
+            | Action::RemoveMember { .. }
+            | Action::StartMember { .. }
+            | Action::NoteLost { .. } => Ok(Answer::Done {}),
         }?;
-        if let Some(token) = token {
-            let expires_millis = self.clock_millis.saturating_add(TOKEN_LIFE_MILLIS);
-            let record = TokenRecord {
-                request_hash: token.request_hash,
-                answer: answer.clone(),
-                expires_millis,
-            };
-            self.put_token(token.token.clone(), record);
-            changed.insert(Key::Token(token.token.clone()));
-        }
+        self.remember(token, &answer, changed);
         Ok(answer)
+    }
+
+    /// Remembers what was answered to a call.
+    pub(crate) fn remember(
+        &mut self,
+        token: Option<&TokenUse>,
+        answer: &Answer,
+        changed: &mut BTreeSet<Key>,
+    ) {
+        let Some(token) = token else { return };
+        let expires_millis = self.clock_millis.saturating_add(TOKEN_LIFE_MILLIS);
+        let (request_hash, answer) = (token.request_hash, answer.clone());
+        self.put_token(token.token.clone(), TokenRecord { request_hash, answer, expires_millis });
+        changed.insert(Key::Token(token.token.clone()));
     }
 
     /// Whether a node may register as it says it is.

@@ -22,7 +22,7 @@ use ashlar_types::{
 use thiserror::Error;
 
 /// Version of the command's bytes that this build writes, and the newest that it reads.
-pub const COMMAND_VERSION: u16 = 1;
+pub const COMMAND_VERSION: u16 = 2;
 
 /// Most chunk changes in one command: some 60 bytes each keep it far below a Raft message.
 pub const CHANGES_PER_COMMAND_MAX: usize = 4_096;
@@ -102,11 +102,68 @@ pub enum Action {
         /// At most [`CHANGES_PER_COMMAND_MAX`].
         changes: Vec<ChunkChange>,
     },
+    /// The key by which tokens of attachments are signed. Only the first one counts.
+    SetZoneKey {
+        /// Secret half of an Ed25519 key, drawn by a leader.
+        secret: [u8; 32],
+    },
     /// Holders confirmed that they erased these.
     Forget {
         /// The erased replicas.
         replicas: Vec<(ChunkId, ReplicaId)>,
     },
+    /// A member is added: applied with Raft's own change, so it is never refused.
+    AddMember {
+        /// Protection against repetition.
+        token: Option<TokenUse>,
+        /// Its number.
+        member: u64,
+        /// `ip:port` of its services.
+        address: String,
+        /// The members before it, which count if none are committed yet.
+        before: Vec<(u64, String)>,
+    },
+    /// A member is removed: applied with Raft's own change, so it is never refused.
+    RemoveMember {
+        /// Protection against repetition.
+        token: Option<TokenUse>,
+        /// Its number.
+        member: u64,
+        /// As in [`Action::AddMember`].
+        before: Vec<(u64, String)>,
+    },
+    /// An added member starts for the first time.
+    StartMember {
+        /// Its number.
+        member: u64,
+        /// Number that it has drawn for its store. With another one it would have forgotten what
+        /// it voted.
+        store: u128,
+    },
+    /// A member's store is damaged or empty: it cannot take part. Or it does again.
+    NoteLost {
+        /// Its number.
+        member: u64,
+        /// What it found; empty: it takes part.
+        cause: String,
+        /// As in [`Action::AddMember`].
+        before: Vec<(u64, String)>,
+    },
+}
+
+/// A member of the control plane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberRecord {
+    /// Its number, never given twice.
+    pub member: u64,
+    /// `ip:port` of its services.
+    pub address: String,
+    /// It is a member no more; its peers refuse it.
+    pub removed: bool,
+    /// The store that it started with; 0 for those that the zone began with.
+    pub store: Option<u128>,
+    /// Why it cannot take part, in its own words; empty: it can.
+    pub lost: String,
 }
 
 /// What the zone knows of a node.
@@ -226,6 +283,7 @@ pub enum Evidence {
 
 wire_struct! {
     NodeRecord { node, store, start, primary_address, replication_address }
+    MemberRecord { member, address, removed, store, lost }
     TokenUse { token, request_hash }
     ChunkChange { chunk, epoch, kind }
 }
@@ -248,6 +306,11 @@ wire_enum! { Action {
     5 => MarkReady { volumes },
     6 => Change { changes },
     7 => Forget { replicas },
+    20 => SetZoneKey { secret },
+    8 => AddMember { token, member, address, before },
+    9 => RemoveMember { token, member, before },
+    10 => StartMember { member, store },
+    11 => NoteLost { member, cause, before },
 } }
 
 /// Why bytes of the log are no command of this build.

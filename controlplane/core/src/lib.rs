@@ -22,6 +22,7 @@ pub mod change;
 mod codec;
 pub mod command;
 pub mod describe;
+mod members;
 pub mod observe;
 pub mod place;
 pub mod plan;

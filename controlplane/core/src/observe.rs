@@ -14,6 +14,8 @@ use ashlar_types::message::data::Network;
 use ashlar_types::{ChunkId, Epoch, Generation, NodeId, ReplicaId, Time};
 use core::time::Duration;
 
+/// How long a node that was slow counts against the zone's budget of slow nodes (design.md 4.7).
+pub const SLOW_WINDOW: Duration = Duration::from_secs(300);
 /// How often nodes send a heartbeat.
 pub const HEARTBEAT_EVERY: Duration = Duration::from_millis(300);
 /// Heartbeats that stop for this long make a node suspected (design.md section 6).
@@ -106,6 +108,8 @@ pub struct Observations {
     proposals: BTreeMap<ChunkId, Proposal>,
     proposed: BTreeMap<ChunkId, (Epoch, Time)>,
     stuck_since: BTreeMap<ChunkId, Time>,
+    /// Nodes that lost replicas because all others waited for them, and when that began.
+    slow: BTreeMap<NodeId, Time>,
 }
 
 impl Observations {
@@ -120,6 +124,21 @@ impl Observations {
             proposals: BTreeMap::new(),
             proposed: BTreeMap::new(),
             stuck_since: BTreeMap::new(),
+            slow: BTreeMap::new(),
+        }
+    }
+
+    /// Nodes that were taken for slow lately.
+    pub fn slow_nodes(&self, now: Time) -> impl Iterator<Item = NodeId> {
+        let recent = move |(_, since): &(&NodeId, &Time)| now.since(**since) < SLOW_WINDOW;
+        self.slow.iter().filter(recent).map(|(node, _)| *node)
+    }
+
+    /// Replicas are taken from nodes because they are slow.
+    pub fn note_slow(&mut self, now: Time, nodes: &[NodeId]) {
+        self.slow.retain(|_, since| now.since(*since) < SLOW_WINDOW);
+        for node in nodes {
+            self.slow.entry(*node).or_insert(now);
         }
     }
 

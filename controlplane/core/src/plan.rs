@@ -9,7 +9,7 @@ use crate::observe::{Observations, PROBE_EVERY, SILENT_DOUBT_MILLIS, is_down};
 use crate::place::Space;
 use crate::state::ZoneState;
 use crate::verdict::{self, Verdict, Verdicts};
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -31,6 +31,8 @@ pub struct Plan {
     pub erased: Vec<(ChunkId, ReplicaId)>,
     /// Nodes whose ports should be tried.
     pub probes: Vec<NodeId>,
+    /// Nodes that lose replicas because they are slow.
+    pub slow: Vec<NodeId>,
 }
 
 /// Plans. Spurious calls are harmless; call after input, and at every tick.
@@ -160,6 +162,17 @@ fn probes(now: Time, state: &ZoneState, seen: &Observations) -> Vec<NodeId> {
     state.nodes().map(|record| record.node).filter(due).collect()
 }
 
+/// The node that a proposal calls slow.
+fn slow_node(proposal: &Proposal) -> Option<NodeId> {
+    match &proposal.change {
+        Change::RemoveSecondary { replica, reason: RemovalReason::Slow { .. } } => {
+            Some(replica.node)
+        }
+        Change::StepDown { .. } => Some(proposal.proposer.node),
+        _other => None,
+    }
+}
+
 /// Judges what primaries ask for.
 struct Judge<'a> {
     now: Time,
@@ -181,14 +194,33 @@ impl Judge<'_> {
             return;
         }
         plan.judged.push(proposal.chunk);
-        match self.decide(config, proposal) {
-            Ok(kind) => plan.changes.push(ChunkChange {
-                chunk: proposal.chunk,
-                epoch: proposal.epoch,
-                kind,
-            }),
+        let slow = slow_node(proposal);
+        let decided = self.decide(config, proposal);
+        let within_budget = || slow.map_or(Ok(()), |node| self.may_be_slow(node, &plan.slow));
+        match decided.and_then(|kind| within_budget().map(|()| kind)) {
+            Ok(kind) => {
+                let (chunk, epoch) = (proposal.chunk, proposal.epoch);
+                plan.changes.push(ChunkChange { chunk, epoch, kind });
+                plan.slow.extend(slow);
+            }
             Err(why) => plan.refused.push((proposal.clone(), why)),
         }
+    }
+
+    /// One node in ten, one at least, may be taken for slow at a time: when more are, it is not they
+    /// that are slow, and copies would go without need.
+    fn may_be_slow(&self, node: NodeId, planned: &[NodeId]) -> Result<(), String> {
+        let others: BTreeSet<NodeId> = self
+            .seen
+            .slow_nodes(self.now)
+            .chain(planned.iter().copied())
+            .filter(|known| *known != node)
+            .collect();
+        if others.len() < (self.state.nodes().count() / 10).max(1) {
+            return Ok(());
+        }
+        let names: Vec<String> = others.iter().map(ToString::to_string).collect();
+        Err(format!("{} count as slow already; {node} is waited for", names.join(", ")))
     }
 
     fn decide(&mut self, config: &ChunkConfig, proposal: &Proposal) -> Result<ChangeKind, String> {

@@ -5,13 +5,13 @@
 //! entries in order of key.
 //!
 //! ```text
-//! key    byte 0: kind (1 clock, 2 volume, 3 chunk, 4 node, 5 token, 6 erasure), then the id,
-//!        big-endian so that keys sort as ids do
+//! key    byte 0: kind (1 clock, 2 volume, 3 chunk, 4 node, 5 token, 6 erasure, 7 member, 8 zone
+//!        key), then the id, big-endian so that keys sort as ids do
 //! value  byte 0: version; then the fields (types/src/codec.rs)
 //! ```
 
 use crate::apply::Answer;
-use crate::command::NodeRecord;
+use crate::command::{MemberRecord, NodeRecord};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -113,6 +113,10 @@ pub enum Key {
     Token(String),
     /// A replica to be erased.
     Erase(ChunkId, ReplicaId),
+    /// The zone's key.
+    ZoneKey,
+    /// A member of the control plane.
+    Member(u64),
 }
 
 impl Key {
@@ -152,6 +156,11 @@ impl Key {
                 out.extend(replica.node.0.to_be_bytes());
                 out.extend(replica.store.0.to_be_bytes());
                 out.extend(replica.incarnation.0.to_be_bytes());
+            }
+            Self::ZoneKey => out.push(8),
+            Self::Member(id) => {
+                out.push(7);
+                out.extend(id.to_be_bytes());
             }
         }
         out
@@ -201,6 +210,10 @@ pub struct ZoneState {
     pub(crate) tokens: BTreeMap<String, TokenRecord>,
     pub(crate) token_expiry: BTreeSet<(u64, String)>,
     pub(crate) erasures: BTreeSet<(ChunkId, ReplicaId)>,
+    pub(crate) zone_key: Option<[u8; 32]>,
+    /// Members, removed ones too. Empty until they change for the first time: before, every
+    /// member's configuration names them.
+    pub(crate) members: BTreeMap<u64, MemberRecord>,
     /// Volumes that are not ready yet.
     pub(crate) creating: BTreeSet<VolumeId>,
     /// Chunks with stale replicas.
@@ -227,6 +240,8 @@ impl ZoneState {
             tokens: BTreeMap::new(),
             token_expiry: BTreeSet::new(),
             erasures: BTreeSet::new(),
+            zone_key: None,
+            members: BTreeMap::new(),
             creating: BTreeSet::new(),
             with_stale: BTreeSet::new(),
             held: BTreeMap::new(),
@@ -264,6 +279,12 @@ impl ZoneState {
     pub fn find_volume(&self, id_or_name: &str) -> Option<&Volume> {
         let by_id = id_or_name.parse().ok().and_then(|id: VolumeId| self.volumes.get(&id));
         by_id.or_else(|| self.names.get(id_or_name).and_then(|id| self.volumes.get(id)))
+    }
+
+    /// Secret half of the key by which tokens are signed; the first leader sets it.
+    #[must_use]
+    pub const fn zone_key(&self) -> Option<&[u8; 32]> {
+        self.zone_key.as_ref()
     }
 
     /// Volumes whose primaries have not all served yet.
@@ -324,6 +345,24 @@ impl ZoneState {
     #[must_use]
     pub fn is_erasure(&self, chunk: ChunkId, replica: ReplicaId) -> bool {
         self.erasures.contains(&(chunk, replica))
+    }
+
+    /// The members that are committed, removed ones too, in order of number. None until they change
+    /// for the first time: before, every member's configuration names them.
+    pub fn members(&self) -> impl Iterator<Item = &MemberRecord> {
+        self.members.values()
+    }
+
+    /// A member.
+    #[must_use]
+    pub fn member(&self, member: u64) -> Option<&MemberRecord> {
+        self.members.get(&member)
+    }
+
+    /// Whether a member was removed: for ever, as numbers are not given twice.
+    #[must_use]
+    pub fn is_removed(&self, member: u64) -> bool {
+        self.members.get(&member).is_some_and(|record| record.removed)
     }
 
     /// How many chunks a node is the primary of.
@@ -415,6 +454,8 @@ impl ZoneState {
             Key::Erase(chunk, replica) => {
                 self.erasures.contains(&(*chunk, *replica)).then(|| versioned(&(*chunk, *replica)))
             }
+            Key::ZoneKey => self.zone_key.as_ref().map(versioned),
+            Key::Member(id) => self.members.get(id).map(versioned),
         }
     }
 
@@ -425,7 +466,9 @@ impl ZoneState {
             .chain(self.chunks.keys().map(|id| Key::Chunk(*id)))
             .chain(self.nodes.keys().map(|id| Key::Node(*id)))
             .chain(self.tokens.keys().map(|token| Key::Token(token.clone())))
-            .chain(self.erasures.iter().map(|(chunk, replica)| Key::Erase(*chunk, *replica)));
+            .chain(self.erasures.iter().map(|(chunk, replica)| Key::Erase(*chunk, *replica)))
+            .chain(self.members.keys().map(|id| Key::Member(*id)))
+            .chain(core::iter::once(Key::ZoneKey));
         keys.filter_map(|key| self.value(&key).map(|value| (key.encode(), value)))
     }
 
@@ -476,6 +519,11 @@ impl ZoneState {
             6 => {
                 let (chunk, replica) = codec::decode(body)?;
                 self.erasures.insert((chunk, replica));
+            }
+            8 => self.zone_key = Some(codec::decode(body)?),
+            7 => {
+                let member: MemberRecord = codec::decode(body)?;
+                self.members.insert(member.member, member);
             }
             other => return Err(StateError::Kind(other)),
         }

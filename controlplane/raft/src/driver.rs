@@ -89,6 +89,9 @@ pub enum ChangeError {
     /// The leader cannot see to its own removal.
     #[error("member {0} leads; ask again when another does")]
     Leads(u64),
+    /// Nobody would vote any more.
+    #[error("member {0} is the last one that votes")]
+    Last(u64),
     /// The others would not be able to go on.
     #[error("without it only {heard} of {left} members would be there: no majority")]
     NoMajority {
@@ -139,6 +142,10 @@ pub struct RaftStatus {
     pub committed: u64,
     /// Last entry stored here.
     pub last: u64,
+    /// Members that vote.
+    pub voters: Vec<u64>,
+    /// Members that are filled and do not vote.
+    pub learners: Vec<u64>,
     /// For a leader: by member, last entry known to be stored there, and whether it was heard of
     /// within the last election time-out.
     pub members: BTreeMap<u64, (u64, bool)>,
@@ -277,6 +284,7 @@ impl Driver {
         self.node.tick();
         self.throw_election_dice();
         self.retry_snapshots();
+        self.promote_filled();
     }
 
     fn retry_snapshots(&mut self) {
@@ -387,9 +395,10 @@ impl Driver {
         Ok((self.node.raft.raft_log.last_index(), self.node.raft.term))
     }
 
-    /// Proposes a new member. Gives its number, which is made of the entry's position and so never
-    /// given twice, and index and term as [`Self::propose`] does. The member starts with an empty
-    /// store and [`Start::Join`].
+    /// Proposes a new member, which is filled before it votes. Gives its number, which is made of
+    /// the entry's position and so never given twice, and index and term as [`Self::propose`]
+    /// does. What `data` makes of the number is applied with the change. The member starts with an
+    /// empty store and [`Start::Join`].
     ///
     /// # Errors
     /// Not leading; another change is under way.
@@ -397,33 +406,101 @@ impl Driver {
     /// # Panics
     /// If the entry is not where it was expected: only a defect can cause it, and a number could
     /// be given twice.
-    pub fn propose_add(&mut self) -> Result<(u64, u64, u64), ChangeError> {
-        let id = ADDED_ABOVE + self.node.raft.raft_log.last_index() + 1;
-        let (index, term) = self.propose_change(MemberChange::Add(id))?;
+    pub fn propose_add(
+        &mut self,
+        data: impl FnOnce(u64) -> Vec<u8>,
+    ) -> Result<(u64, u64, u64), ChangeError> {
+        let id = self.next_member();
+        let (index, term) = self.propose_change(MemberChange::Add(id), data(id))?;
         assert_eq!(id, ADDED_ABOVE + index, "a member is numbered after its entry");
         Ok((id, index, term))
     }
 
-    /// Proposes that a member votes no more.
+    /// The number that a member would get which is added now.
+    #[must_use]
+    pub fn next_member(&self) -> u64 {
+        ADDED_ABOVE + self.node.raft.raft_log.last_index() + 1
+    }
+
+    /// Whether a number is one that was given to an added member, not one of the first.
+    #[must_use]
+    pub const fn is_added(id: u64) -> bool {
+        id > ADDED_ABOVE
+    }
+
+    /// Lets members vote that have been filled: they have everything that is committed, and were
+    /// heard of lately. One at a time.
+    fn promote_filled(&mut self) {
+        if !self.is_leader() || self.node.raft.has_pending_conf() {
+            return;
+        }
+        let committed = self.node.raft.raft_log.committed;
+        let filled = |id: &&u64| {
+            let progress = self.node.raft.prs().get(**id);
+            progress.is_some_and(|progress| progress.matched >= committed) && self.is_heard(**id)
+        };
+        let Some(id) = self.node.store().learners().iter().find(filled).copied() else { return };
+        if let Err(error) = self.propose_change(MemberChange::Promote(id), Vec::new()) {
+            tracing::debug!(member = id, %error, "a filled member does not vote yet");
+        }
+    }
+
+    /// Whether a member may be removed, `force` aside: see [`Self::propose_remove`].
     ///
     /// # Errors
-    /// Not leading; another change is under way; it leads; the others are no majority.
-    pub fn propose_remove(&mut self, id: u64) -> Result<(u64, u64), ChangeError> {
+    /// As there.
+    pub fn check_remove(&self, id: u64, force: bool) -> Result<(), ChangeError> {
+        if self.node.store().learners().contains(&id) {
+            return Ok(());
+        }
         if !self.voters().contains(&id) {
             return Err(ChangeError::Unknown(id));
         }
-        if id == self.node.raft.id {
-            return Err(ChangeError::Leads(id));
-        }
         let left: Vec<u64> = self.voters().iter().copied().filter(|other| *other != id).collect();
+        if left.is_empty() {
+            return Err(ChangeError::Last(id));
+        }
         let heard = left.iter().filter(|other| self.is_heard(**other)).count();
-        if heard * 2 <= left.len() {
+        if heard * 2 <= left.len() && !force {
             return Err(ChangeError::NoMajority { heard, left: left.len() });
         }
-        self.propose_change(MemberChange::Remove(id))
+        if id == self.node.raft.id { Err(ChangeError::Leads(id)) } else { Ok(()) }
     }
 
-    fn propose_change(&mut self, change: MemberChange) -> Result<(u64, u64), ChangeError> {
+    /// Proposes that a member is none any more; `data` is applied with it.
+    ///
+    /// # Errors
+    /// Not leading; another change is under way; it leads; the others are no majority, unless
+    /// `force`; it is the last one.
+    pub fn propose_remove(
+        &mut self,
+        id: u64,
+        force: bool,
+        data: Vec<u8>,
+    ) -> Result<(u64, u64), ChangeError> {
+        self.check_remove(id, force)?;
+        self.propose_change(MemberChange::Remove(id), data)
+    }
+
+    /// Hands the lead to the voter that has most and was heard of lately; false if there is none.
+    pub fn hand_over(&mut self) -> bool {
+        let me = self.node.raft.id;
+        let others = self.voters().iter().filter(|id| **id != me && self.is_heard(**id));
+        let matched = |id: &u64| self.node.raft.prs().get(*id).map_or(0, |p| p.matched);
+        let Some(to) = others.copied().max_by_key(matched) else { return false };
+        tracing::info!(to, "the lead is handed over");
+        self.node.transfer_leader(to);
+        true
+    }
+
+    fn propose_change(
+        &mut self,
+        change: MemberChange,
+        data: Vec<u8>,
+    ) -> Result<(u64, u64), ChangeError> {
+        if data.len() > ENTRY_BYTES_MAX {
+            return Err(ProposeError::TooLong(data.len()).into());
+        }
         if !self.is_leader() {
             return Err(ProposeError::NotLeader.into());
         }
@@ -432,7 +509,7 @@ impl Driver {
             return Err(ChangeError::Pending);
         }
         self.node
-            .propose_conf_change(change.encode(), change.to_raft())
+            .propose_conf_change(change.encode(data.into()), change.to_raft())
             .map_err(|_| ProposeError::Busy)?;
         self.throw_election_dice();
         Ok((self.node.raft.raft_log.last_index(), self.node.raft.term))
@@ -444,14 +521,15 @@ impl Driver {
             if entry.get_entry_type() != EntryType::EntryConfChange {
                 continue;
             }
-            let change = MemberChange::decode(&entry.context)
+            let (change, _) = MemberChange::decode(&entry.context)
                 .map_err(|cause| StorageError::Entry { index: entry.index, cause })?;
             let members = self
                 .node
                 .apply_conf_change(&change.to_raft())
                 .map_err(|error| DriverError::Raft(error.to_string()))?;
-            tracing::info!(?change, voters = ?members.voters, "the members have changed");
-            self.node.mut_store().set_voters(members.voters)?;
+            let (voters, learners) = (members.voters, members.learners);
+            tracing::info!(?change, ?voters, ?learners, "the members have changed");
+            self.node.mut_store().set_members(voters, learners)?;
         }
         Ok(())
     }
@@ -573,6 +651,8 @@ impl Driver {
             BTreeMap::new()
         };
         RaftStatus {
+            voters: self.voters().to_vec(),
+            learners: raft.store().learners().to_vec(),
             id: raft.id,
             term: raft.term,
             leader: self.leader(),
@@ -588,9 +668,10 @@ impl Driver {
 fn release(messages: Vec<Message>, committed: Vec<Entry>, out: &mut Outbox) {
     out.messages.extend(messages.into_iter().map(|message| (message.to, message::encode(message))));
     out.committed.extend(committed.into_iter().map(|entry| {
-        // A change of members is carried out already.
+        // A change of members is carried out already; what the caller applies with it is not.
         let plain = entry.get_entry_type() == EntryType::EntryNormal;
-        let data = if plain { entry.data } else { Bytes::new() };
+        let words = |context: &Bytes| MemberChange::decode(context).map(|(_, data)| data);
+        let data = if plain { entry.data } else { words(&entry.context).unwrap_or_default() };
         Committed { index: entry.index, term: entry.term, data }
     }));
 }

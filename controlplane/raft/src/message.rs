@@ -11,7 +11,7 @@ use raft::prelude::{EntryType, MessageType};
 use thiserror::Error;
 
 /// Version of these bytes; part of the envelope that carries them.
-pub const PAYLOAD_VERSION: u32 = 1;
+pub const PAYLOAD_VERSION: u32 = 2;
 
 /// Most entries in one message; a message of more was not made by us.
 const ENTRIES_PER_MESSAGE_MAX: usize = 65_536;
@@ -95,55 +95,63 @@ pub(crate) struct WireEntry {
     context: Bytes,
 }
 
-/// A change of who votes: a configuration entry of Raft, one at a time.
+/// A change of the members: a configuration entry of Raft, one at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemberChange {
-    /// A new member, under a number that was never used.
+    /// A new member, under a number that was never used; it is filled, and does not vote.
     Add(u64),
-    /// A member that votes no more. Its number is never used again.
+    /// A member that was filled votes from now on.
+    Promote(u64),
+    /// A member that is none any more. Its number is never used again.
     Remove(u64),
 }
 
 /// A change as it stands in an entry's context: ours to parse, unlike raft's own bytes.
 #[derive(Clone, PartialEq, prost::Message)]
 struct WireChange {
-    #[prost(bool, tag = "1")]
-    add: bool,
+    /// 1 add, 2 promote, 3 remove.
+    #[prost(uint32, tag = "3")]
+    kind: u32,
     #[prost(uint64, tag = "2")]
     id: u64,
+    /// The caller's, applied with the change.
+    #[prost(bytes = "bytes", tag = "4")]
+    data: Bytes,
 }
 
 impl MemberChange {
-    pub(crate) fn encode(self) -> Vec<u8> {
-        let (add, id) = match self {
-            Self::Add(id) => (true, id),
-            Self::Remove(id) => (false, id),
+    pub(crate) fn encode(self, data: Bytes) -> Vec<u8> {
+        let (kind, id) = match self {
+            Self::Add(id) => (1, id),
+            Self::Promote(id) => (2, id),
+            Self::Remove(id) => (3, id),
         };
-        WireChange { add, id }.encode_to_vec()
+        WireChange { kind, id, data }.encode_to_vec()
     }
 
-    /// The change that a configuration entry makes.
-    pub(crate) fn decode(context: &[u8]) -> Result<Self, MessageError> {
-        match WireChange::decode(context)? {
-            WireChange { id: 0, .. } => Err(MessageError::Entries),
-            WireChange { add: true, id } => Ok(Self::Add(id)),
-            WireChange { add: false, id } => Ok(Self::Remove(id)),
-        }
+    /// The change that a configuration entry makes, and what the caller applies with it.
+    pub(crate) fn decode(context: &[u8]) -> Result<(Self, Bytes), MessageError> {
+        let WireChange { kind, id, data } = WireChange::decode(context)?;
+        let change = match (kind, id) {
+            (_, 0) => return Err(MessageError::Entries),
+            (1, id) => Self::Add(id),
+            (2, id) => Self::Promote(id),
+            (3, id) => Self::Remove(id),
+            _ => return Err(MessageError::Entries),
+        };
+        Ok((change, data))
     }
 
     /// As raft-rs has it.
     pub(crate) fn to_raft(self) -> eraft::ConfChange {
         let mut change = eraft::ConfChange::default();
-        match self {
-            Self::Add(id) => {
-                change.set_change_type(eraft::ConfChangeType::AddNode);
-                change.node_id = id;
-            }
-            Self::Remove(id) => {
-                change.set_change_type(eraft::ConfChangeType::RemoveNode);
-                change.node_id = id;
-            }
-        }
+        let (kind, id) = match self {
+            Self::Add(id) => (eraft::ConfChangeType::AddLearnerNode, id),
+            Self::Promote(id) => (eraft::ConfChangeType::AddNode, id),
+            Self::Remove(id) => (eraft::ConfChangeType::RemoveNode, id),
+        };
+        change.set_change_type(kind);
+        change.node_id = id;
         change
     }
 }
@@ -159,6 +167,8 @@ pub(crate) struct WireSnapshot {
     pub(crate) voters: Vec<u64>,
     #[prost(bytes = "bytes", tag = "4")]
     pub(crate) data: Bytes,
+    #[prost(uint64, repeated, tag = "5")]
+    pub(crate) learners: Vec<u64>,
 }
 
 impl From<eraft::Entry> for WireEntry {
@@ -194,10 +204,12 @@ impl TryFrom<WireEntry> for eraft::Entry {
 impl From<eraft::Snapshot> for WireSnapshot {
     fn from(mut snapshot: eraft::Snapshot) -> Self {
         let mut metadata = snapshot.take_metadata();
+        let members = metadata.take_conf_state();
         Self {
             index: metadata.index,
             term: metadata.term,
-            voters: metadata.take_conf_state().voters,
+            voters: members.voters,
+            learners: members.learners,
             data: snapshot.data,
         }
     }
@@ -210,6 +222,7 @@ impl From<WireSnapshot> for eraft::Snapshot {
         metadata.index = wire.index;
         metadata.term = wire.term;
         metadata.mut_conf_state().voters = wire.voters;
+        metadata.mut_conf_state().learners = wire.learners;
         snapshot.data = wire.data;
         snapshot
     }
@@ -334,6 +347,7 @@ mod tests {
             index: 9,
             term: 3,
             voters: vec![1, 2, 3],
+            learners: vec![104],
             data: Bytes::from_static(b"state"),
         };
         snapshot.set_snapshot(wire.into());
@@ -361,11 +375,12 @@ mod tests {
         let mut member = append();
         let entry = &mut member.mut_entries()[0];
         entry.set_entry_type(EntryType::EntryConfChange);
-        entry.context = MemberChange::Add(105).encode().into();
+        let words = Bytes::from_static(b"words");
+        entry.context = MemberChange::Add(105).encode(words.clone()).into();
         entry.data = Bytes::from_static(b"for rust-protobuf");
         let found = decode(2, 1, encode(member)).unwrap();
         let entry = found.entries.first().unwrap();
-        assert_eq!(MemberChange::decode(&entry.context), Ok(MemberChange::Add(105)));
+        assert_eq!(MemberChange::decode(&entry.context), Ok((MemberChange::Add(105), words)));
         assert!(entry.data.is_empty(), "bytes of a peer must never reach its parser");
         let mut empty = append();
         empty.set_msg_type(MessageType::MsgSnapshot);

@@ -1,7 +1,7 @@
 //! Snapshots as files: written beside, synced, renamed, so that a name always means a whole file.
 //!
 //! ```text
-//! byte 0..8    "ASHSNAP1"; another digit is another version
+//! byte 0..8    "ASHSNAP2"; another digit is another version (1: without learners, still read)
 //! byte 8..12   CRC32C of everything after it
 //! byte 12..20  length of the rest, little-endian
 //! byte 20..    the snapshot (controlplane/raft/src/message.rs)
@@ -16,7 +16,9 @@ use ashlar_env::disk::{Disk, DiskError, DiskFile, OpenHow};
 use prost::Message as _;
 use std::sync::Arc;
 
-const MAGIC: &[u8; 8] = b"ASHSNAP1";
+const MAGIC: &[u8; 8] = b"ASHSNAP2";
+/// Of the version before, which knew no learners.
+const MAGIC_1: &[u8; 8] = b"ASHSNAP1";
 const HEAD: usize = 20;
 const UNFINISHED: &str = "unfinished";
 const PREFIX: &str = "snapshot-";
@@ -51,7 +53,7 @@ impl SnapshotFiles {
         if magic.get(..7) != MAGIC.get(..7) {
             return Err(damaged("it does not start like a snapshot"));
         }
-        if magic != MAGIC {
+        if magic != MAGIC && magic != MAGIC_1 {
             return Err(damaged("it is of a version that this release does not read"));
         }
         let (crc, len) = rest.split_at(4);
@@ -98,7 +100,7 @@ mod tests {
 
     fn snapshot(index: u64) -> WireSnapshot {
         let data = Bytes::from(vec![7; 5_000]);
-        WireSnapshot { index, term: 2, voters: vec![1, 2, 3], data }
+        WireSnapshot { index, term: 2, voters: vec![1, 2, 3], learners: vec![], data }
     }
 
     #[test]
@@ -114,6 +116,22 @@ mod tests {
             let found = files.newest().unwrap().unwrap();
             assert!(found == snapshot(20) || (!written && found == snapshot(10)), "stop {stop}");
         }
+    }
+
+    #[test]
+    fn a_snapshot_of_version_1_is_read() {
+        use prost::Message as _;
+        // Without learners the bytes are those of the release before, but for the digit.
+        let body = snapshot(10).encode_to_vec();
+        let mut bytes = MAGIC_1.to_vec();
+        bytes.extend(crc32c::crc32c(&body).to_le_bytes());
+        bytes.extend((body.len() as u64).to_le_bytes());
+        bytes.extend(body);
+        let disk = MemDisk::new();
+        let file = disk.open(&format!("{PREFIX}{:020}", 10), OpenHow::CREATE).unwrap();
+        file.write_at(&bytes, 0).unwrap();
+        let files = SnapshotFiles::new(Arc::new(disk));
+        assert_eq!(files.newest().unwrap(), Some(snapshot(10)));
     }
 
     #[test]

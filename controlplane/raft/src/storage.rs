@@ -6,7 +6,8 @@
 //! ```text
 //! byte 0      version of the state value
 //! byte 1..9   term       9..17  vote       17..25  commit
-//! byte 25..33 base index 33..41 base term  then the voters, 8 bytes each
+//! byte 25..33 base index 33..41 base term  41..49 how many voters
+//! byte 49..   the voters, then the learners, 8 bytes each (version 1: the voters from byte 41)
 //! ```
 //!
 //! Order that makes every crash harmless: a snapshot file is durable before the base moves, the
@@ -26,7 +27,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use thiserror::Error;
 
-const STATE_VERSION: u8 = 1;
+const STATE_VERSION: u8 = 2;
 /// Everybody starts from the same imagined entry, so that nobody needs a first snapshot.
 const FIRST_BASE: (u64, u64) = (1, 1);
 
@@ -110,30 +111,41 @@ struct Remembered {
     commit: u64,
     base: (u64, u64),
     voters: Vec<u64>,
+    /// Members that are filled and do not vote.
+    learners: Vec<u64>,
 }
 
 impl Remembered {
     fn encode(&self) -> Vec<u8> {
         let mut out = vec![STATE_VERSION];
-        let fixed = [self.term, self.vote, self.commit, self.base.0, self.base.1];
-        fixed.iter().chain(&self.voters).for_each(|number| out.extend(number.to_le_bytes()));
+        let (base, voters) = (self.base, self.voters.len() as u64);
+        let fixed = [self.term, self.vote, self.commit, base.0, base.1, voters];
+        let members = self.voters.iter().chain(&self.learners);
+        fixed.iter().chain(members).for_each(|number| out.extend(number.to_le_bytes()));
         out
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, StorageError> {
         match bytes.split_first() {
-            Some((&STATE_VERSION, rest)) => {
+            Some((version @ (1 | &STATE_VERSION), rest)) => {
                 let (numbers, left) = rest.as_chunks::<8>();
                 let mut numbers = numbers.iter().map(|bytes| u64::from_le_bytes(*bytes));
                 let mut next = || numbers.next().ok_or(StorageError::State("too short"));
                 let (term, vote, commit) = (next()?, next()?, next()?);
                 let base = (next()?, next()?);
-                let voters: Vec<u64> = numbers.collect();
+                let count = if *version == 1 { None } else { Some(next()?) };
+                let mut voters: Vec<u64> = numbers.collect();
+                let count = count.unwrap_or(voters.len() as u64);
+                let count = usize::try_from(count).unwrap_or(usize::MAX);
+                if count > voters.len() {
+                    return Err(StorageError::State("damaged"));
+                }
+                let learners = voters.split_off(count);
                 // Nobody votes in the memory of a member that has joined and not heard yet.
                 if !left.is_empty() {
                     return Err(StorageError::State("damaged"));
                 }
-                Ok(Self { term, vote, commit, base, voters })
+                Ok(Self { term, vote, commit, base, voters, learners })
             }
             Some(_) => Err(StorageError::State("of a version that this release does not read")),
             None => Err(StorageError::State("empty")),
@@ -173,11 +185,17 @@ impl RaftStorage {
                     commit: FIRST_BASE.0,
                     base: FIRST_BASE,
                     voters: voters.to_vec(),
+                    learners: Vec::new(),
                 },
                 // Below everybody's first entry, so that a snapshot comes first: it says who votes.
-                Start::Join => {
-                    Remembered { term: 0, vote: 0, commit: 0, base: (0, 0), voters: Vec::new() }
-                }
+                Start::Join => Remembered {
+                    term: 0,
+                    vote: 0,
+                    commit: 0,
+                    base: (0, 0),
+                    voters: Vec::new(),
+                    learners: Vec::new(),
+                },
                 Start::Again => return Err(StorageError::Empty),
             },
             None => return Err(StorageError::Empty),
@@ -245,6 +263,7 @@ impl RaftStorage {
             (self.remembered.term, self.remembered.vote) = (snapshot.term, 0);
         }
         self.remembered.voters.clone_from(&snapshot.voters);
+        self.remembered.learners.clone_from(&snapshot.learners);
     }
 
     fn last(&self) -> u64 {
@@ -271,6 +290,11 @@ impl RaftStorage {
         &self.remembered.voters
     }
 
+    /// Members that are filled and do not vote.
+    pub(crate) fn learners(&self) -> &[u64] {
+        &self.remembered.learners
+    }
+
     /// The newest snapshot's state, to start from.
     pub(crate) fn newest_snapshot(&self) -> Result<Option<WireSnapshot>, StorageError> {
         self.files.newest()
@@ -281,9 +305,14 @@ impl RaftStorage {
         self.snapshot_wanted.get()
     }
 
-    /// Takes over who votes from an entry that was applied; durable on return.
-    pub(crate) fn set_voters(&mut self, voters: Vec<u64>) -> Result<(), StorageError> {
+    /// Takes over who the members are from an entry that was applied; durable on return.
+    pub(crate) fn set_members(
+        &mut self,
+        voters: Vec<u64>,
+        learners: Vec<u64>,
+    ) -> Result<(), StorageError> {
         self.remembered.voters = voters;
+        self.remembered.learners = learners;
         self.log.set_state(&self.remembered.encode())?;
         self.sync()
     }
@@ -346,8 +375,8 @@ impl RaftStorage {
         keep_from: u64,
     ) -> Result<(), StorageError> {
         let Some(term) = self.at(index).map(|entry| entry.term) else { return Ok(()) };
-        let voters = self.remembered.voters.clone();
-        self.files.write(&WireSnapshot { index, term, voters, data: data.into() })?;
+        let Remembered { voters, learners, .. } = self.remembered.clone();
+        self.files.write(&WireSnapshot { index, term, voters, learners, data: data.into() })?;
         self.snapshot_wanted.set(false);
         let base = keep_from.min(index + 1).saturating_sub(1);
         let Some(base_term) = self.at(base).map(|entry| entry.term) else { return Ok(()) };
@@ -381,6 +410,7 @@ impl Storage for RaftStorage {
         let hard = HardState { term, vote, commit, ..HardState::default() };
         let mut members = ConfState::default();
         members.voters.clone_from(&self.remembered.voters);
+        members.learners.clone_from(&self.remembered.learners);
         Ok(RaftState::new(hard, members))
     }
 
@@ -430,7 +460,8 @@ impl Storage for RaftStorage {
             // One from before a change of members does not say who votes now.
             Ok(Some(newest))
                 if newest.index >= request_index.max(self.remembered.base.0)
-                    && newest.voters == self.remembered.voters =>
+                    && newest.voters == self.remembered.voters
+                    && newest.learners == self.remembered.learners =>
             {
                 Ok(newest.into())
             }

@@ -4,6 +4,7 @@
 //! adopted, when its deadline comes, or when this member stops leading.
 
 use super::lead::{Attaching, CallKind, Pending};
+use super::members::{self, Planned};
 use super::{CallId, Member, Now, Output, Reply, Request, view};
 use crate::errors::{self, api_error};
 use ashlar_controlplane_core::apply::{Answer, Refusal};
@@ -13,6 +14,7 @@ use ashlar_controlplane_core::place::{self, Space};
 use ashlar_controlplane_core::state::Volume;
 use ashlar_controlplane_core::verdict;
 use ashlar_proto::reason::{ApiError, Reason};
+use ashlar_proto::token::{Grant, Rights, Signs, TOKEN_LIFE_SECONDS, Verifies};
 use ashlar_proto::v1;
 use ashlar_types::limit::{CHUNKS_AT_CREATION_MAX, CLIENT_TOKEN_BYTES_MAX, VOLUME_NAME_BYTES_MAX};
 use ashlar_types::{Generation, Geometry, GeometryError, NodeId, Time, VolumeId};
@@ -30,11 +32,13 @@ const CLIENT_NAME_BYTES_MAX: usize = 128;
 const NODES_RETURN_WITHIN: Duration = Duration::from_secs(2);
 
 /// What becomes of a call.
-enum Step {
+pub(super) enum Step {
     /// It has its answer.
     Done(Reply),
     /// This is committed first.
     Commit(CallKind, Action),
+    /// This change of members is committed first.
+    Members(CallKind, Planned),
     /// It was committed before; the attachment may still wait.
     Attached(Volume),
 }
@@ -50,24 +54,34 @@ impl Member {
     ) {
         let step = self.begin(now, request);
         let result = match step {
-            Ok(Step::Done(reply)) => Ok(reply),
+            Ok(Step::Done(reply)) => {
+                out.push(Output::Answer { call, result: Box::new(Ok(reply)) });
+                return;
+            }
             Err(error) => Err(error),
             Ok(Step::Attached(volume)) => {
                 self.wait_for_adoption(call, &volume, deadline);
                 return;
             }
             Ok(Step::Commit(kind, action)) => {
-                match self.check_pending().and_then(|()| self.propose(now, action)) {
-                    Err(error) => Err(error),
-                    Ok(index) => {
-                        let term = self.driver.term();
-                        if let Some(lead) = &mut self.lead {
-                            let pending = Pending::Call { term, call, kind, deadline };
-                            lead.pending.insert(index, Some(pending));
-                        }
-                        return;
-                    }
+                let proposed = self.check_pending().and_then(|()| self.propose(now, action));
+                proposed.map(|index| (kind, index))
+            }
+            Ok(Step::Members(kind, planned)) => {
+                let proposed =
+                    self.check_pending().and_then(|()| self.propose_members(now, planned));
+                proposed.map(|index| (kind, index))
+            }
+        };
+        let result = match result {
+            Err(error) => Err(error),
+            Ok((kind, index)) => {
+                let term = self.driver.term();
+                if let Some(lead) = &mut self.lead {
+                    let pending = Pending::Call { term, call, kind, deadline };
+                    lead.pending.insert(index, Some(pending));
                 }
+                return;
             }
         };
         out.push(Output::Answer { call, result: Box::new(result) });
@@ -91,10 +105,17 @@ impl Member {
                 Ok(Step::Done(Reply::GetVolume(v1::GetVolumeResponse { volume })))
             }
             Request::GetVolumeMap(request) => {
-                let map = Some(self.view(now).map(self.find(&request.volume)?));
-                Ok(Step::Done(Reply::GetVolumeMap(v1::GetVolumeMapResponse { map })))
+                let volume = self.find(&request.volume)?;
+                let map = Some(self.view(now).map(volume));
+                let token = self.renewed(now, volume, &request.token).unwrap_or_default();
+                Ok(Step::Done(Reply::GetVolumeMap(v1::GetVolumeMapResponse { map, token })))
             }
             Request::GetStatus(_) => Ok(Step::Done(Reply::GetStatus(self.status(now)))),
+            Request::ListMembers(_) => Ok(Step::Done(Reply::ListMembers(self.list_members()))),
+            Request::AddMember(request) => self.add_member(request),
+            Request::RemoveMember(request) => self.remove_member(request),
+            Request::JoinMember(request) => self.join_member(request),
+            Request::ReportLostMember(request) => self.report_lost(request),
             Request::ListNodes(_) => {
                 let nodes = self.view(now).nodes();
                 Ok(Step::Done(Reply::ListNodes(v1::ListNodesResponse { nodes })))
@@ -120,7 +141,7 @@ impl Member {
     }
 
     /// The answer of an earlier call with the same token.
-    fn replayed(&self, token: Option<&TokenUse>) -> Result<Option<Answer>, ApiError> {
+    pub(super) fn replayed(&self, token: Option<&TokenUse>) -> Result<Option<Answer>, ApiError> {
         let answer = self.state.replay(token).map_err(|refusal| errors::refusal(&refusal, None))?;
         Ok(answer.cloned())
     }
@@ -243,7 +264,7 @@ impl Member {
         if let Some(answer) = self.replayed(token.as_ref())? {
             return match answer {
                 Answer::Volume { volume } => Ok(Step::Attached(volume)),
-                Answer::Done {} | Answer::Deleted { .. } => Err(mismatch()),
+                Answer::Done {} | Answer::Deleted { .. } | Answer::Member { .. } => Err(mismatch()),
             };
         }
         if name.is_empty() || name.len() > CLIENT_NAME_BYTES_MAX {
@@ -334,7 +355,7 @@ impl Member {
                     .collect();
                 (Some(self.view(now).volume(&volume)), nodes.into_iter().collect())
             }
-            Answer::Done {} | Answer::Deleted { .. } => (None, Vec::new()),
+            Answer::Done {} | Answer::Deleted { .. } | Answer::Member { .. } => (None, Vec::new()),
         };
         Reply::CreateVolume(v1::CreateVolumeResponse { volume, dry_run: false, nodes })
     }
@@ -342,7 +363,7 @@ impl Member {
     fn detached(&self, now: Now, answer: Answer, dry_run: bool) -> Reply {
         let volume = match answer {
             Answer::Volume { volume } => Some(self.view(now).volume(&volume)),
-            Answer::Done {} | Answer::Deleted { .. } => None,
+            Answer::Done {} | Answer::Deleted { .. } | Answer::Member { .. } => None,
         };
         Reply::DetachVolume(v1::DetachVolumeResponse { volume, dry_run })
     }
@@ -372,6 +393,12 @@ impl Member {
                         CallKind::Create => self.created(now, answer),
                         CallKind::Delete => deleted(&answer, false),
                         CallKind::Attach | CallKind::Detach => self.detached(now, answer, false),
+                        CallKind::AddMember => self.added(&answer, false),
+                        CallKind::RemoveMember => members::removed(&answer, false),
+                        CallKind::JoinMember(member) => self.joined(member),
+                        CallKind::ReportLost => {
+                            Reply::ReportLostMember(v1::ReportLostMemberResponse {})
+                        }
                     }),
                 };
                 out.push(Output::Answer { call, result: Box::new(result) });
@@ -427,14 +454,33 @@ impl Member {
         }
         let generation = attaching.generation;
         let blocked = describe::attach_blocked_on(volume, generation, &self.state, &lead.seen);
+        // Nodes admit nobody before the zone has its key.
+        let token = self.token_for(now, volume, Rights::ReadWrite)?;
         blocked.is_empty().then(|| {
             let map = Some(self.view(now).map(volume));
-            Ok(Reply::AttachVolume(v1::AttachVolumeResponse {
-                map,
-                token: Vec::new(),
-                dry_run: false,
-            }))
+            Ok(Reply::AttachVolume(v1::AttachVolumeResponse { map, token, dry_run: false }))
         })
+    }
+
+    /// A fresh token for who has one of the present attachment, however old: with its rights, as
+    /// otherwise who may only read could renew until it may write.
+    fn renewed(&self, now: Now, volume: &Volume, token: &[u8]) -> Option<Vec<u8>> {
+        let public = Signs::from_secret(self.state.zone_key()?).public();
+        let grant = Verifies::from_public(&public)?.read(token).ok()?;
+        let present = volume.attachment.is_some()
+            && (grant.volume, grant.generation) == (volume.id, volume.generation);
+        present.then(|| self.token_for(now, volume, grant.rights)).flatten()
+    }
+
+    /// The signed right of the volume's present attachment.
+    fn token_for(&self, now: Now, volume: &Volume, rights: Rights) -> Option<Vec<u8>> {
+        let signs = Signs::from_secret(self.state.zone_key()?);
+        Some(signs.sign(&Grant {
+            volume: volume.id,
+            generation: volume.generation,
+            rights,
+            expires: now.wall_millis / 1_000 + TOKEN_LIFE_SECONDS,
+        }))
     }
 
     /// Answers calls whose deadline has come.
@@ -492,7 +538,7 @@ fn deleted(answer: &Answer, dry_run: bool) -> Reply {
     let volume_id = match answer {
         Answer::Deleted { volume } => volume.to_string(),
         Answer::Volume { volume } => volume.id.to_string(),
-        Answer::Done {} => String::new(),
+        Answer::Done {} | Answer::Member { .. } => String::new(),
     };
     Reply::DeleteVolume(v1::DeleteVolumeResponse { volume_id, dry_run })
 }
@@ -507,7 +553,11 @@ fn attached(volume: &Volume, client_name: &str) -> ApiError {
     errors::refusal(&refusal, Some(volume.id))
 }
 
-fn token(text: &str, call: u8, parameters: &[&[u8]]) -> Result<Option<TokenUse>, ApiError> {
+pub(super) fn token(
+    text: &str,
+    call: u8,
+    parameters: &[&[u8]],
+) -> Result<Option<TokenUse>, ApiError> {
     if text.is_empty() {
         return Ok(None);
     }

@@ -50,6 +50,10 @@ pub(super) enum CallKind {
     Delete,
     Attach,
     Detach,
+    AddMember,
+    RemoveMember,
+    JoinMember(u64),
+    ReportLost,
 }
 
 /// An attachment that is committed and waits for its adoption by nodes.
@@ -78,6 +82,14 @@ pub(super) struct Lead {
     pub(super) attachments_due: bool,
     /// The list of nodes changed.
     pub(super) peers_due: bool,
+    /// The zone has got its key.
+    pub(super) key_due: bool,
+    /// The key is proposed.
+    key_proposed: bool,
+    /// The list of members changed.
+    pub(super) members_due: bool,
+    /// Members that were lost, since this leader knows.
+    pub(super) lost_since: BTreeMap<u64, Time>,
     /// Proposed, not applied yet.
     readying: BTreeSet<VolumeId>,
     forgetting: BTreeSet<(ChunkId, ReplicaId)>,
@@ -97,6 +109,10 @@ impl Lead {
             plan_due: true,
             attachments_due: false,
             peers_due: false,
+            key_due: false,
+            key_proposed: false,
+            members_due: false,
+            lost_since: BTreeMap::new(),
             readying: BTreeSet::new(),
             forgetting: BTreeSet::new(),
             stuck_looked: now,
@@ -139,6 +155,8 @@ impl Lead {
                     self.readying.remove(volume);
                 }
                 Key::Node(_) => self.peers_due = true,
+                Key::ZoneKey => self.key_due = true,
+                Key::Member(_) => self.members_due = true,
                 Key::Clock | Key::Token(_) => {}
             }
         }
@@ -151,10 +169,15 @@ impl Member {
         if !self.is_serving() {
             return false;
         }
-        let Some(lead) = self.lead.as_mut().filter(|lead| lead.plan_due) else { return false };
+        if self.lead.as_ref().is_none_or(|lead| !lead.plan_due) {
+            return false;
+        }
+        let found = self.note_found(now);
+        let Some(lead) = &mut self.lead else { return false };
         lead.plan_due = false;
         let plan = plan(now.time, &self.state, &lead.seen);
         lead.seen.forget_proposals(&plan.judged);
+        lead.seen.note_slow(now.time, &plan.slow);
         for node in &plan.probes {
             lead.seen.on_probe_asked(now.time, *node);
             out.extend(probes(*node, &self.state));
@@ -168,7 +191,7 @@ impl Member {
             }
         }
         self.look_around(now);
-        self.carry_out(now, plan)
+        self.carry_out(now, plan) || found
     }
 
     fn carry_out(&mut self, now: Now, plan: Plan) -> bool {
@@ -189,6 +212,7 @@ impl Member {
                 }
             }
         }
+        proposed |= self.propose_key(now);
         let fresh = |set: &BTreeSet<VolumeId>, id: &VolumeId| !set.contains(id);
         let Some(lead) = &mut self.lead else { return proposed };
         let volumes: Vec<VolumeId> =
@@ -206,6 +230,18 @@ impl Member {
         proposed
     }
 
+    /// The first leader gives the zone its key; true if it does so now.
+    fn propose_key(&mut self, now: Now) -> bool {
+        let due = self.state.zone_key().is_none()
+            && self.lead.as_ref().is_some_and(|lead| !lead.key_proposed);
+        let secret = self.options.zone_secret;
+        let proposed = due && self.propose(now, Action::SetZoneKey { secret }).is_ok();
+        if let Some(lead) = &mut self.lead {
+            lead.key_proposed |= proposed;
+        }
+        proposed
+    }
+
     /// What needs a look at everything, now and then.
     fn look_around(&mut self, now: Now) {
         let Some(lead) = &mut self.lead else { return };
@@ -219,6 +255,7 @@ impl Member {
             lead.erase_repeated = now.time;
             // A proposal that Raft dropped is made again.
             lead.readying.clear();
+            lead.key_proposed = false;
             lead.forgetting.clear();
             for (chunk, replica) in self.state.erasures() {
                 if let Some(session) = lead.session_of(replica.node) {

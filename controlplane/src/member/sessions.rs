@@ -10,8 +10,10 @@ use super::{Member, Now, Output, SessionKey};
 use crate::errors;
 use ashlar_controlplane_core::apply::{Answer, Refusal};
 use ashlar_controlplane_core::command::{Action, NodeRecord};
+use ashlar_controlplane_core::state::ZoneState;
 use ashlar_controlplane_core::verdict;
 use ashlar_proto::reason::{ApiError, Reason};
+use ashlar_proto::token::Signs;
 use ashlar_types::message::cluster::{
     CLUSTER_PROTOCOL_VERSION, ControlDown, ControlUp, PeerAddress, Registration,
 };
@@ -195,6 +197,13 @@ impl Member {
         lead.plan_due = true;
         let peers = peers(&self.state);
         out.push(Output::Node { session: key, message: ControlDown::Peers(peers) });
+        if let Some(message) = zone_key(&self.state) {
+            out.push(Output::Node { session: key, message });
+        }
+        if let Some(members) = self.changed_addresses() {
+            out.push(Output::Node { session: key, message: ControlDown::Members(members) });
+        }
+        let Some(lead) = &mut self.lead else { return };
         let Some(session) = lead.sessions.get_mut(&key) else { return };
         session.active = true;
         session.configs_due = self.state.configs_of_node(node).map(|config| config.chunk).collect();
@@ -255,12 +264,19 @@ impl Member {
 
     /// Tells nodes what has changed for them.
     pub(super) fn flush_sessions(&mut self, out: &mut Vec<Output>) {
+        let members = self.changed_addresses();
         let Some(lead) = &mut self.lead else { return };
         let peers = std::mem::take(&mut lead.peers_due).then(|| peers(&self.state));
+        let key = std::mem::take(&mut lead.key_due).then(|| zone_key(&self.state)).flatten();
+        let members = members.filter(|_| std::mem::take(&mut lead.members_due));
         for session in lead.sessions.values_mut().filter(|session| session.active) {
             let mut tell = |message| out.push(Output::Node { session: session.key, message });
             if let Some(peers) = &peers {
                 tell(ControlDown::Peers(peers.clone()));
+            }
+            key.iter().for_each(|key| tell(key.clone()));
+            if let Some(members) = &members {
+                tell(ControlDown::Members(members.clone()));
             }
             let due: Vec<ChunkId> = std::mem::take(&mut session.configs_due).into_iter().collect();
             for part in due.chunks(CONFIGS_PER_MESSAGE_MAX) {
@@ -276,8 +292,14 @@ impl Member {
     }
 }
 
+/// The half of the zone's key that nodes know.
+fn zone_key(state: &ZoneState) -> Option<ControlDown> {
+    let secret = state.zone_key()?;
+    Some(ControlDown::ZoneKey(Signs::from_secret(secret).public()))
+}
+
 /// Addresses of all nodes.
-pub(super) fn peers(state: &ashlar_controlplane_core::state::ZoneState) -> Vec<PeerAddress> {
+pub(super) fn peers(state: &ZoneState) -> Vec<PeerAddress> {
     state
         .nodes()
         .map(|record| PeerAddress {

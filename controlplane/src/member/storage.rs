@@ -11,11 +11,11 @@ use ashlar_env::meta::{MetaBatch, MetaError, MetaStore};
 use ashlar_types::ZoneId;
 use ashlar_zone_raft::{Driver, Memory};
 use bytes::Bytes;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// First bytes of all keys of the state ([`Key::encode`]).
-const KINDS: std::ops::RangeInclusive<u8> = 1..=6;
+const KINDS: std::ops::RangeInclusive<u8> = 1..=8;
 /// Index of the last entry whose effects are in the store, 8 bytes little-endian; written with
 /// them. The store's own index cannot go back, which this one must when a damaged store is
 /// rebuilt from an older snapshot.
@@ -58,6 +58,9 @@ impl Member {
             meta_floor,
             dice: id_dice,
             lead: None,
+            heard: BTreeMap::new(),
+            members_due: true,
+            removed: false,
             told: None,
         })
     }
@@ -79,6 +82,7 @@ impl Member {
     pub(super) fn install(&mut self, index: u64, data: &Bytes) -> Result<(), MemberError> {
         self.state = ZoneState::from_snapshot(self.options.zone, data)?;
         self.applied = (index, 0);
+        self.members_due = true;
         tracing::info!(index, "took over a snapshot of the leader");
         Ok(replace_all(&self.state, index, self.meta.as_ref())?)
     }

@@ -2,11 +2,13 @@
 //! lose nothing that was answered, and calls get exactly one answer.
 
 mod damage;
+mod members;
 
 use super::*;
 use ashlar_env::dice::SeededDice;
 use ashlar_env::disk::mem::MemDisk;
 use ashlar_env::meta::MemStore;
+use ashlar_proto::token::{Grant, Rights, Signs, Verifies};
 use ashlar_types::message::cluster::{Heartbeat, ReplicaReport, ReplicaState};
 use ashlar_types::{ChunkConfig, Generation, StartNumber, StoreId};
 use ashlar_zone_raft::{RaftStatus, Start};
@@ -30,6 +32,8 @@ struct Node {
     session: Option<(u64, SessionKey)>,
     reports: Vec<ReplicaReport>,
     silent: bool,
+    /// Where the members are, once they have changed.
+    members: Vec<String>,
 }
 
 struct World {
@@ -44,21 +48,20 @@ struct World {
     answers: BTreeMap<CallId, Result<Reply, ApiError>>,
     trace: Vec<String>,
     compact_after: usize,
+    /// Members that ended as they were told that they are none.
+    removed: Vec<u64>,
+    /// Members that hear nothing.
+    deaf: Vec<u64>,
+    /// Whom each member can send to, by its own word.
+    ways: BTreeMap<u64, Members>,
 }
 
 impl World {
     fn new(seed: u64) -> Self {
-        let host = |_| Host {
-            member: None,
-            log: MemDisk::new(),
-            snapshots: MemDisk::new(),
-            meta: Arc::new(MemStore::new()),
-            starts: 0,
-        };
         let mut world = Self {
             seed,
             millis: 1_000_000,
-            hosts: (1..=3).map(|id| (id, host(id))).collect(),
+            hosts: BTreeMap::new(),
             nodes: (1..=NODES).map(|id| (id, Node::default())).collect(),
             wire: VecDeque::new(),
             dice: SeededDice::stream(seed, "world"),
@@ -67,9 +70,25 @@ impl World {
             answers: BTreeMap::new(),
             trace: Vec::new(),
             compact_after: 1_000,
+            removed: Vec::new(),
+            deaf: Vec::new(),
+            ways: BTreeMap::new(),
         };
+        (1..=3).for_each(|id| world.host(id));
         (1..=3).for_each(|id| world.start(id));
         world
+    }
+
+    /// A machine for a member.
+    fn host(&mut self, id: u64) {
+        let host = Host {
+            member: None,
+            log: MemDisk::new(),
+            snapshots: MemDisk::new(),
+            meta: Arc::new(MemStore::new()),
+            starts: 0,
+        };
+        self.hosts.insert(id, host);
     }
 
     fn start(&mut self, id: u64) {
@@ -79,17 +98,21 @@ impl World {
     fn try_start(&mut self, id: u64) -> Result<(), MemberError> {
         let host = self.hosts.get_mut(&id).unwrap();
         host.starts += 1;
+        let (first, joins) = (host.starts == 1, id > 3);
+        let members = if joins { 0 } else { 3 };
+        let start = if first && joins { Start::Join } else { Start::bootstrap_if(first) };
         let options = MemberOptions {
             zone: "a".parse().unwrap(),
             raft: RaftOptions {
                 id,
-                voters: vec![1, 2, 3],
-                start: Start::bootstrap_if(host.starts == 1),
+                voters: (1..=members).collect(),
+                start,
                 heartbeat_ticks: 2,
                 election_ticks: 10,
                 log: ashlar_log::LogOptions { segment_bytes: 256 << 10, spare_segments: 1 },
             },
-            addresses: (1..=3).map(|id| (id, format!("127.0.0.{id}:1"))).collect(),
+            addresses: (1..=members).map(|id| (id, format!("127.0.0.{id}:1"))).collect(),
+            zone_secret: [7; 32],
             compact_after: self.compact_after,
             keep_entries: 4,
         };
@@ -123,9 +146,16 @@ impl World {
 
     fn feed(&mut self, id: u64, input: Input) {
         let now = self.now();
-        let Some(member) = self.hosts.get_mut(&id).unwrap().member.as_mut() else { return };
+        let Some(host) = self.hosts.get_mut(&id) else { return };
+        let Some(member) = host.member.as_mut() else { return };
         let mut out = Vec::new();
-        member.handle(now, input, &mut out).unwrap();
+        match member.handle(now, input, &mut out) {
+            Err(MemberError::Removed { .. }) => {
+                self.removed.push(id);
+                return self.crash(id);
+            }
+            other => other.unwrap(),
+        }
         for output in out {
             self.trace.push(format!("{} {id} {output:?}", self.millis));
             self.take(id, output);
@@ -135,7 +165,8 @@ impl World {
     fn take(&mut self, id: u64, output: Output) {
         match output {
             Output::Raft { to, bytes } => {
-                if !self.dice.chance(self.loss_percent, 100) {
+                let known = self.ways.get(&id).is_some_and(|w| w.addresses.contains_key(&to));
+                if known && !self.dice.chance(self.loss_percent, 100) {
                     self.wire.push_back((id, to, bytes));
                 }
             }
@@ -153,6 +184,9 @@ impl World {
                     node.session = node.session.filter(|open| *open != (id, session));
                 }
             }
+            Output::Members(members) => {
+                self.ways.insert(id, members);
+            }
             Output::Probe { .. } | Output::Leader { .. } => {}
         }
     }
@@ -160,16 +194,33 @@ impl World {
     /// 50 ms pass.
     fn tick(&mut self) {
         self.millis += TICK_MILLIS;
-        for id in 1..=3 {
+        let ids: Vec<u64> = self.hosts.keys().copied().collect();
+        for id in ids {
             self.feed(id, Input::Tick);
         }
         for _ in 0..500 {
             let Some((peer, to, bytes)) = self.wire.pop_front() else { break };
-            self.feed(to, Input::Raft { peer, bytes });
+            self.arrives(peer, to, bytes);
         }
         for number in 1..=NODES {
             self.node_acts(number);
         }
+    }
+
+    /// As the shell does it: a removed member is refused by name, an added one says where it is.
+    fn arrives(&mut self, peer: u64, to: u64, bytes: Bytes) {
+        if self.deaf.contains(&to) {
+            return;
+        }
+        let removed = self.ways.get(&to).is_some_and(|members| members.removed.contains(&peer));
+        if removed && self.hosts.contains_key(&peer) && !self.deaf.contains(&peer) {
+            return self.feed(peer, Input::ToldRemoved);
+        }
+        let own = self.ways.get(&peer).and_then(|members| members.addresses.get(&peer)).cloned();
+        if let Some(address) = own {
+            self.feed(to, Input::PeerAt { peer, address });
+        }
+        self.feed(to, Input::Raft { peer, bytes });
     }
 
     fn node_acts(&mut self, number: u32) {
@@ -319,7 +370,10 @@ impl Node {
                     state: ReplicaState::Gone,
                 }));
             }
-            ControlDown::Peers(_) | ControlDown::ProposalRefused { .. } => {}
+            ControlDown::Members(members) => self.members = members,
+            ControlDown::Peers(_)
+            | ControlDown::ZoneKey(_)
+            | ControlDown::ProposalRefused { .. } => {}
         }
     }
 }
@@ -561,4 +615,25 @@ fn a_node_comes_with_another_store_only_when_the_process_with_the_one_before_is_
     };
     assert_eq!(exchanged().unwrap().reason, Reason::NodeIdTaken);
     assert!(exchanged().is_none(), "an exchanged disk could never come back");
+}
+
+#[test]
+fn a_renewed_token_has_the_rights_of_the_one_it_replaces() {
+    let mut world = World::new(3);
+    world.settle();
+    world.create("v").unwrap();
+    let Reply::AttachVolume(attached) = world.attach("v", "t").unwrap() else { panic!() };
+    let leader = world.serving().unwrap();
+    let secret = *world.hosts[&leader].member.as_ref().unwrap().state().zone_key().unwrap();
+    let signs = Signs::from_secret(&secret);
+    let zone = Verifies::from_public(&signs.public()).unwrap();
+    let granted = zone.read(&attached.token).unwrap();
+    for rights in [Rights::Read, Rights::ReadWrite] {
+        let token = signs.sign(&Grant { rights, ..granted });
+        let renew = v1::GetVolumeMapRequest { volume: "v".into(), token };
+        let Reply::GetVolumeMap(map) = world.ask(&Request::GetVolumeMap(renew)).unwrap() else {
+            panic!()
+        };
+        assert_eq!(zone.read(&map.token).unwrap().rights, rights);
+    }
 }

@@ -16,6 +16,8 @@ pub(super) struct View<'a> {
     state: &'a ZoneState,
     seen: Option<&'a Observations>,
     verdicts: Verdicts,
+    /// `ip:port` of the members of the control plane.
+    members: Vec<String>,
 }
 
 impl<'a> View<'a> {
@@ -24,7 +26,8 @@ impl<'a> View<'a> {
         let state = &member.state;
         let verdicts =
             seen.map(|seen| verdict::judge_all(now.time, state, seen)).unwrap_or_default();
-        Self { now, state, seen, verdicts }
+        let members = member.members().addresses.into_values().collect();
+        Self { now, state, seen, verdicts, members }
     }
 
     fn counts(&self, volume: &Volume) -> Counts {
@@ -64,6 +67,7 @@ impl<'a> View<'a> {
             geometry: Some(volume.geometry.into()),
             chunks: self.state.volume_configs(volume.id).map(Into::into).collect(),
             nodes: sessions::peers(self.state).iter().map(Into::into).collect(),
+            members: self.members.clone(),
         }
     }
 
@@ -145,23 +149,12 @@ impl Member {
                 view.volume(volume)
             })
             .collect();
-        let members = self
-            .options
-            .addresses
-            .iter()
-            .map(|(id, address)| {
-                let (matched_index, reachable) =
-                    raft.members.get(id).copied().unwrap_or((0, false));
-                let (id, address, leader) = (*id, address.clone(), raft.leader == Some(*id));
-                v1::Member { id, address, leader, reachable, matched_index }
-            })
-            .collect();
         v1::GetStatusResponse {
             zone: self.options.zone.to_string(),
             leader: raft.leader.unwrap_or(0),
             term: raft.term,
             applied_index: self.applied.0,
-            members,
+            members: self.member_views(),
             nodes: view.nodes(),
             chunks: Some(wire_counts(all)),
             volumes,

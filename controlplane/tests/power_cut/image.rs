@@ -15,7 +15,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Cuts power several times under `subject`; what was lost.
 pub(crate) fn cut_often(subject: &str) -> Vec<String> {
-    let cuts = if std::env::var_os("ASHLAR_NIGHTLY").is_some() { 250 } else { 4 };
+    let cuts = if std::env::var_os("ASHLAR_NIGHTLY").is_some() { 250 } else { 14 };
     let mut dice = SeededDice::system();
     let mut lost = Vec::new();
     for cut in 0..cuts {

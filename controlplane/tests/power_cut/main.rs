@@ -7,7 +7,7 @@
 //! the page cache is lost. A control whose log is not synced must lose, or the harness shows
 //! nothing.
 //!
-//! Needs the right to mount a loop device; without it the test says so and judges nothing. Four cuts
+//! Needs the right to mount a loop device; without it the test says so and judges nothing. 14 cuts
 //! (ext4 and xfs in turn), 250 with `ASHLAR_NIGHTLY` set.
 #![allow(
     clippy::unwrap_used,
@@ -151,6 +151,7 @@ impl Zone {
                 log: ashlar_log::LogOptions { segment_bytes: 256 << 10, spare_segments: 1 },
             },
             addresses: BTreeMap::from([(1, "127.0.0.1:1".to_owned())]),
+            zone_secret: [7; 32],
             compact_after: 40,
             keep_entries: 8,
         };

@@ -1,6 +1,6 @@
 //! A zone in one process: members over real gRPC, nodes that adopt and report but store nothing.
 
-use ashlar_controlplane::{Config, Timing, run};
+use ashlar_controlplane::{Config, RunError, Timing, run};
 use ashlar_proto::GRPC_MESSAGE_BYTES_MAX;
 use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::v1;
@@ -27,7 +27,7 @@ pub(crate) struct Zone {
     timing: Timing,
     folder: tempfile::TempDir,
     addresses: BTreeMap<u64, String>,
-    members: BTreeMap<u64, (CancellationToken, JoinHandle<()>)>,
+    members: BTreeMap<u64, (CancellationToken, JoinHandle<Result<(), RunError>>)>,
     nodes: BTreeMap<u32, Node>,
     hush: Arc<AtomicBool>,
 }
@@ -91,26 +91,60 @@ impl Zone {
     }
 
     pub(crate) fn start_member(&mut self, id: u64) {
-        let config = Config {
+        self.run(self.config(id));
+    }
+
+    /// The folder of a member.
+    pub(crate) fn folder(&self, id: u64) -> std::path::PathBuf {
+        self.folder.path().join(format!("member-{id}"))
+    }
+
+    pub(crate) fn new_address(&self) -> String {
+        free_address()
+    }
+
+    pub(crate) fn note_address(&mut self, id: u64, address: &str) {
+        self.addresses.insert(id, address.to_owned());
+    }
+
+    /// How a member that the zone began with is configured.
+    pub(crate) fn config(&self, id: u64) -> Config {
+        let first = |id: &u64| *id <= 5;
+        Config {
             zone: "a".into(),
             member: id,
-            data_dir: self.folder.path().join(format!("member-{id}")),
+            data_dir: self.folder(id),
             listen: self.addresses[&id].clone(),
-            peers: self.addresses.iter().map(|(id, at)| (id.to_string(), at.clone())).collect(),
+            peers: self
+                .addresses
+                .iter()
+                .filter(|(id, _)| first(id))
+                .map(|(id, at)| (id.to_string(), at.clone()))
+                .collect(),
+            join: Vec::new(),
             bootstrap: true,
             insecure: false,
             timing: self.timing.clone(),
-        };
+        }
+    }
+
+    pub(crate) fn run(&mut self, config: Config) {
         let stop = CancellationToken::new();
-        let token = stop.clone();
-        let task = tokio::task::spawn(async move { run(config, token).await.unwrap() });
+        let (id, token) = (config.member, stop.clone());
+        let task = tokio::task::spawn(async move { run(config, token).await });
         self.members.insert(id, (stop, task));
+    }
+
+    /// How a member ended that nobody told to.
+    pub(crate) async fn ended(&mut self, id: u64) -> Result<(), RunError> {
+        let (_, task) = self.members.remove(&id).unwrap();
+        tokio::time::timeout(PATIENCE, task).await.expect("it ends by itself").unwrap()
     }
 
     pub(crate) async fn stop_member(&mut self, id: u64) {
         let (stop, task) = self.members.remove(&id).unwrap();
         stop.cancel();
-        tokio::time::timeout(PATIENCE, task).await.expect("a clean stop").unwrap();
+        tokio::time::timeout(PATIENCE, task).await.expect("a clean stop").unwrap().unwrap();
     }
 
     pub(crate) async fn stop(&mut self) {
@@ -133,6 +167,10 @@ impl Zone {
     pub(crate) fn volumes(&self, member: u64) -> VolumeServiceClient<Channel> {
         VolumeServiceClient::new(self.channel(member))
             .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
+    }
+
+    pub(crate) fn cluster(&self, member: u64) -> ClusterServiceClient<Channel> {
+        ClusterServiceClient::new(self.channel(member))
     }
 
     /// The status, from whichever member runs.
@@ -271,9 +309,10 @@ fn channel(address: &str) -> Channel {
 /// A node's life: finds the leader, stays with it, finds the next one.
 async fn live(registration: v1::Registration, members: Vec<String>, hush: Arc<AtomicBool>) {
     let mut next = 0;
+    let mut members = members;
     let mut target = members[0].clone();
     loop {
-        match session(&registration, &target, &hush).await {
+        match session(&registration, &target, &hush, &mut members).await {
             Some(leader) => target = leader,
             None => {
                 next += 1;
@@ -289,6 +328,7 @@ async fn session(
     registration: &v1::Registration,
     member: &str,
     hush: &AtomicBool,
+    members: &mut Vec<String>,
 ) -> Option<String> {
     let (sender, messages) = mpsc::channel(64);
     let hello = v1::node_up::Message::Registration(registration.clone());
@@ -310,6 +350,9 @@ async fn session(
                 sender.send(v1::NodeUp { message }).await.ok()?;
             }
             message = stream.message() => match message {
+                Ok(Some(v1::NodeDown { message: Some(v1::node_down::Message::Members(list)) })) => {
+                    *members = list.addresses;
+                }
                 Ok(Some(down)) => due |= adopt(registration.node, down, &mut known),
                 Ok(None) => return None,
                 Err(status) => {

@@ -10,6 +10,7 @@
 )]
 
 mod harness;
+mod members;
 
 use ashlar_controlplane::Timing;
 use ashlar_proto::convert::NodeMessage;
@@ -239,9 +240,32 @@ async fn a_node_whose_ports_refuse_loses_its_primaries_within_a_second() {
     let status = zone.status().await;
     let node = status.nodes.iter().find(|node| node.id == 1).unwrap();
     assert_eq!(node.state(), v1::NodeState::Dead, "{node:?}");
-    let map = v1::GetVolumeMapRequest { volume: "v".into() };
+    let map = v1::GetVolumeMapRequest { volume: "v".into(), ..Default::default() };
     let map = zone.volumes(2).get_volume_map(map).await.unwrap().into_inner().map.unwrap();
     assert!(map.chunks.iter().all(|chunk| chunk.primary.as_ref().unwrap().node != 1));
+    zone.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attachment_s_token_is_renewed_for_its_bearer_and_for_nobody_after_it() {
+    let mut zone = Zone::start(3, 3).await;
+    zone.volumes(1).create_volume(create("v", "t")).await.unwrap();
+    zone.available("v").await;
+    let first = zone.volumes(1).attach_volume(attach("v", "c", false, "a")).await.unwrap();
+    let first = first.into_inner().token;
+    assert!(first.len() > 64, "signed");
+    let renew = |token: &[u8]| v1::GetVolumeMapRequest { volume: "v".into(), token: token.into() };
+    let renewed = zone.volumes(2).get_volume_map(renew(&first)).await.unwrap().into_inner().token;
+    // All but the expiry, which is behind everything else that is signed, stays.
+    let said = first.len() - 64 - 8;
+    assert_eq!(renewed[..said], first[..said]);
+    let mut forged = first.clone();
+    forged[said] ^= 1;
+    let answer = zone.volumes(2).get_volume_map(renew(&forged)).await.unwrap().into_inner();
+    assert!(answer.token.is_empty() && answer.map.is_some());
+    zone.volumes(3).attach_volume(attach("v", "d", true, "b")).await.unwrap();
+    let answer = zone.volumes(2).get_volume_map(renew(&first)).await.unwrap().into_inner();
+    assert!(answer.token.is_empty(), "the attachment is over");
     zone.stop().await;
 }
 

@@ -15,10 +15,12 @@
 //! - a granter that adopts an epoch which takes a chunk from the holder excepts the chunk from then
 //!   on, until the holder says that it has adopted that epoch or a later one, and confirms the
 //!   adoption only when every grant without the exception has run out. What an earlier process of
-//!   the granter gave is unknown: a whole grant from the start on.
+//!   the granter gave is unknown: a whole grant from the start on;
+//! - a granter whose clock runs faster than that difference allows for covers nothing (`drift.rs`).
 //!
 //! Does not decide who must grant: that is the primary's matter (`primary/read.rs`).
 
+use crate::drift::Drift;
 use crate::timing::Timing;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
@@ -50,6 +52,16 @@ struct Held {
     except: BTreeMap<ChunkId, Epoch>,
 }
 
+/// Which beat an answer is to, and who gave it when.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Answer {
+    pub(crate) number: u64,
+    /// Process of the granter.
+    pub(crate) start: StartNumber,
+    /// What its clock showed.
+    pub(crate) clock: Time,
+}
+
 /// All leases of a node, given and held.
 #[derive(Debug)]
 pub(crate) struct Leases {
@@ -59,6 +71,8 @@ pub(crate) struct Leases {
     sent: VecDeque<(u64, Time)>,
     given: BTreeMap<NodeId, Given>,
     held: BTreeMap<NodeId, Held>,
+    /// Clocks of the granters.
+    drifts: BTreeMap<NodeId, Drift>,
 }
 
 impl Leases {
@@ -69,6 +83,7 @@ impl Leases {
             sent: VecDeque::new(),
             given: BTreeMap::new(),
             held: BTreeMap::new(),
+            drifts: BTreeMap::new(),
         }
     }
 
@@ -119,20 +134,24 @@ impl Leases {
         (granted, except.map(|(chunk, epoch)| (*chunk, *epoch)).collect())
     }
 
-    /// The answer to a beat: renews the lease from the beat's sending on.
+    /// The answer to a beat: renews the lease from the beat's sending on. True if it shows, for the
+    /// first time, that the granter's clock runs ahead.
     pub(crate) fn on_reply(
         &mut self,
+        now: Time,
         from: NodeId,
-        number: u64,
-        start: StartNumber,
+        answer: Answer,
         granted: bool,
         except: &[(ChunkId, Epoch)],
         timing: &Timing,
-    ) {
-        let Some((_, sent)) = self.sent.iter().find(|(sent, _)| *sent == number) else { return };
+    ) -> bool {
+        let Answer { number, start, clock } = answer;
+        let Some((_, sent)) = self.sent.iter().find(|(sent, _)| *sent == number) else {
+            return false;
+        };
         let held = self.held.entry(from).or_default();
         if start < held.start {
-            return;
+            return false;
         }
         if start > held.start {
             *held = Held { start, ..Held::default() };
@@ -146,6 +165,7 @@ impl Leases {
         if granted {
             held.until = held.until.max(*sent + timing.lease_used);
         }
+        self.drifts.entry(from).or_default().on_answer(now, *sent, start, clock)
     }
 
     /// Forgets exceptions that this node has settled and told of.
@@ -170,6 +190,7 @@ impl Leases {
         self.held.get(&peer).is_some_and(|held| {
             held.start == start
                 && now < held.until
+                && self.drifts.get(&peer).is_none_or(|drift| drift.is_trusted(now))
                 && held.except.get(&chunk).is_none_or(|except| *except <= epoch)
         })
     }

@@ -7,6 +7,7 @@ extern crate alloc;
 
 pub mod durable;
 pub mod gate;
+pub mod line;
 pub mod machine;
 pub mod outbox;
 pub mod peers;
@@ -14,12 +15,14 @@ pub mod record;
 pub mod timing;
 
 mod context;
+mod drift;
 mod lease;
 mod primary;
 mod replica;
 mod scrub;
 
 pub use context::Identity;
+pub use line::{Level, Line};
 pub use machine::{Input, NodeCore};
 pub use outbox::{Alarm, ConnectionId, Effect, Link, Outbox, ReadTicket};
 pub use record::{JournalSeq, Record};

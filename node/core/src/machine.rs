@@ -6,7 +6,7 @@
 use crate::context::{Context, Identity, ReadFor, Tickets};
 use crate::durable::{DurableState, ReplicaDurable};
 use crate::gate::Gate;
-use crate::lease::Leases;
+use crate::lease::{Answer, Leases};
 use crate::outbox::{Alarm, ConnectionId, Effect, Link, Outbox, ReadTicket};
 use crate::peers::Peers;
 use crate::record::{JournalSeq, Record};
@@ -254,6 +254,16 @@ impl NodeCore {
         }
     }
 
+    /// [`Self::check`] for one chunk, if it is held here.
+    ///
+    /// # Panics
+    /// On a broken invariant.
+    pub fn check_chunk(&self, chunk: ChunkId) {
+        if let Some(replica) = self.replicas.get(&chunk) {
+            replica.check();
+        }
+    }
+
     /// This node's replicas as they are now, for status and judges.
     pub fn reports(&self) -> impl Iterator<Item = ReplicaReport> + '_ {
         self.replicas.values().map(Replica::report)
@@ -369,7 +379,7 @@ impl NodeCore {
             out.push(reply(DataMessage::Refused { id, refusal: Refusal::UnknownChunk }));
             return;
         }
-        if let Some(refusal) = self.refuse_session(stamp) {
+        if let Some(refusal) = self.admit_session(now, stamp, out) {
             out.push(reply(DataMessage::Refused { id, refusal }));
             return;
         }
@@ -391,14 +401,21 @@ impl NodeCore {
         });
     }
 
-    /// The newest session of the newest generation speaks; older ones have ended.
-    fn refuse_session(&mut self, stamp: Stamp) -> Option<Refusal> {
-        let newest = self.sessions.entry(stamp.chunk.volume).or_default();
-        if stamp.generation > newest.0 || (stamp.generation == newest.0 && stamp.session > newest.1)
-        {
-            *newest = (stamp.generation, stamp.session);
+    /// The newest session of the newest generation speaks. Older ones end before it does: what waits
+    /// for them must not get its position behind what the newer one asks for (design.md 4.8).
+    fn admit_session(&mut self, now: Time, stamp: Stamp, out: &mut Outbox) -> Option<Refusal> {
+        let (volume, session) = (stamp.chunk.volume, (stamp.generation, stamp.session));
+        let newest = self.sessions.entry(volume).or_default();
+        if session > *newest {
+            *newest = session;
+            self.with_primaries(now, out, |primary, durable, context| {
+                if durable.config.chunk.volume == volume {
+                    primary.end_older_sessions(session, context);
+                }
+            });
+            return None;
         }
-        (stamp.generation == newest.0 && stamp.session < newest.1).then_some(Refusal::SessionEnded)
+        (session.0 == newest.0 && session.1 < newest.1).then_some(Refusal::SessionEnded)
     }
 
     fn on_peer(
@@ -412,14 +429,17 @@ impl NodeCore {
         match &message {
             DataMessage::Beat { number, adopted } => {
                 let (granted, except) = self.leases.on_beat(now, from, adopted, &self.timing);
-                let (number, start) = (*number, self.me.start);
-                let message = DataMessage::BeatReply { number, start, granted, except };
+                let (number, start, clock) = (*number, self.me.start, now);
+                let message = DataMessage::BeatReply { number, start, clock, granted, except };
                 out.push(Effect::Send { to: Link::Peer(from, network), message });
                 return;
             }
-            DataMessage::BeatReply { number, start, granted, except } => {
+            DataMessage::BeatReply { number, start, clock, granted, except } => {
                 self.peers.answered(now, from, network);
-                self.leases.on_reply(from, *number, *start, *granted, except, &self.timing);
+                let answer = Answer { number: *number, start: *start, clock: *clock };
+                if self.leases.on_reply(now, from, answer, *granted, except, &self.timing) {
+                    out.push(Effect::Alarm(Alarm::ClockRunsAhead { node: from }));
+                }
                 return;
             }
             DataMessage::Adopt { config }
@@ -527,7 +547,10 @@ impl NodeCore {
                     self.peers.watch(now, peer.node);
                 }
             }
-            ControlDown::ProposalRefused { .. } => {}
+            // Clients are admitted, and members dialled, by the shell.
+            ControlDown::ZoneKey(_)
+            | ControlDown::Members(_)
+            | ControlDown::ProposalRefused { .. } => {}
         }
         self.report_changes(out);
     }

@@ -95,6 +95,12 @@ pub enum Alarm {
         /// The range.
         range: BlockRange,
     },
+    /// A peer's clock runs faster than leases allow for: its leases are not used, and every read
+    /// that needs one is confirmed instead.
+    ClockRunsAhead {
+        /// The peer.
+        node: NodeId,
+    },
 }
 
 /// Effects in order.

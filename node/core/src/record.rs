@@ -218,6 +218,18 @@ impl Record {
     /// # Errors
     /// If the bytes are no record, or blocks and fields do not fit each other.
     pub fn get(fields: &mut Reader<'_>, data: Bytes) -> Result<Self, CodecError> {
+        let record = Self::get_apart(fields, data)?;
+        match record.content() {
+            Some(content) if content.check().is_err() => Err(CodecError::Value),
+            Some(_) | None => Ok(record),
+        }
+    }
+
+    /// The same for a record whose blocks are kept elsewhere: `data` is taken as it is.
+    ///
+    /// # Errors
+    /// If the bytes are no record.
+    pub fn get_apart(fields: &mut Reader<'_>, data: Bytes) -> Result<Self, CodecError> {
         let kind = u8::get(fields)?;
         let chunk_first = kind != 1;
         if !chunk_first {
@@ -255,7 +267,5 @@ impl Record {
 }
 
 fn get_content(fields: &mut Reader<'_>, data: Bytes) -> Result<BlockData, CodecError> {
-    let data = BlockData { range: Wire::get(fields)?, sums: Wire::get(fields)?, data };
-    data.check().map_err(|_| CodecError::Value)?;
-    Ok(data)
+    Ok(BlockData { range: Wire::get(fields)?, sums: Wire::get(fields)?, data })
 }

@@ -25,6 +25,8 @@ pub struct Timing {
     pub slow: Duration,
     /// How long a replica that was too slow rests before it is filled again.
     pub slow_rest: Duration,
+    /// For how long a copy that was lost to slowness alone starts no search for a new home (4.7).
+    pub slow_search: Duration,
     /// Before the same proposal, collect or question is sent again.
     pub retry: Duration,
     /// Before unacknowledged mirrors are sent again to a member that is reachable.
@@ -63,6 +65,7 @@ impl Default for Timing {
             return_to_primary: Duration::from_secs(2),
             slow: Duration::from_secs(1),
             slow_rest: Duration::from_secs(30),
+            slow_search: Duration::from_secs(300),
             retry: Duration::from_millis(200),
             stall: Duration::from_millis(500),
             readopt_window: Duration::from_secs(600),

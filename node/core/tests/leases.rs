@@ -7,7 +7,9 @@ mod common;
 use ashlar_node_core::Input;
 use ashlar_types::message::cluster::ControlDown;
 use ashlar_types::message::data::{DataMessage, Stamp};
-use ashlar_types::{BlockRange, ChunkConfig, ChunkId, Epoch, Lsn, NodeId, RequestId, StartNumber};
+use ashlar_types::{
+    BlockRange, ChunkConfig, ChunkId, Epoch, Lsn, NodeId, RequestId, StartNumber, Time,
+};
 use common::*;
 use std::time::Duration;
 
@@ -37,8 +39,13 @@ fn beat_to(sent: &Sent, peer: u32) -> Option<(u64, Vec<(ChunkId, Epoch)>)> {
 }
 
 fn grant(number: u64, start: u64, except: &[(ChunkId, Epoch)]) -> DataMessage {
+    grant_at(number, start, Time::ZERO, except)
+}
+
+/// The same by a granter whose clock shows `clock`.
+fn grant_at(number: u64, start: u64, clock: Time, except: &[(ChunkId, Epoch)]) -> DataMessage {
     let except = except.to_vec();
-    DataMessage::BeatReply { number, start: StartNumber(start), granted: true, except }
+    DataMessage::BeatReply { number, start: StartNumber(start), clock, granted: true, except }
 }
 
 /// A serving primary, 150 ms after its last beat; gives that beat's number.
@@ -236,4 +243,33 @@ fn a_new_primary_waits_for_the_lease_that_its_own_node_gave() {
     assert!(!opened(&hands), "opened while the former primary may read");
     hands.tick_after(Duration::from_millis(1));
     assert!(opened(&hands));
+}
+
+/// Whether a primary reads by its leases after seven seconds of beats whose answers take `way` each
+/// way, when node 3's clock shows `percent` of what this node's shows.
+fn reads_by_leases(percent: u64, way: Duration) -> bool {
+    let mut hands = serving(config(1));
+    let begun = hands.now;
+    hands.now = hands.now + way * 2;
+    for _ in 0..47 {
+        let sent = hands.tick_after(Duration::from_millis(150) - way * 2);
+        let (number, _) = beat_to(&sent, 2).unwrap();
+        hands.now = hands.now + way;
+        let ours = hands.now.since(begun);
+        let theirs = Time::ZERO + ours * u32::try_from(percent).unwrap() / 100;
+        hands.now = hands.now + way;
+        hands.peer_says(2, grant_at(number, 1, Time::ZERO + ours, &[]));
+        hands.peer_says(3, grant_at(number, 1, theirs, &[]));
+    }
+    !asks(&hands.client_says(read(1, 1)))
+}
+
+#[test]
+fn leases_of_a_granter_whose_clock_runs_ahead_are_not_used() {
+    for way in [0, 40].map(Duration::from_millis) {
+        assert!(reads_by_leases(100, way));
+        assert!(reads_by_leases(50, way), "a slow granter binds itself for longer");
+        assert!(reads_by_leases(122, way), "within what leases allow for");
+        assert!(!reads_by_leases(130, way), "{way:?}");
+    }
 }

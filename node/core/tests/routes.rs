@@ -7,7 +7,7 @@ mod common;
 use ashlar_node_core::{Input, Link};
 use ashlar_types::message::cluster::Change;
 use ashlar_types::message::data::{DataMessage, Network};
-use ashlar_types::{NodeId, StartNumber, StoreId};
+use ashlar_types::{NodeId, StartNumber, StoreId, Time};
 use common::*;
 use std::time::Duration;
 
@@ -24,7 +24,8 @@ fn pass(hands: &mut Hands, ticks: u32, answers: &[(u32, Network)]) {
         let Some(number) = beat else { continue };
         for (peer, network) in answers {
             let start = StartNumber(1);
-            let message = DataMessage::BeatReply { number, start, granted: false, except: vec![] };
+            let (granted, clock, except) = (false, Time::ZERO, vec![]);
+            let message = DataMessage::BeatReply { number, start, clock, granted, except };
             hands.feed(Input::Frame { from: Link::Peer(NodeId(*peer), *network), message });
         }
     }

@@ -4,10 +4,10 @@
 
 mod common;
 
-use ashlar_node_core::Input;
+use ashlar_node_core::{Input, Timing};
 use ashlar_types::ChunkConfig;
 use ashlar_types::message::cluster::{Change, ControlDown, RemovalReason};
-use ashlar_types::message::data::DataMessage;
+use ashlar_types::message::data::{DataMessage, Network};
 use common::*;
 use std::time::Duration;
 
@@ -105,6 +105,31 @@ fn a_secondary_that_was_too_slow_rests_before_it_is_filled_again() {
     assert!(
         matches!(hands.proposed.first(), Some(Change::ReadoptStale { replica: r }) if *r == replica(3))
     );
+}
+
+#[test]
+fn a_copy_that_was_lost_to_slowness_alone_starts_no_search_for_five_minutes() {
+    // A window as short as that of `ashlar dev`: it would be over long before.
+    TIMING.set(Some(Timing { readopt_window: Duration::from_secs(1), ..Timing::default() }));
+    let mut hands = serving(config(1));
+    write_at(&mut hands, true, &[2]);
+    pass(&mut hands, 1_100);
+    assert_eq!(slow(&hands), Some(3));
+    let removed = ChunkConfig {
+        in_sync: vec![replica(1), replica(2)],
+        stale: vec![(replica(3), Default::default())],
+        ..config(2)
+    };
+    hands.feed(Input::Control(ControlDown::Configs(vec![removed])));
+    hands.sync();
+    // It cannot be reached, so it is not taken back.
+    let (node, network) = (ashlar_types::NodeId(3), Network::Primary);
+    hands.feed(Input::LinkDown { node, network, refused: false });
+    hands.proposed.clear();
+    pass(&mut hands, 295_000);
+    assert_eq!(hands.proposed, []);
+    pass(&mut hands, 6_000);
+    assert_eq!(hands.proposed.first(), Some(&Change::SeekLearner));
 }
 
 #[test]

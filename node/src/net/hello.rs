@@ -3,7 +3,8 @@
 //! Bounded in time and bytes, so that a visitor who says nothing, or too much, costs little.
 
 use super::connection::{ReadEnd, read_some};
-use super::name;
+use super::{Attachment, Net, Visitor, name};
+use ashlar_env::clock::{Clock, SystemClock};
 use ashlar_node_core::Identity;
 use ashlar_proto::frame::{Frame, FrameQueue, next_frame, push_frame};
 use ashlar_types::message::data::{
@@ -67,41 +68,58 @@ impl HelloError {
     }
 }
 
-/// Receives a visitor: gives its role, and leaves in `input` what came behind its hello.
+/// Receives a visitor: tells who it is, and leaves in `input` what came behind its hello.
 ///
 /// # Errors
 /// It is no visitor, or one that must not come in; it has been told.
 pub(crate) async fn receive(
     stream: &TcpStream,
-    me: Identity,
+    net: &Net,
     network: Network,
     full: bool,
     input: &mut BytesMut,
-) -> Result<HelloRole, HelloError> {
+) -> Result<Visitor, HelloError> {
+    let me = net.me;
     let Frame::Hello(hello) = first_frame(stream, input).await? else {
         return Err(HelloError::NotAHello);
     };
-    let reply = match judge(&hello, me, network, full) {
-        Ok(()) => HelloReply::Welcome {
-            version: DATA_PROTOCOL_VERSION,
-            node: me.node,
-            store: me.store,
-            start: me.start,
-        },
-        Err(refusal) => HelloReply::Refused(refusal),
+    let admitted = match judge(&hello, me, network, full) {
+        Ok(()) => identify(hello.role, net).await,
+        Err(refusal) => Err(refusal),
     };
-    send(stream, &Frame::HelloReply(reply.clone())).await?;
-    if let HelloReply::Refused(refusal) = reply {
-        return Err(HelloError::Refused(refusal));
-    }
-    match &hello.role {
-        HelloRole::Node { node, .. } if *node == me.node => {
+    match admitted {
+        Err(refusal) => {
+            send(stream, &Frame::HelloReply(HelloReply::Refused(refusal))).await?;
+            Err(HelloError::Refused(refusal))
+        }
+        Ok(Visitor::Node { node, .. }) if node == me.node => {
             Err(HelloError::Absurd("a hello in this node's own name"))
         }
-        HelloRole::Node { network: said, .. } if *said != network => {
+        Ok(Visitor::Node { network: said, .. }) if said != network => {
             Err(HelloError::Absurd("a hello for the other network"))
         }
-        HelloRole::Node { .. } | HelloRole::Client { .. } => Ok(hello.role),
+        Ok(visitor) => {
+            let version = DATA_PROTOCOL_VERSION;
+            let Identity { node, store, start, .. } = me;
+            let welcome = HelloReply::Welcome { version, node, store, start };
+            send(stream, &Frame::HelloReply(welcome)).await?;
+            Ok(visitor)
+        }
+    }
+}
+
+/// Who the visitor is; a client proves it by its token.
+async fn identify(role: HelloRole, net: &Net) -> Result<Visitor, HelloRefusal> {
+    match role {
+        HelloRole::Client { volume, generation, session, token } => {
+            let now = SystemClock.wall_millis() / 1_000;
+            let admitted = net.admission.admit((volume, generation), &token, now).await;
+            let rights = admitted.map_err(HelloRefusal::Token)?;
+            Ok(Visitor::Client(Attachment { volume, generation, session, rights }))
+        }
+        HelloRole::Node { node, store, start, network } => {
+            Ok(Visitor::Node { node, network, process: (store, start) })
+        }
     }
 }
 

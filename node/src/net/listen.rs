@@ -4,9 +4,9 @@
 //! told so if that is cheap, else closed.
 
 use super::connection::{Credit, read_frames};
-use super::{ConnectionNumber, Net, NetEvent, hello, name, tune};
+use super::{ConnectionNumber, Net, NetEvent, Visitor, hello, name, tune};
 use ashlar_env::task::spawn_named;
-use ashlar_types::message::data::{HelloRole, Network};
+use ashlar_types::message::data::Network;
 use bytes::BytesMut;
 use std::io;
 use std::net::SocketAddr;
@@ -69,8 +69,8 @@ pub(crate) async fn serve(listener: TcpListener, network: Network, net: Net) {
 async fn host(stream: TcpStream, from: SocketAddr, network: Network, full: bool, net: Net) {
     tune(&stream);
     let mut input = BytesMut::with_capacity(1024);
-    let role = match hello::receive(&stream, net.me, network, full, &mut input).await {
-        Ok(role) => role,
+    let visitor = match hello::receive(&stream, &net, network, full, &mut input).await {
+        Ok(visitor) => visitor,
         Err(error) if error.is_misbehaviour() => {
             tracing::warn!(%from, network = name(network), %error, "connection closed");
             return;
@@ -82,8 +82,8 @@ async fn host(stream: TcpStream, from: SocketAddr, network: Network, full: bool,
     };
     let stream = Arc::new(stream);
     let connection = net.number();
-    let credit = matches!(role, HelloRole::Client { .. }).then(Credit::new);
-    let opened = opened(connection, &stream, role, credit.clone());
+    let credit = matches!(visitor, Visitor::Client(_)).then(Credit::new);
+    let opened = opened(connection, &stream, visitor, credit.clone());
     if net.events.send(opened).await.is_err() {
         return;
     }
@@ -99,17 +99,17 @@ async fn host(stream: TcpStream, from: SocketAddr, network: Network, full: bool,
 fn opened(
     connection: ConnectionNumber,
     stream: &Arc<TcpStream>,
-    role: HelloRole,
+    visitor: Visitor,
     credit: Option<Arc<Credit>>,
 ) -> NetEvent {
     let stream = Arc::clone(stream);
-    match role {
-        HelloRole::Client { .. } => {
+    match visitor {
+        Visitor::Client(attachment) => {
             let credit = credit.unwrap_or_else(Credit::new);
-            NetEvent::ClientOpen { connection, stream, credit }
+            NetEvent::ClientOpen { connection, stream, credit, attachment }
         }
-        HelloRole::Node { node, store, start, network } => {
-            NetEvent::PeerOpen { connection, stream, node, network, process: (store, start) }
+        Visitor::Node { node, network, process } => {
+            NetEvent::PeerOpen { connection, stream, node, network, process }
         }
     }
 }

@@ -16,9 +16,11 @@ pub(crate) mod hello;
 pub(crate) mod listen;
 pub(crate) mod table;
 
+use crate::admission::Admission;
 use ashlar_node_core::Identity;
+use ashlar_proto::token::Rights;
 use ashlar_types::message::data::{DataMessage, Network};
-use ashlar_types::{NodeId, StartNumber, StoreId};
+use ashlar_types::{Generation, NodeId, SessionId, StartNumber, StoreId, VolumeId};
 use socket2::{SockRef, TcpKeepalive};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -46,7 +48,12 @@ pub(crate) struct ConnectionNumber(pub(crate) u64);
 #[derive(Debug)]
 pub(crate) enum NetEvent {
     /// A client's connection is open, hellos exchanged.
-    ClientOpen { connection: ConnectionNumber, stream: Arc<TcpStream>, credit: Arc<Credit> },
+    ClientOpen {
+        connection: ConnectionNumber,
+        stream: Arc<TcpStream>,
+        credit: Arc<Credit>,
+        attachment: Attachment,
+    },
     /// Another node has dialled; frames from it follow. Nothing is ever sent on it.
     PeerOpen {
         connection: ConnectionNumber,
@@ -72,6 +79,22 @@ pub(crate) enum NetEvent {
     DialFailed { dialler: DiallerNumber, refused: bool },
 }
 
+/// In whose name a client's connection speaks, as its hello said and its token proved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Attachment {
+    pub(crate) volume: VolumeId,
+    pub(crate) generation: Generation,
+    pub(crate) session: SessionId,
+    pub(crate) rights: Rights,
+}
+
+/// Who is at the other end of an accepted connection.
+#[derive(Debug)]
+pub(crate) enum Visitor {
+    Client(Attachment),
+    Node { node: NodeId, network: Network, process: (StoreId, StartNumber) },
+}
+
 /// Number of a dialler in this process; never reused, so that news of an ended one are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct DiallerNumber(pub(crate) u64);
@@ -81,14 +104,20 @@ pub(crate) struct DiallerNumber(pub(crate) u64);
 pub(crate) struct Net {
     /// Who this node is.
     pub(crate) me: Identity,
+    /// Which clients may come in.
+    pub(crate) admission: Arc<Admission>,
     /// To the machine's task.
     pub(crate) events: mpsc::Sender<NetEvent>,
     numbers: Arc<AtomicU64>,
 }
 
 impl Net {
-    pub(crate) fn new(me: Identity, events: mpsc::Sender<NetEvent>) -> Self {
-        Self { me, events, numbers: Arc::new(AtomicU64::new(1)) }
+    pub(crate) fn new(
+        me: Identity,
+        admission: Arc<Admission>,
+        events: mpsc::Sender<NetEvent>,
+    ) -> Self {
+        Self { me, admission, events, numbers: Arc::new(AtomicU64::new(1)) }
     }
 
     pub(crate) fn number(&self) -> ConnectionNumber {

@@ -13,8 +13,9 @@ use super::connection::{
     request_bytes,
 };
 use super::dial::Diallers;
-use super::{ConnectionNumber, DiallerNumber, NetEvent, name};
+use super::{Attachment, ConnectionNumber, DiallerNumber, NetEvent, name};
 use ashlar_node_core::{ConnectionId, Input, Link};
+use ashlar_proto::token::Rights;
 use ashlar_types::limit::REQUESTS_PER_CONNECTION_MAX;
 use ashlar_types::message::cluster::PeerAddress;
 use ashlar_types::message::data::{DataMessage, Network, Refusal};
@@ -48,6 +49,8 @@ pub(crate) struct Table {
 struct Client {
     outbound: Outbound,
     credit: Arc<Credit>,
+    /// In whose name it speaks.
+    attachment: Attachment,
     /// What each request without an answer took of the credit.
     unanswered: BTreeMap<RequestId, usize>,
     /// Credit of answers that have not left yet.
@@ -101,10 +104,11 @@ impl Table {
             NetEvent::Frames { connection, messages } => {
                 self.on_frames(connection, messages, inputs);
             }
-            NetEvent::ClientOpen { connection, stream, credit } => {
+            NetEvent::ClientOpen { connection, stream, credit, attachment } => {
                 let events = self.events.clone();
                 let outbound = Outbound::new(connection, stream, CLIENT_OUTBOUND_BYTES_MAX, events);
-                let client = Client { outbound, credit, unanswered: BTreeMap::new(), owed: 0 };
+                let unanswered = BTreeMap::new();
+                let client = Client { outbound, credit, attachment, unanswered, owed: 0 };
                 self.clients.insert(connection, client);
             }
             NetEvent::PeerOpen { connection, stream, node, network, process } => {
@@ -149,8 +153,8 @@ impl Table {
                         Err(_) => break,
                     }
                 }
-                Admitted::NumberTwice => {
-                    tracing::warn!(connection = connection.0, "a client reused a request's number");
+                Admitted::Never(problem) => {
+                    tracing::warn!(connection = connection.0, problem, "a client is cut off");
                     self.close(from, inputs);
                     return;
                 }
@@ -295,7 +299,8 @@ enum Admitted {
     Yes,
     /// More are unanswered than may be: refused, with its number and what it took of the credit.
     TooMany(RequestId, usize),
-    NumberTwice,
+    /// No right client asks this.
+    Never(&'static str),
 }
 
 impl Client {
@@ -304,13 +309,31 @@ impl Client {
             return Admitted::Yes;
         };
         if self.unanswered.contains_key(&id) {
-            return Admitted::NumberTwice;
+            return Admitted::Never("it reused a request's number");
+        }
+        if !self.may_ask(message) {
+            return Admitted::Never("it asked for what its attachment does not allow");
         }
         if self.unanswered.len() >= REQUESTS_PER_CONNECTION_MAX {
             return Admitted::TooMany(id, bytes);
         }
         self.unanswered.insert(id, bytes);
         Admitted::Yes
+    }
+
+    /// A connection speaks for the attachment of its hello, which its token has proved.
+    fn may_ask(&self, message: &DataMessage) -> bool {
+        let Attachment { volume, generation, session, rights } = self.attachment;
+        match message {
+            DataMessage::Read { stamp, .. } | DataMessage::Write { stamp, .. } => {
+                let reads = matches!(message, DataMessage::Read { .. });
+                (stamp.chunk.volume, stamp.generation, stamp.session)
+                    == (volume, generation, session)
+                    && (reads || rights == Rights::ReadWrite)
+            }
+            DataMessage::FindConfig { chunk, .. } => chunk.volume == volume,
+            _not_a_request => true,
+        }
     }
 
     fn answer(&mut self, message: &DataMessage) -> Result<bool, SendError> {

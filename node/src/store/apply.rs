@@ -1,5 +1,9 @@
 //! The apply thread's work: one checkpoint, from the oldest layer to a new superblock.
 //!
+//! Large writes are in their places already: a checkpoint only moves the map to them. A part that
+//! lies in several slots is so brought together as far as it is written anyway: small writes go to
+//! the slot that has most of it.
+//!
 //! Order, each step durable before the next: blocks into the data file, sorted and merged, 32 at a
 //! time; changed map pages, each over the older of its two copies; the superblock, which names the
 //! place where replay begins and the number of this checkpoint. A crash before the last step leaves
@@ -16,7 +20,8 @@ use ashlar_types::{BLOCK_SIZE, BlockRange, ChunkId};
 
 use super::format::{PAGE, SLOT_BLOCKS, SLOT_BYTES, SlotBlocks, Superblock, as_u64, as_usize, put};
 use super::map::{PageState, SlotChange, SlotMap, digest_of, slots_of};
-use super::overlay::{ChunkLayer, Content};
+use super::overlay::{ChunkLayer, Content, SumRun};
+use super::place::{Bits, Claims};
 use super::shared::{ApplyJob, Shared, State};
 use super::{Reporter, StoreEvent, StoreFailure};
 
@@ -40,18 +45,96 @@ pub(crate) struct Applier {
 
 /// What happens to one slot.
 #[derive(Debug)]
-struct Work {
-    change: SlotChange,
+pub(crate) struct Work {
+    pub(crate) change: SlotChange,
+    pub(crate) writes: Vec<(BlockRange, Content)>,
+}
+
+/// A part of a chunk while it is planned.
+#[derive(Debug, Default)]
+struct Part {
+    slots: Vec<Touched>,
+    /// What is to be written to one of the slots.
     writes: Vec<(BlockRange, Content)>,
 }
 
-/// A slot while its chunk is planned.
-#[derive(Debug, Default)]
+/// A slot of the part.
+#[derive(Debug)]
 struct Touched {
-    /// `None`: it gets one if it needs one.
-    slot: Option<u32>,
+    slot: u32,
     blocks: SlotBlocks,
-    writes: Vec<(BlockRange, Content)>,
+    changed: bool,
+}
+
+impl Part {
+    /// What the map says of it.
+    fn known(map: &SlotMap, chunk: ChunkId, index: u32) -> Self {
+        let slots = map.get(chunk, index).iter();
+        let slots =
+            slots.map(|m| Touched { slot: m.slot, blocks: m.blocks.clone(), changed: false });
+        Self { slots: slots.collect(), writes: Vec::new() }
+    }
+
+    /// The slot of this number.
+    fn slot(&mut self, slot: u32) -> Option<&mut Touched> {
+        if !self.slots.iter().any(|t| t.slot == slot) {
+            self.slots.push(Touched { slot, blocks: SlotBlocks::default(), changed: false });
+        }
+        self.slots.iter_mut().find(|t| t.slot == slot)
+    }
+
+    /// No slot has the blocks any more.
+    fn drop_blocks(&mut self, range: BlockRange) {
+        let bits = Bits::of(range);
+        for slot in self.slots.iter_mut().filter(|t| t.blocks.present().meets(bits)) {
+            slot.changed = true;
+            range.blocks().for_each(|block| slot.blocks.set(block, None));
+        }
+    }
+
+    /// The slot has the blocks now, and no other.
+    fn put(&mut self, slot: u32, range: BlockRange, sums: &SumRun) {
+        self.drop_blocks(range);
+        let Some(touched) = self.slot(slot) else { return };
+        touched.changed = true;
+        for (nth, block) in range.blocks().enumerate() {
+            touched.blocks.set(block, Some(sums.get(nth)));
+        }
+    }
+
+    /// Gives the blocks that are to be written to the slot that has most of the part, a new one if
+    /// there is none. Blocks of it that a later large write has claimed are never among them: it
+    /// claims nothing where blocks wait to be written (`place.rs`).
+    fn finish(
+        mut self,
+        map: &mut SlotMap,
+        (chunk, index): (ChunkId, u32),
+        out: &mut Vec<Work>,
+    ) -> Result<(), StoreFailure> {
+        let mut writes = std::mem::take(&mut self.writes);
+        let most = self.slots.iter().max_by_key(|t| t.blocks.count()).map(|t| t.slot);
+        if !writes.is_empty() {
+            let slot = match most {
+                Some(slot) => slot,
+                None => map.take().ok_or(StoreFailure::SlotsExhausted)?,
+            };
+            for (range, content) in &writes {
+                if let Content::Data { sums, .. } = content {
+                    self.put(slot, *range, sums);
+                }
+            }
+        }
+        for Touched { slot, blocks, .. } in self.slots.into_iter().filter(|t| t.changed) {
+            let change = SlotChange { chunk, index, slot, blocks };
+            let writes = if most.is_none_or(|most| most == slot) {
+                std::mem::take(&mut writes)
+            } else {
+                Vec::new()
+            };
+            out.push(Work { change, writes });
+        }
+        Ok(())
+    }
 }
 
 impl Applier {
@@ -72,7 +155,8 @@ impl Applier {
 
     /// Carries the job out. Call only after [`Applier::earlier_reads_done`].
     pub(crate) fn run(&mut self, job: &ApplyJob) -> Result<(), StoreFailure> {
-        let work = self.plan(job)?;
+        let mut work = self.plan(job)?;
+        self.merge(&mut work);
         self.write_data(&work)?;
         let pages = self.write_map(&work)?;
         let mut digest = self.superblock.map_digest;
@@ -83,7 +167,9 @@ impl Applier {
                 let old = state.map.page(slot).map_or(0, |old| digest_of(slot, old.crc));
                 digest = digest.wrapping_sub(old).wrapping_add(digest_of(slot, page.crc));
             }
-            state.map.used()
+            // Slots that are claimed only have no page, and the file may end before it.
+            let changed = work.iter().map(|work| work.change.slot + 1);
+            changed.fold(state.map.written(), u32::max)
         };
         let superblock = Superblock {
             sequence: self.superblock.sequence + 1,
@@ -106,6 +192,8 @@ impl Applier {
     /// Decides, under the lock, what becomes of every slot that the layer touches.
     fn plan(&self, job: &ApplyJob) -> Result<Vec<Work>, StoreFailure> {
         let mut state = self.shared.lock();
+        // What began to read before the last checkpoint was complete has ended.
+        state.map.cooled();
         let mut out = Vec::new();
         for (chunk, layer) in &job.layer.chunks {
             plan_chunk(&mut state.map, *chunk, layer, &mut out)?;
@@ -199,11 +287,16 @@ impl Applier {
     /// Shows the outcome: map, reservations, one layer less, room in the journal.
     fn finish(&self, job: &ApplyJob, work: Vec<Work>, pages: Vec<PageState>) {
         let mut state = self.shared.lock();
+        let mut emptied = Vec::new();
         for (work, page) in work.into_iter().zip(pages) {
-            state.map.install(work.change, page);
+            let slot = work.change.slot;
+            if state.map.install(work.change, page) {
+                emptied.push(slot);
+            }
         }
         debug_assert_eq!(state.map.digest(), self.superblock.map_digest);
-        state.periods.pop_front();
+        let claims = state.periods.pop_front().map_or_else(Claims::new, |period| period.claims);
+        state.end_claims(&claims, emptied);
         let reserved = state.reservations();
         state.map.set_reserved(reserved);
         state.applying = false;
@@ -229,54 +322,43 @@ fn plan_chunk(
             out.push(Work { change, writes: Vec::new() });
         }
     }
-    // By slot number in the chunk.
-    let mut touched: BTreeMap<u32, Touched> = BTreeMap::new();
+    // By number of the part in the chunk.
+    let mut parts: BTreeMap<u32, Part> = BTreeMap::new();
     let known = |map: &SlotMap, index| {
-        let mapped = map.get(chunk, index).filter(|_| !layer.cleared);
-        mapped.map_or_else(Touched::default, |m| Touched {
-            slot: Some(m.slot),
-            blocks: m.blocks.clone(),
-            writes: Vec::new(),
-        })
+        if layer.cleared { Part::default() } else { Part::known(map, chunk, index) }
     };
     for (first, extent) in &layer.extents {
         let range = BlockRange::new(*first, extent.end - first);
-        let slots = range.first / SLOT_BLOCKS..range.end().div_ceil(SLOT_BLOCKS);
-        if let Content::Data { sums, .. } = &extent.content {
-            for (index, part) in slots_of(range) {
-                let entry = touched.entry(index).or_insert_with(|| known(map, index));
-                let skip = index * SLOT_BLOCKS + part.first - range.first;
-                for (nth, block) in part.blocks().enumerate() {
-                    let nth = as_usize(u64::from(skip)) + nth;
-                    entry.blocks.set(block, Some(sums.get(nth)));
-                }
-                entry.writes.push((part, extent.content.part(skip, part.count)));
-            }
-        } else {
-            // A trim may span a whole chunk: look only at slots that exist.
-            let mapped: Vec<u32> = map
-                .in_chunk(chunk, slots.start, slots.end)
-                .map(|(index, _)| index)
+        let indices = range.first / SLOT_BLOCKS..range.end().div_ceil(SLOT_BLOCKS);
+        if matches!(extent.content, Content::Hole) {
+            // A trim may span a whole chunk: look only at parts that exist.
+            let mapped = map.in_chunk(chunk, indices.start, indices.end);
+            let mapped: Vec<u32> = mapped
                 .filter(|_| !layer.cleared)
-                .chain(touched.range(slots).map(|(index, _)| *index))
+                .chain(parts.range(indices).map(|(index, _)| *index))
                 .collect();
             for index in mapped {
-                let entry = touched.entry(index).or_insert_with(|| known(map, index));
+                let part = parts.entry(index).or_insert_with(|| known(map, index));
                 let whole = BlockRange::new(index * SLOT_BLOCKS, SLOT_BLOCKS);
-                let Some(part) = whole.intersection(range) else { continue };
-                part.blocks().for_each(|block| entry.blocks.set(block - whole.first, None));
+                if let Some(gone) = whole.intersection(range) {
+                    part.drop_blocks(BlockRange::new(gone.first - whole.first, gone.count));
+                }
+            }
+            continue;
+        }
+        for (index, within) in slots_of(range) {
+            let part = parts.entry(index).or_insert_with(|| known(map, index));
+            let skip = index * SLOT_BLOCKS + within.first - range.first;
+            match extent.content.part(skip, within.count) {
+                Content::Placed { sums, at, .. } => {
+                    let slot = at / u64::from(SLOT_BLOCKS);
+                    part.put(u32::try_from(slot).unwrap_or(u32::MAX), within, &sums);
+                }
+                content => part.writes.push((within, content)),
             }
         }
     }
-    for (index, Touched { slot, blocks, writes }) in touched {
-        let slot = match slot {
-            Some(slot) => slot,
-            None if blocks.is_empty() => continue,
-            None => map.take().ok_or(StoreFailure::SlotsExhausted)?,
-        };
-        out.push(Work { change: SlotChange { chunk, index, slot, blocks }, writes });
-    }
-    Ok(())
+    parts.into_iter().try_for_each(|(index, part)| part.finish(map, (chunk, index), out))
 }
 
 /// Writes a superblock over the older copy; durable on return.

@@ -9,11 +9,13 @@
 
 use std::sync::Arc;
 
+use ashlar_env::disk::{DiskFile, IoEngine};
 use ashlar_node_core::durable::DurableState;
 use ashlar_node_core::record::{JournalSeq, Record};
 
 use super::format::{ENTRY_HEAD, GROUP_HEAD, GroupKind, PAGE, as_u32, as_u64};
 use super::journal::{GROUP_BYTES, Journal, Staged};
+use super::place::{Queued, write_placed};
 use super::shared::{ApplyJob, Shared};
 use super::{Reporter, StoreEvent, StoreFailure};
 
@@ -39,12 +41,16 @@ pub(crate) enum Step {
 pub(crate) struct Committer {
     shared: Arc<Shared>,
     journal: Journal,
+    data: Arc<dyn DiskFile>,
+    engine: IoEngine,
     /// The state as of the last record written.
     state: DurableState,
     reporter: Reporter,
     /// Taken and not yet written.
-    batch: Vec<Record>,
+    batch: Vec<Queued>,
     batch_last: JournalSeq,
+    /// What the batch has outside of the journal is durable.
+    batch_placed: bool,
     /// Last record written.
     written: JournalSeq,
     /// Where this period began in the ring.
@@ -54,9 +60,11 @@ pub(crate) struct Committer {
 }
 
 impl Committer {
+    /// `data` is a descriptor of its own, see [`write_placed`].
     pub(crate) fn new(
         shared: Arc<Shared>,
         journal: Journal,
+        (data, engine): (Arc<dyn DiskFile>, IoEngine),
         state: DurableState,
         reporter: Reporter,
     ) -> Self {
@@ -65,10 +73,13 @@ impl Committer {
         let mut committer = Self {
             shared,
             journal,
+            data,
+            engine,
             state,
             reporter,
             batch: Vec::new(),
             batch_last: JournalSeq(0),
+            batch_placed: false,
             written: JournalSeq(0),
             period_start,
             checkpoint_bound: 0,
@@ -96,20 +107,46 @@ impl Committer {
         if !self.has_room(&staged) {
             return self.wait_for_room();
         }
+        if !self.batch_placed {
+            // Durable before the group that names their places: a record never outlives its content.
+            write_placed(&self.data, &mut self.engine, &self.batch)?;
+            self.batch_placed = true;
+        }
         self.journal.write(&staged)?;
-        for record in &self.batch {
+        for Queued { record, .. } in &self.batch {
             self.state.apply(record);
             // The state grows by less than four times the fields of a record.
             self.checkpoint_bound += 4 * as_u64(record_fields(record));
         }
+        self.settle_placed();
         self.batch.clear();
+        self.batch_placed = false;
         self.written = self.batch_last;
         self.reporter.report(StoreEvent::Durable(self.written));
         Ok(Step::Wrote)
     }
 
+    /// Bytes of the journal in use.
+    #[cfg(test)]
+    pub(crate) fn journalled(&self) -> u64 {
+        self.journal.used()
+    }
+
     pub(crate) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// Large content that is durable in its place need not be kept in memory.
+    fn settle_placed(&self) {
+        if self.batch.iter().all(|queued| queued.slots.is_empty()) {
+            return;
+        }
+        let mut state = self.shared.lock();
+        for Queued { record, slots, .. } in self.batch.iter().filter(|q| !q.slots.is_empty()) {
+            if let Some(content) = record.content() {
+                state.settle(record.chunk(), content.range, slots);
+            }
+        }
     }
 
     /// Gives back the room of a checkpoint that is complete.

@@ -5,6 +5,8 @@
 //! replicas are marked suspect whenever a store with doubt is opened; a checkpoint, which holds
 //! those marks, ends it. So a crash in between finds the damage again, or the doubt.
 
+use crate::log_line::log_line;
+use ashlar_node_core::Line;
 use ashlar_node_core::durable::{DurableState, ReplicaDurable};
 use ashlar_node_core::record::Record;
 use ashlar_types::codec::{BufMut, CodecError, Reader, Wire};
@@ -79,7 +81,7 @@ impl Doubt {
             .map(|(chunk, _)| *chunk)
             .collect();
         for chunk in concerned {
-            tracing::error!(%chunk, "the store has lost part of this replica; it takes no part");
+            log_line!(Line::LostPart, %chunk);
             state.apply(&Record::Suspect { chunk });
         }
         if self.has_gaps {

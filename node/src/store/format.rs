@@ -10,9 +10,11 @@ use ashlar_types::{BLOCK_SIZE, ChunkId, NodeId, StartNumber, StoreId, ZoneId};
 use bytes::Bytes;
 
 use super::doubt::Doubt;
+use super::place::Bits;
 
-/// Newest format version read and written here. Version 1 had no doubt: zeros in its place.
-pub const VERSION: u32 = 2;
+/// Newest format version read and written here. Version 1 had no doubt: zeros in its place. Before
+/// version 3 every record's blocks followed it in the journal, and a part of a chunk had one slot.
+pub const VERSION: u32 = 3;
 /// Oldest format version read here.
 const VERSION_MIN: u32 = 1;
 /// Blocks per slot: a slot is 1 MiB.
@@ -25,6 +27,9 @@ pub(crate) const PAGE: usize = IO_ALIGN;
 pub(crate) const GROUP_HEAD: usize = 96;
 /// Bytes before the fields of an entry: their length and the number of blocks.
 pub(crate) const ENTRY_HEAD: usize = 8;
+/// In an entry's number of blocks: they are in slots of the data file, that many of which are named
+/// behind the fields.
+pub(crate) const PLACED: u32 = 1 << 31;
 
 const SUPER_MAGIC: [u8; 8] = *b"ASHSTORE";
 const GROUP_MAGIC: [u8; 8] = *b"ASHGROUP";
@@ -257,6 +262,16 @@ impl SlotBlocks {
     pub(crate) fn is_empty(&self) -> bool {
         self.present == [0; 4]
     }
+
+    /// The blocks that are there.
+    pub(crate) fn present(&self) -> Bits {
+        Bits(self.present)
+    }
+
+    /// Number of blocks that are there.
+    pub(crate) fn count(&self) -> u32 {
+        self.present.iter().map(|word| word.count_ones()).sum()
+    }
 }
 
 impl MapPage {
@@ -404,10 +419,10 @@ mod tests {
             assert_eq!(Superblock::decode(&bad), Err(Unreadable::Damaged), "byte {at}");
         }
         let mut newer = page.to_vec();
-        newer[12] = 3;
+        newer[12] = 4;
         let crc = crc_of(&newer);
         newer[8..12].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(Superblock::decode(&newer), Err(Unreadable::Newer(3)));
+        assert_eq!(Superblock::decode(&newer), Err(Unreadable::Newer(4)));
         let mut older = page.to_vec();
         older[12] = 1;
         let crc = crc_of(&older);

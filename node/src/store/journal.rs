@@ -16,14 +16,16 @@ use std::sync::Arc;
 use ashlar_env::disk::{AlignedBuf, DiskError, DiskFile, IO_ALIGN};
 use ashlar_node_core::record::Record;
 use ashlar_types::codec::Reader;
-use ashlar_types::{BLOCK_SIZE, StartNumber, StoreId};
+use ashlar_types::{BLOCK_SIZE, StartNumber, StoreId, Sums};
 use bytes::Bytes;
 
 use super::OpenError;
 use super::format::{
-    ENTRY_HEAD, GROUP_HEAD, GroupHead, GroupKind, PAGE, as_u32, as_u64, as_usize, first_bad, put,
-    slice,
+    ENTRY_HEAD, GROUP_HEAD, GroupHead, GroupKind, PAGE, PLACED, as_u32, as_u64, as_usize,
+    first_bad, put, slice,
 };
+use super::map::slots_of;
+use super::place::Queued;
 
 /// Most payload and fields that are put into one group, but for a single larger record. 1 MiB
 /// takes under half a millisecond to write; more would only delay the first record of it.
@@ -55,9 +57,12 @@ pub(crate) struct Journal {
     group: AlignedBuf,
 }
 
-/// An encoded record: fields and blocks.
-pub(crate) fn entry_len(record: &Record) -> usize {
-    let blocks = record.content().map_or(0, |c| c.data.len());
+/// An encoded record: fields, and blocks or the slots that have them.
+pub(crate) fn entry_len(record: &Record, slots: &[u32]) -> usize {
+    let blocks = match slots {
+        [] => record.content().map_or(0, |c| c.data.len()),
+        slots => size_of_val(slots),
+    };
     // Fields without blocks are bounded by their lists; a guess is enough to cut groups.
     ENTRY_HEAD + 128 + record.content().map_or(0, |c| c.data_blocks() * 4) + blocks
 }
@@ -96,23 +101,29 @@ impl Journal {
 
     /// Encodes records into the group buffer; returns the bytes that the group will take, the rest
     /// of the ring that it may have to skip included.
-    pub(crate) fn stage_records(&mut self, records: &[Record]) -> Staged {
+    pub(crate) fn stage_records(&mut self, records: &[Queued]) -> Staged {
         self.head.clear();
         self.head.resize(GROUP_HEAD, 0);
         let mut blocks = 0usize;
-        for record in records {
+        for Queued { record, slots, .. } in records {
             let at = self.head.len();
             self.head.resize(at + ENTRY_HEAD, 0);
             record.put_fields(&mut self.head);
+            slots.iter().for_each(|slot| self.head.extend_from_slice(&slot.to_le_bytes()));
             let fields = as_u32(self.head.len() - at - ENTRY_HEAD);
-            let count = record.content().map_or(0, |c| c.data.len() / BLOCK_SIZE);
+            let count = match slots.as_slice() {
+                [] => record.content().map_or(0, |c| c.data.len() / BLOCK_SIZE),
+                _ => 0,
+            };
+            let kept = if slots.is_empty() { as_u32(count) } else { PLACED | as_u32(slots.len()) };
             put(&mut self.head, at, &fields.to_le_bytes());
-            put(&mut self.head, at + 4, &as_u32(count).to_le_bytes());
+            put(&mut self.head, at + 4, &kept.to_le_bytes());
             blocks += count;
         }
         let payload = self.prepare(blocks);
         let mut at = payload;
-        for content in records.iter().filter_map(Record::content) {
+        let journalled = records.iter().filter(|queued| queued.slots.is_empty());
+        for content in journalled.filter_map(|queued| queued.record.content()) {
             put(&mut self.group, at, &content.data);
             at += content.data.len();
         }
@@ -208,6 +219,8 @@ pub(crate) enum Replayed {
     Replica(Vec<u8>),
     /// A record.
     Record(Record),
+    /// A record whose content is in these slots, one for each part of its range.
+    Placed(Record, Vec<u32>),
     /// A record whose blocks are damaged: its facts hold, its content does not.
     Damaged(Record),
 }
@@ -300,6 +313,23 @@ pub(crate) fn wipe(file: &dyn DiskFile, size: u64, left_over: &[u64]) -> Result<
     left_over.iter().rev().try_for_each(|at| file.write_durable(&zeros, at % size))
 }
 
+/// A record whose content is in `count` slots.
+fn placed(fields: &[u8], count: u32) -> Option<Replayed> {
+    let mut fields = Reader::new(fields);
+    let record = Record::get_apart(&mut fields, Bytes::new()).ok()?;
+    let content = record.content()?;
+    let parts = slots_of(content.range).count();
+    let whole =
+        matches!(&content.sums, Sums::Full(sums) if as_u32(sums.len()) == content.range.count);
+    if !whole || as_u32(parts) != count {
+        return None;
+    }
+    let slots: Vec<u32> =
+        (0..count).map(|_| fields.array().ok().map(u32::from_le_bytes)).collect::<Option<_>>()?;
+    fields.finish().ok()?;
+    Some(Replayed::Placed(record, slots))
+}
+
 fn after(head: &GroupHead, crc: u32) -> Cursor {
     Cursor { end: head.position + head.len(), number: head.number + 1, chain: crc }
 }
@@ -345,6 +375,10 @@ impl Ring {
             let fields = reader.take(as_usize(u64::from(len))).ok()?;
             if head.kind != GroupKind::Records {
                 items.push(Replayed::Replica(fields.to_vec()));
+                continue;
+            }
+            if blocks & PLACED != 0 {
+                items.push(placed(fields, blocks & !PLACED)?);
                 continue;
             }
             let bytes = as_usize(u64::from(blocks)) * BLOCK_SIZE;

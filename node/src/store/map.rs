@@ -5,6 +5,10 @@
 //! over, so that applying never meets a full disk. Slots freed by a checkpoint are given out again
 //! only after it is complete: until then a crash may still need them.
 //!
+//! A part of a chunk may lie in several slots, each of its blocks in one of them: large writes go to
+//! fresh blocks (`place.rs`). Blocks that a checkpoint frees are **cooling** until no read that began
+//! before it is under way: only then a large write may go there.
+//!
 //! The map on disk (`format::MapPage`, two copies per slot) is written by `apply.rs` only.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,6 +19,7 @@ use ashlar_types::{BlockRange, ChunkId, ChunkIndex, StoreId, VolumeId, ZoneId};
 use super::doubt::Doubt;
 use super::format::{MapPage, PAGE, SLOT_BLOCKS, SlotBlocks, Superblock, as_u64, as_usize};
 use super::format::{crc_of, stored_crc};
+use super::place::{Bits, Claims};
 use super::rot::{self, Rotten};
 use super::{OpenError, Space};
 
@@ -42,7 +47,12 @@ pub(crate) struct PageState {
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct SlotMap {
-    chunks: BTreeMap<ChunkId, BTreeMap<u32, Mapped>>,
+    /// Slots by chunk and number in it; lists are never empty and their blocks never overlap.
+    chunks: BTreeMap<ChunkId, BTreeMap<u32, Vec<Mapped>>>,
+    /// Parts of chunks that lie in more than one slot.
+    split: BTreeSet<(ChunkId, u32)>,
+    /// Blocks that reads may still be looking at although the map does not name them any more.
+    cooling: BTreeMap<u32, Bits>,
     /// Slots below `used` without an owner.
     free: BTreeSet<u32>,
     /// Slots ever given out; their pages, by slot.
@@ -60,8 +70,8 @@ pub(crate) struct SlotMap {
 /// What reading the map brings beside it.
 #[derive(Debug, Default)]
 struct Loading {
-    /// The checkpoint that wrote the page of each part of a chunk.
-    written: BTreeMap<(ChunkId, u32), u64>,
+    /// The checkpoint that wrote the page of each slot in use.
+    written: BTreeMap<u32, u64>,
     rotten: Vec<Rotten>,
     doubt: Doubt,
 }
@@ -96,14 +106,21 @@ impl SlotMap {
         let mut loading = Loading { doubt: *doubt, ..Loading::default() };
         let mut slot = 0u32;
         let mut buf = AlignedBuf::zeroed(PAGES_AT_ONCE * PAGE);
-        let bytes = u64::from(sb.slots_used) * 2 * as_u64(PAGE);
+        let used = u64::from(sb.slots_used) * 2 * as_u64(PAGE);
+        // Beyond lies what a checkpoint wrote that was never completed. The next one does not write
+        // over all of it, as a slot may be skipped for a large write that is superseded.
+        let bytes = used.max(file.size()? / (2 * as_u64(PAGE)) * 2 * as_u64(PAGE));
         let mut at = 0u64;
         while at < bytes {
             let len = as_usize(bytes - at).min(buf.len());
             let Some(part) = buf.get_mut(..len) else { break };
             file.read_at(part, at)?;
             for pair in part.chunks(2 * PAGE) {
-                map.load_slot(slot, pair, sb, &mut loading);
+                if slot < sb.slots_used {
+                    map.load_slot(slot, pair, sb, &mut loading);
+                } else {
+                    map.void_slot(slot, pair);
+                }
                 slot += 1;
             }
             at += as_u64(len);
@@ -127,6 +144,13 @@ impl SlotMap {
         let places = std::mem::take(&mut self.void);
         places.iter().try_for_each(|at| file.write_at(&zeros, *at))?;
         if places.is_empty() { Ok(()) } else { file.sync_data() }
+    }
+
+    /// Whatever is written in these pages does not count.
+    fn void_slot(&mut self, slot: u32, pair: &[u8]) {
+        let written = pair.chunks(PAGE).zip(0..).filter(|(page, _)| page.iter().any(|b| *b != 0));
+        let first = u64::from(slot) * 2 * as_u64(PAGE);
+        self.void.extend(written.map(|(_, copy): (_, u64)| first + copy * as_u64(PAGE)));
     }
 
     /// Takes in the newer intact copy of a slot's page that a complete checkpoint wrote.
@@ -172,8 +196,8 @@ impl SlotMap {
         }
     }
 
-    /// Puts a slot in its place. If another one is there, damage has brought one of them back: the
-    /// later page counts, and both are doubted.
+    /// Puts a slot in its place. If another one has some of its blocks too, damage has brought one
+    /// of them back: the later page counts, and the chunk is doubted.
     fn place(
         &mut self,
         chunk: ChunkId,
@@ -182,52 +206,80 @@ impl SlotMap {
         checkpoint: u64,
         loading: &mut Loading,
     ) {
-        let slots = self.chunks.entry(chunk).or_default();
-        let known = loading.written.get(&(chunk, index)).copied();
-        let loses = if known.is_none_or(|known| known < checkpoint) {
-            loading.written.insert((chunk, index), checkpoint);
-            slots.insert(index, mapped).map(|older| older.slot)
+        loading.written.insert(mapped.slot, checkpoint);
+        let present = mapped.blocks.present();
+        let slots = self.chunks.entry(chunk).or_default().entry(index).or_default();
+        slots.push(mapped);
+        let twice = |m: &&Mapped| m.blocks.present().meets(present);
+        let mut rivals: Vec<u32> = slots.iter().filter(twice).map(|m| m.slot).collect();
+        rivals.sort_by_key(|slot| loading.written.get(slot).copied());
+        // The one with the latest page stays.
+        rivals.pop();
+        slots.retain(|m| !rivals.contains(&m.slot));
+        if slots.len() > 1 {
+            self.split.insert((chunk, index));
         } else {
-            Some(mapped.slot)
-        };
-        let Some(slot) = loses else { return };
-        tracing::error!(%chunk, index, slot, "two slots hold the same part of a chunk");
-        loading.doubt.add(chunk);
-        if let Some(page) = self.pages.get_mut(as_usize(u64::from(slot))) {
-            *page = None;
+            self.split.remove(&(chunk, index));
         }
-        self.free.insert(slot);
-        let first = u64::from(slot) * 2 * as_u64(PAGE);
-        self.void.extend([first, first + as_u64(PAGE)]);
+        for slot in rivals {
+            tracing::error!(%chunk, index, slot, "two slots hold the same blocks of a chunk");
+            loading.doubt.add(chunk);
+            if let Some(page) = self.pages.get_mut(as_usize(u64::from(slot))) {
+                *page = None;
+            }
+            self.free.insert(slot);
+            let first = u64::from(slot) * 2 * as_u64(PAGE);
+            self.void.extend([first, first + as_u64(PAGE)]);
+        }
     }
 
-    /// The slot of one part of a chunk.
-    pub(crate) fn get(&self, chunk: ChunkId, index: u32) -> Option<&Mapped> {
-        self.chunks.get(&chunk)?.get(&index)
+    /// The slots of one part of a chunk; none if it has no content.
+    pub(crate) fn get(&self, chunk: ChunkId, index: u32) -> &[Mapped] {
+        self.chunks.get(&chunk).and_then(|slots| slots.get(&index)).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether the slot holds content of the part.
+    pub(crate) fn has(&self, (chunk, index): (ChunkId, u32), slot: u32) -> bool {
+        self.get(chunk, index).iter().any(|m| m.slot == slot)
+    }
+
+    /// The blocks of the part that the slot holds.
+    pub(crate) fn present(&self, (chunk, index): (ChunkId, u32), slot: u32) -> Bits {
+        let mapped = self.get(chunk, index).iter().find(|m| m.slot == slot);
+        mapped.map_or_else(Bits::default, |m| m.blocks.present())
+    }
+
+    /// Number of parts that lie in more than one slot.
+    pub(crate) fn split_parts(&self) -> u32 {
+        super::format::as_u32(self.split.len())
+    }
+
+    /// Parts that lie in more than one slot.
+    pub(crate) fn split(&self) -> impl Iterator<Item = (ChunkId, u32)> + '_ {
+        self.split.iter().copied()
     }
 
     /// All slots of a chunk.
     pub(crate) fn of_chunk(&self, chunk: ChunkId) -> impl Iterator<Item = (u32, &Mapped)> {
-        self.chunks.get(&chunk).into_iter().flatten().map(|(index, mapped)| (*index, mapped))
+        let parts = self.chunks.get(&chunk).into_iter().flatten();
+        parts.flat_map(|(index, slots)| slots.iter().map(|mapped| (*index, mapped)))
     }
 
-    /// All slots of a chunk with numbers in `from..to`.
-    pub(crate) fn in_chunk(
-        &self,
-        chunk: ChunkId,
-        from: u32,
-        to: u32,
-    ) -> impl Iterator<Item = (u32, &Mapped)> {
-        self.chunks
-            .get(&chunk)
-            .into_iter()
-            .flat_map(move |slots| slots.range(from..to))
-            .map(|(index, mapped)| (*index, mapped))
+    /// Numbers in `from..to` of the parts of a chunk that have slots.
+    pub(crate) fn in_chunk(&self, chunk: ChunkId, from: u32, to: u32) -> impl Iterator<Item = u32> {
+        let parts = self.chunks.get(&chunk).into_iter();
+        parts.flat_map(move |slots| slots.range(from..to)).map(|(index, _)| *index)
     }
 
     /// Slots ever given out.
     pub(crate) fn used(&self) -> u32 {
         super::format::as_u32(self.pages.len())
+    }
+
+    /// Slots up to the last one with a page.
+    pub(crate) fn written(&self) -> u32 {
+        let last = self.pages.iter().rposition(Option::is_some);
+        last.map_or(0, |last| super::format::as_u32(last + 1))
     }
 
     /// Page of a slot, `None` if it was never written.
@@ -256,7 +308,7 @@ impl SlotMap {
     pub(crate) fn missing(&self, chunk: ChunkId, range: BlockRange, cleared: bool) -> Vec<u32> {
         slots_of(range)
             .map(|(index, _)| index)
-            .filter(|index| cleared || self.get(chunk, *index).is_none())
+            .filter(|index| cleared || self.get(chunk, *index).is_empty())
             .filter(|index| !self.reserved.contains(&(chunk, *index)))
             .collect()
     }
@@ -310,10 +362,86 @@ impl SlotMap {
         Some(slot)
     }
 
+    /// Takes a free slot that no read is looking at.
+    pub(crate) fn take_cold(&mut self) -> Option<u32> {
+        let cold = self.free.iter().find(|slot| !self.cooling.contains_key(slot)).copied();
+        if let Some(slot) = cold {
+            self.free.remove(&slot);
+            return Some(slot);
+        }
+        let slot = self.used();
+        if slot >= self.capacity {
+            return None;
+        }
+        self.pages.push(None);
+        Some(slot)
+    }
+
+    /// Gives back a slot that holds nothing.
+    pub(crate) fn release(&mut self, slot: u32) {
+        self.free.insert(slot);
+    }
+
+    /// Forgets free slots that were never given out before: above `used`.
+    pub(crate) fn forget_above(&mut self, used: u32) {
+        self.free.split_off(&used);
+        self.pages.truncate(as_usize(u64::from(used)));
+    }
+
+    /// Blocks of a slot that are free from now on, but may still be being read.
+    pub(crate) fn cool(&mut self, slot: u32, bits: Bits) {
+        if !bits.is_empty() {
+            let known = self.cooling.entry(slot).or_default();
+            *known = known.with(bits);
+        }
+    }
+
+    /// Whether reads may still be looking at some of the blocks.
+    pub(crate) fn is_cooling(&self, slot: u32, bits: Bits) -> bool {
+        self.cooling.get(&slot).is_some_and(|cooling| cooling.meets(bits))
+    }
+
+    /// All reads that began before the last checkpoint was complete are done.
+    pub(crate) fn cooled(&mut self) {
+        self.cooling.clear();
+    }
+
+    /// Takes the slots that replayed records name out of the free ones; doubts the chunks of those
+    /// that cannot be theirs. The data file has `data_slots`.
+    pub(crate) fn occupy(&mut self, claims: &Claims, data_slots: u32, doubt: &mut Doubt) {
+        for (slot, claim) in claims {
+            let fits = *slot < data_slots && {
+                while self.used() <= *slot {
+                    self.free.insert(self.used());
+                    self.pages.push(None);
+                }
+                let there = self.present(claim.part, *slot);
+                let theirs = self.free.remove(slot) || self.has(claim.part, *slot);
+                theirs && !there.meets(claim.bits)
+            };
+            if !fits {
+                tracing::error!(chunk = %claim.part.0, slot, "a record names a slot of another");
+                doubt.add(claim.part.0);
+            }
+        }
+        self.capacity = self.capacity.max(self.used());
+    }
+
+    /// Of every slot ever given out: whether it is free, and how many parts it is mapped to.
+    #[cfg(test)]
+    pub(crate) fn census(&self) -> Vec<(u32, bool, usize)> {
+        let mapped = |slot: u32| {
+            let all = self.chunks.values().flat_map(|parts| parts.values()).flatten();
+            all.filter(|m| m.slot == slot).count()
+        };
+        (0..self.used()).map(|slot| (slot, self.free.contains(&slot), mapped(slot))).collect()
+    }
+
     /// What a slot holds, as a change that changes nothing.
     pub(crate) fn unchanged(&self, slot: u32, zone: ZoneId) -> SlotChange {
         let parts = self.chunks.iter().flat_map(|(chunk, slots)| {
-            slots.iter().map(move |(index, mapped)| (*chunk, *index, mapped))
+            let slots = slots.iter().flat_map(|(index, all)| all.iter().map(move |m| (*index, m)));
+            slots.map(move |(index, mapped)| (*chunk, index, mapped))
         });
         let owned = parts.into_iter().find(|(_, _, mapped)| mapped.slot == slot);
         if let Some((chunk, index, mapped)) = owned {
@@ -324,24 +452,34 @@ impl SlotMap {
         SlotChange { chunk, index: 0, slot, blocks: SlotBlocks::default() }
     }
 
-    /// Installs the outcome for one slot after its checkpoint is complete.
-    pub(crate) fn install(&mut self, change: SlotChange, page: PageState) {
-        if let Some(to) = self.pages.get_mut(as_usize(u64::from(change.slot))) {
+    /// Installs the outcome for one slot after its checkpoint is complete; true when it holds
+    /// nothing any more. It is not free before [`SlotMap::release`].
+    pub(crate) fn install(&mut self, change: SlotChange, page: PageState) -> bool {
+        let SlotChange { chunk, index, slot, blocks } = change;
+        if let Some(to) = self.pages.get_mut(as_usize(u64::from(slot))) {
             *to = Some(page);
         }
-        let slots = self.chunks.entry(change.chunk).or_default();
-        if change.blocks.is_empty() {
-            // With a cleared chunk the place may have a new slot already.
-            if slots.get(&change.index).is_some_and(|m| m.slot == change.slot) {
-                slots.remove(&change.index);
-            }
-            self.free.insert(change.slot);
+        let before = self.present((chunk, index), slot);
+        self.cool(slot, before.without(blocks.present()));
+        let parts = self.chunks.entry(chunk).or_default();
+        let slots = parts.entry(index).or_default();
+        slots.retain(|m| m.slot != slot);
+        let emptied = blocks.is_empty();
+        if !emptied {
+            slots.push(Mapped { slot, blocks });
+        }
+        if slots.len() > 1 {
+            self.split.insert((chunk, index));
         } else {
-            slots.insert(change.index, Mapped { slot: change.slot, blocks: change.blocks });
+            self.split.remove(&(chunk, index));
         }
-        if self.chunks.get(&change.chunk).is_some_and(BTreeMap::is_empty) {
-            self.chunks.remove(&change.chunk);
+        if slots.is_empty() {
+            parts.remove(&index);
         }
+        if parts.is_empty() {
+            self.chunks.remove(&chunk);
+        }
+        emptied
     }
 }
 

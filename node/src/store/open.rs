@@ -15,6 +15,7 @@ use std::sync::Arc;
 use ashlar_env::dice::Dice;
 use ashlar_env::disk::{AlignedBuf, Disk, DiskError, DiskFile, IoEngine, OpenHow, write_zeros};
 use ashlar_node_core::durable::DurableState;
+use ashlar_node_core::record::Record;
 use ashlar_types::{ChunkId, ReplicaId, StartNumber, StoreId};
 
 use super::apply::{Applier, write_superblock};
@@ -22,8 +23,9 @@ use super::commit::Committer;
 use super::doubt::Doubt;
 use super::format::{PAGE, SLOT_BYTES, Superblock, Unreadable, VERSION, as_u64, as_usize};
 use super::journal::{Cursor, Journal, ReplayEnd, Replayed, replay, wipe};
-use super::map::SlotMap;
+use super::map::{SlotMap, slots_of};
 use super::overlay::Layer;
+use super::place::{Bits, Claims, add_claim, void_claims};
 use super::reader::Reader;
 use super::shared::{Shared, note_record};
 use super::{OpenError, Owner, Reporter, StoreOptions};
@@ -136,6 +138,9 @@ fn open_found(
     // What replay accepted must not vanish later: it may sit in a volatile cache so far.
     journal_file.sync_data()?;
     replayed.damaged.iter().for_each(|chunk| doubt.add(*chunk));
+    map.set_grown(grown(&*data_file, &*map_file)?);
+    let data_slots = u32::try_from(data_file.size()? / SLOT_BYTES).unwrap_or(u32::MAX);
+    map.occupy(&replayed.claims, data_slots, &mut doubt);
     if end.has_gap {
         doubt.add_gap();
     }
@@ -147,11 +152,10 @@ fn open_found(
 
     replayed.end_checkpoint();
     let ReplayEnd { cursor, .. } = end;
-    let Replay { mut state, replicas, layer, .. } = replayed;
+    let Replay { mut state, replicas, layer, claims, .. } = replayed;
     doubt.mark(&mut state);
-    map.set_grown(grown(&*data_file, &*map_file)?);
     let journal_bytes = superblock.journal_bytes;
-    let shared = Shared::new(data_file, map_file, map, replicas, layer, journal_bytes);
+    let shared = Shared::new(data_file, map_file, map, replicas, (layer, claims), journal_bytes);
     // The sooner the marks are in a checkpoint, the fewer later replicas a crash would mark too.
     shared.lock().checkpoint_wanted = doubt.is_open();
     regain(&shared)?;
@@ -164,7 +168,9 @@ fn open_found(
         cursor,
         superblock.tail,
     );
-    let committer = Committer::new(shared.clone(), journal, state.clone(), reporter.clone());
+    // A descriptor of its own for the journal's thread: see `place::write_placed`.
+    let own = (part(disk, DATA)?, IoEngine::start(options.engine)?);
+    let committer = Committer::new(shared.clone(), journal, own, state.clone(), reporter.clone());
     let applier = Applier {
         shared: shared.clone(),
         super_file,
@@ -183,6 +189,8 @@ struct Replay {
     state: DurableState,
     replicas: BTreeMap<ChunkId, ReplicaId>,
     layer: Layer,
+    /// Places of large content.
+    claims: Claims,
     in_records: bool,
     /// Chunks with records whose content is damaged.
     damaged: BTreeSet<ChunkId>,
@@ -206,7 +214,23 @@ impl Replay {
             }),
             Replayed::Record(record) => {
                 self.end_checkpoint();
-                note_record(&mut self.layer, &mut self.replicas, &record);
+                note_record(&mut self.layer, &mut self.replicas, &record, &[]);
+                let replaces = matches!(record, Record::Adopt { .. } | Record::Erase { .. });
+                if replaces && self.layer.is_cleared(record.chunk()) {
+                    void_claims(&mut self.claims, record.chunk());
+                }
+                self.state.apply(&record);
+                Ok(())
+            }
+            Replayed::Placed(record, slots) => {
+                self.end_checkpoint();
+                let range = record.content().map(|content| content.range);
+                let parts = range.into_iter().flat_map(slots_of);
+                for ((index, part), slot) in parts.zip(&slots) {
+                    let part_of = (record.chunk(), index);
+                    add_claim(&mut self.claims, *slot, part_of, Bits::of(part));
+                }
+                note_record(&mut self.layer, &mut self.replicas, &record, &slots);
                 self.state.apply(&record);
                 Ok(())
             }

@@ -13,7 +13,8 @@ use std::sync::Arc;
 use ashlar_types::{BLOCK_SIZE, BlockData, BlockRange, ChunkId, Sums};
 use bytes::Bytes;
 
-use super::format::{as_usize, slice};
+use super::format::{SLOT_BLOCKS, as_usize, slice};
+use super::map::slots_of;
 
 /// Content of a run of blocks in memory.
 #[derive(Clone, Debug)]
@@ -22,6 +23,9 @@ pub(crate) enum Content {
     Hole,
     /// Bytes with one checksum per block.
     Data { sums: SumRun, bytes: Bytes },
+    /// A large write that has its own place in the data file, from block `at` of it on; the bytes
+    /// are here until they are durable there.
+    Placed { sums: SumRun, at: u64, bytes: Option<Bytes> },
 }
 
 /// Checksums of a run, cheap to cut.
@@ -66,6 +70,12 @@ impl Content {
                 let (skip, count) = (as_usize(u64::from(skip)), as_usize(u64::from(count)));
                 let (from, to) = (skip * BLOCK_SIZE, (skip + count) * BLOCK_SIZE);
                 Self::Data { sums: sums.skip(skip), bytes: slice(bytes, from, to) }
+            }
+            Self::Placed { sums, at, bytes } => {
+                let (from, count) = (as_usize(u64::from(skip)), as_usize(u64::from(count)));
+                let (begin, end) = (from * BLOCK_SIZE, (from + count) * BLOCK_SIZE);
+                let bytes = bytes.as_ref().map(|bytes| slice(bytes, begin, end));
+                Self::Placed { sums: sums.skip(from), at: at + u64::from(skip), bytes }
             }
         }
     }
@@ -147,6 +157,45 @@ impl Layer {
         for (range, content) in runs(data) {
             layer.put(range, content);
         }
+    }
+
+    /// Takes new content that has slots of its own, one for each part of the range.
+    pub(crate) fn place(&mut self, chunk: ChunkId, data: &BlockData, slots: &[u32]) {
+        let Sums::Full(sums) = &data.sums else { return };
+        let sums = SumRun::of(sums);
+        let layer = self.chunks.entry(chunk).or_default();
+        for ((index, part), slot) in slots_of(data.range).zip(slots) {
+            let first = index * SLOT_BLOCKS + part.first;
+            let skip = as_usize(u64::from(first - data.range.first));
+            let count = as_usize(u64::from(part.count));
+            // Without bytes: found at replay, durable already.
+            let bytes = (!data.data.is_empty())
+                .then(|| slice(&data.data, skip * BLOCK_SIZE, (skip + count) * BLOCK_SIZE));
+            let at = u64::from(*slot) * u64::from(SLOT_BLOCKS) + u64::from(part.first);
+            let content = Content::Placed { sums: sums.skip(skip), at, bytes };
+            layer.put(BlockRange::new(first, part.count), content);
+        }
+    }
+
+    /// What [`Layer::place`] took is durable in its slots: the bytes need not be kept here.
+    pub(crate) fn settle(&mut self, chunk: ChunkId, range: BlockRange, slots: &[u32]) {
+        let Some(layer) = self.chunks.get_mut(&chunk) else { return };
+        for (first, extent) in layer.extents.range_mut(range.first..range.end()) {
+            let nth = first / SLOT_BLOCKS - range.first / SLOT_BLOCKS;
+            let slot = slots.get(as_usize(u64::from(nth)));
+            // A later write may have taken these blocks over.
+            if let Content::Placed { at, bytes, .. } = &mut extent.content
+                && slot.is_some_and(|slot| *at / u64::from(SLOT_BLOCKS) == u64::from(*slot))
+            {
+                *bytes = None;
+            }
+        }
+    }
+
+    /// True when journalled data of `range` waits here to be written to its slots.
+    pub(crate) fn has_data(&self, chunk: ChunkId, range: BlockRange) -> bool {
+        let is_data = |(_, content): (BlockRange, Content)| matches!(content, Content::Data { .. });
+        self.chunks.get(&chunk).is_some_and(|layer| layer.covered(range).any(is_data))
     }
 
     /// True when content below this layer is void for `chunk`.
@@ -242,6 +291,8 @@ mod tests {
     #[derive(Clone, Debug)]
     enum Op {
         Write(u32, u32, bool),
+        /// Into a slot of its own; settled or not.
+        Place(u32, u32, bool),
         Zero(u32, u32),
         Clear,
         Freeze,
@@ -253,6 +304,7 @@ mod tests {
             ops in prop::collection::vec(
                 prop_oneof![
                     6 => (0u32..40, 1u32..20, any::<bool>()).prop_map(|(f, c, m)| Op::Write(f, c, m)),
+                    3 => (0u32..40, 1u32..20, any::<bool>()).prop_map(|(f, c, s)| Op::Place(f, c, s)),
                     3 => (0u32..40, 1u32..30).prop_map(|(f, c)| Op::Zero(f, c)),
                     1 => Just(Op::Clear),
                     2 => Just(Op::Freeze),
@@ -271,6 +323,18 @@ mod tests {
                         for b in first..first + count {
                             model[b as usize] = if mixed && b.is_multiple_of(3) { 0 } else { mark };
                         }
+                    }
+                    Op::Place(first, count, settle) => {
+                        let range = BlockRange::new(first, count);
+                        let data = content(first, count, mark, false);
+                        let sums = Sums::Full(vec![u32::from(mark); count as usize]);
+                        top.place(chunk(), &BlockData { sums, ..data }, &[u32::from(mark)]);
+                        if settle {
+                            top.settle(chunk(), range, &[u32::from(mark)]);
+                        }
+                        // Bytes that are kept are marked by 254 below.
+                        let found = if settle { mark } else { 254 };
+                        model[first as usize..(first + count) as usize].fill(found);
                     }
                     Op::Zero(first, count) => {
                         let range = BlockRange::new(first, count);
@@ -293,6 +357,11 @@ mod tests {
                         let found = match &content {
                             None => 255,
                             Some(Content::Hole) => 0,
+                            Some(Content::Placed { sums, at, bytes: None }) => {
+                                prop_assert_eq!(*at % 256, u64::from(range.first));
+                                u8::try_from(sums.get(nth)).unwrap()
+                            }
+                            Some(Content::Placed { bytes: Some(_), .. }) => 254,
                             Some(Content::Data { sums, bytes }) => {
                                 prop_assert_eq!(bytes.len(), range.count as usize * BLOCK_SIZE);
                                 prop_assert_eq!(sums.get(nth), u32::from(bytes[nth * BLOCK_SIZE]));

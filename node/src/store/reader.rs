@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use ashlar_env::disk::{AlignedBuf, IoEngine, IoKind, IoOp};
+use ashlar_node_core::Line;
 use ashlar_types::{BLOCK_SIZE, BlockData, BlockRange, Sums};
 use bytes::{Bytes, BytesMut};
 
 use super::format::{as_usize, first_bad};
 use super::overlay::Content;
 use super::shared::{Piece, Shared};
+use crate::log_line::log_line;
+
 use super::{ReadDone, ReadError, ReadRequest};
 
 /// A resolved read that needs the disk.
@@ -76,7 +79,7 @@ fn finish(job: &mut ReadJob, read: &mut impl Iterator<Item = IoOp>) -> ReadDone 
         if let Some(bad) = first_bad(&op.buf, sums.iter().copied()) {
             let first = range.first + super::format::as_u32(bad);
             let range = BlockRange::new(first, range.end() - first);
-            tracing::error!(%chunk, %range, "blocks at rest fail their checksum");
+            log_line!(Line::Damaged, %chunk, %range);
             failed = failed.or(Some(ReadError::Damaged { chunk, range }));
             continue;
         }
@@ -104,6 +107,8 @@ pub(crate) fn assemble(range: BlockRange, pieces: &[(BlockRange, Piece)]) -> Blo
     for (part, content) in memory {
         match content {
             Content::Hole => all.extend(part.blocks().map(|_| None)),
+            // `Piece::of` makes these data, or a read of the disk.
+            Content::Placed { .. } => {}
             Content::Data { sums, bytes } => {
                 all.extend((0..part.blocks().count()).map(|nth| Some(sums.get(nth))));
                 data.extend_from_slice(bytes);

@@ -13,6 +13,7 @@ use super::format::{PAGE, SLOT_BYTES, as_u64};
 use super::journal::{Mark, entry_len};
 use super::map::{SlotMap, slots_of};
 use super::overlay::{Content, Layer, resolve};
+use super::place::{Claims, Made, PLACED_BYTES, Queued, void_claims};
 use super::reader::ReadJob;
 use super::{NoSpace, Numbered, ReadRequest, StoreFailure};
 
@@ -89,6 +90,8 @@ impl Wake {
 pub(crate) struct Period {
     pub(crate) layer: Arc<Layer>,
     pub(crate) closed_at: Option<JournalSeq>,
+    /// Blocks of the data file that its large writes have taken.
+    pub(crate) claims: Claims,
 }
 
 /// A checkpoint to be carried out: the oldest layer is to be applied.
@@ -102,7 +105,7 @@ pub(crate) struct ApplyJob {
 /// See [`Shared`].
 #[derive(Debug)]
 pub(crate) struct State {
-    pub(crate) queue: VecDeque<Numbered>,
+    pub(crate) queue: VecDeque<Queued>,
     /// Worst-case journal bytes of the queue; of those that must not wait.
     queue_bytes: u64,
     urgent_bytes: u64,
@@ -137,8 +140,8 @@ pub(crate) struct State {
 }
 
 /// Worst-case bytes of a record in the journal: alone in a group.
-fn journal_cost(record: &Record) -> u64 {
-    as_u64(PAGE + entry_len(record).next_multiple_of(PAGE))
+fn journal_cost(record: &Record, slots: &[u32]) -> u64 {
+    as_u64(PAGE + entry_len(record, slots).next_multiple_of(PAGE))
 }
 
 impl Shared {
@@ -147,10 +150,10 @@ impl Shared {
         map_file: Arc<dyn DiskFile>,
         map: SlotMap,
         replicas: BTreeMap<ChunkId, ReplicaId>,
-        layer: Layer,
+        (layer, claims): (Layer, Claims),
         journal_bytes: u64,
     ) -> Self {
-        let period = Period { layer: Arc::new(layer), closed_at: None };
+        let period = Period { layer: Arc::new(layer), closed_at: None, claims };
         let state = State {
             queue: VecDeque::new(),
             queue_bytes: 0,
@@ -203,7 +206,10 @@ impl Shared {
             records.clear();
             return Ok(());
         }
-        if let Err(full) = self.reserve(state, records, before_erasure) {
+        let used = state.map.used();
+        let (mut places, made) = self.place(state, records);
+        if let Err(full) = self.reserve(state, records, &places, before_erasure) {
+            state.unclaim(made, used);
             // A checkpoint frees what was erased or zeroed since the last one, if anything was.
             state.checkpoint_wanted |= state.periods.iter().any(|p| !p.layer.chunks.is_empty());
             self.journal_wake.notify();
@@ -211,20 +217,25 @@ impl Shared {
         }
         let was_empty = state.queue.is_empty();
         let mut urgent = false;
-        for (seq, record) in records.drain(..) {
-            state.note(&record);
-            let cost = journal_cost(&record);
-            urgent |= !record.may_wait();
+        for ((seq, record), slots) in records.drain(..).zip(places.drain(..)) {
+            state.note(&record, &slots);
+            let cost = journal_cost(&record, &slots);
+            let may_wait = record.may_wait();
+            urgent |= !may_wait;
             state.queue_bytes += cost;
             state.newest_bytes += cost;
-            if !record.may_wait() {
+            if !may_wait {
                 state.urgent_bytes += cost;
             }
             state.last = seq;
-            state.queue.push_back((seq, record));
-            if state.newest_bytes > self.queue_limit {
+            state.queue.push_back(Queued { seq, record, slots });
+            // Claims are the newest period's: it lasts until their records are in it.
+            if state.newest_bytes > self.queue_limit && made.is_empty() {
                 state.close_period();
             }
+        }
+        if state.newest_bytes > self.queue_limit || state.claims_enough() {
+            state.close_period();
         }
         // The first record that may wait starts the journal thread's patience.
         if urgent || was_empty || state.queue_bytes > PATIENCE_BYTES {
@@ -233,15 +244,42 @@ impl Shared {
         Ok(())
     }
 
-    /// Reserves the slots that the records need and grows the data file for them.
+    /// Claims places for the large ones of the records, which are handed over together.
+    fn place(&self, state: &mut State, records: &[Numbered]) -> (Vec<Vec<u32>>, Vec<Made>) {
+        let (used, mut made) = (state.map.used(), Vec::new());
+        // Whose slots may be used depends on which replica it is: not decided in the middle of that.
+        let replaces =
+            |(_, record): &Numbered| matches!(record, Record::Adopt { .. } | Record::Erase { .. });
+        if records.iter().any(replaces) {
+            return (vec![Vec::new(); records.len()], made);
+        }
+        let mut cost = 0;
+        let mut places = Vec::with_capacity(records.len());
+        for (_, record) in records {
+            let slots = state.place(record, &mut made).unwrap_or_default();
+            cost += journal_cost(record, &slots);
+            places.push(slots);
+        }
+        // A period that holds places is not ended before its last record, so it must not be much
+        // longer than others.
+        if !made.is_empty() && cost > self.queue_limit / 4 {
+            state.unclaim(std::mem::take(&mut made), used);
+            places.iter_mut().for_each(Vec::clear);
+        }
+        (places, made)
+    }
+
+    /// Reserves the slots that the records need which have no places, and grows the data file.
     fn reserve(
         &self,
         state: &mut State,
         records: &[Numbered],
+        places: &[Vec<u32>],
         before_erasure: bool,
     ) -> Result<(), NoSpace> {
         let mut new = BTreeSet::new();
-        for (_, record) in records {
+        let journalled = records.iter().zip(places).filter(|(_, slots)| slots.is_empty());
+        for ((_, record), _) in journalled {
             let Some(content) = record.content() else { continue };
             let chunk = record.chunk();
             for range in data_ranges(content) {
@@ -250,12 +288,12 @@ impl Shared {
                 new.extend(missing.into_iter().map(|index| (chunk, index)));
             }
         }
-        if new.is_empty() {
+        if new.is_empty() && places.iter().all(Vec::is_empty) {
             return Ok(());
         }
         let (needed, room) = (super::format::as_u32(new.len()), state.map.room(before_erasure));
         let full = NoSpace { needed, room };
-        if needed > room {
+        if needed > 0 && needed > room {
             return Err(full);
         }
         if state.map.needed(needed) > state.map.grown() {
@@ -310,7 +348,7 @@ impl Shared {
         let mut pieces = Vec::with_capacity(parts.len());
         for (range, content) in parts {
             match content {
-                Some(content) => pieces.push((range, Piece::Memory(content))),
+                Some(content) => pieces.push((range, Piece::of(content, range))),
                 None => state.look_below(request.chunk, range, &mut pieces),
             }
         }
@@ -341,6 +379,22 @@ pub(crate) enum Piece {
     Disk { offset: u64, sums: Vec<u32> },
 }
 
+impl Piece {
+    /// Where the content of a layer is to be had.
+    fn of(content: Content, range: BlockRange) -> Self {
+        match content {
+            Content::Placed { sums, bytes: Some(bytes), .. } => {
+                Self::Memory(Content::Data { sums, bytes })
+            }
+            Content::Placed { sums, at, bytes: None } => {
+                let sums = (0..range.blocks().count()).map(|nth| sums.get(nth)).collect();
+                Self::Disk { offset: at * as_u64(BLOCK_SIZE), sums }
+            }
+            content @ (Content::Hole | Content::Data { .. }) => Self::Memory(content),
+        }
+    }
+}
+
 impl State {
     /// Worst-case journal bytes of everything that waits to be journalled.
     pub(crate) fn queue_bytes(&self) -> u64 {
@@ -364,10 +418,24 @@ impl State {
             || self.failed.is_some()
     }
 
-    /// Shows a record to readers. Also used by replay.
-    pub(crate) fn note(&mut self, record: &Record) {
+    /// Shows a record to readers.
+    pub(crate) fn note(&mut self, record: &Record, slots: &[u32]) {
         let Some(newest) = self.periods.back_mut() else { return };
-        note_record(Arc::make_mut(&mut newest.layer), &mut self.replicas, record);
+        let clears = matches!(record, Record::Adopt { .. } | Record::Erase { .. });
+        note_record(Arc::make_mut(&mut newest.layer), &mut self.replicas, record, slots);
+        if clears && newest.layer.is_cleared(record.chunk()) {
+            self.periods.iter_mut().for_each(|p| void_claims(&mut p.claims, record.chunk()));
+        }
+    }
+
+    /// Large content is durable in its place.
+    pub(crate) fn settle(&mut self, chunk: ChunkId, range: BlockRange, slots: &[u32]) {
+        for period in &mut self.periods {
+            // A layer that is being applied is settled.
+            if let Some(layer) = Arc::get_mut(&mut period.layer) {
+                layer.settle(chunk, range, slots);
+            }
+        }
     }
 
     /// Ends the newest period with the last record handed over and begins another.
@@ -375,39 +443,41 @@ impl State {
         if let Some(newest) = self.periods.back_mut() {
             newest.closed_at = Some(self.last);
         }
-        self.periods.push_back(Period { layer: Arc::default(), closed_at: None });
+        let claims = Claims::new();
+        self.periods.push_back(Period { layer: Arc::default(), closed_at: None, claims });
         self.newest_bytes = 0;
     }
 
     /// Takes records for one group: up to `limit` bytes, not past the end of a period.
-    pub(crate) fn take(&mut self, limit: u64, out: &mut Vec<Record>) -> Option<JournalSeq> {
+    pub(crate) fn take(&mut self, limit: u64, out: &mut Vec<Queued>) -> Option<JournalSeq> {
         // Of the periods that are not yet being applied, the oldest.
         let first = usize::from(self.applying || self.job.is_some());
         let boundary = self.periods.get(first).and_then(|p| p.closed_at);
         self.overdue = false;
         // The newest period begins after the end of the one before.
         let newest_after = self.periods.iter().rev().nth(1).and_then(|p| p.closed_at);
-        let mut taken = 0;
+        let (mut taken, mut placed) = (0, 0);
         let mut last = None;
-        while let Some((seq, record)) = self.queue.front() {
-            if boundary.is_some_and(|end| *seq > end) {
+        while let Some(queued) = self.queue.front() {
+            if boundary.is_some_and(|end| queued.seq > end) {
                 break;
             }
-            let cost = journal_cost(record);
-            let size = as_u64(entry_len(record));
-            if last.is_some() && taken + size > limit {
+            let cost = journal_cost(&queued.record, &queued.slots);
+            let size = as_u64(entry_len(&queued.record, &queued.slots));
+            placed += queued.placed_bytes();
+            if last.is_some() && (taken + size > limit || placed > PLACED_BYTES) {
                 break;
             }
             taken += size;
             self.queue_bytes -= cost;
-            if !record.may_wait() {
+            if !queued.record.may_wait() {
                 self.urgent_bytes -= cost;
             }
-            if Some(*seq) > newest_after {
+            if Some(queued.seq) > newest_after {
                 self.newest_bytes = self.newest_bytes.saturating_sub(cost);
             }
-            last = Some(*seq);
-            out.extend(self.queue.pop_front().map(|(_, record)| record));
+            last = Some(queued.seq);
+            out.extend(self.queue.pop_front());
         }
         last
     }
@@ -416,19 +486,22 @@ impl State {
     fn look_below(&self, chunk: ChunkId, range: BlockRange, out: &mut Vec<(BlockRange, Piece)>) {
         for (index, part) in slots_of(range) {
             let start = index * super::format::SLOT_BLOCKS;
-            let Some(mapped) = self.map.get(chunk, index) else {
+            let mapped = self.map.get(chunk, index);
+            if mapped.is_empty() {
                 let hole = BlockRange::new(start + part.first, part.count);
                 out.push((hole, Piece::Memory(Content::Hole)));
                 continue;
-            };
-            let blocks: Vec<_> = part.blocks().map(|b| (b, mapped.blocks.get(b))).collect();
-            for run in blocks.chunk_by(|(_, a), (_, b)| a.is_some() == b.is_some()) {
-                let Some((first, sum)) = run.first() else { continue };
+            }
+            // Block, the slot that has it, its checksum.
+            let found = |b| mapped.iter().find_map(|m| Some((m.slot, m.blocks.get(b)?)));
+            let blocks: Vec<_> = part.blocks().map(|b| (b, found(b))).collect();
+            for run in blocks.chunk_by(|(_, a), (_, b)| a.map(|a| a.0) == b.map(|b| b.0)) {
+                let Some((first, found)) = run.first() else { continue };
                 let count = super::format::as_u32(run.len());
-                let piece = if sum.is_some() {
-                    let block = u64::from(mapped.slot) * u64::from(super::format::SLOT_BLOCKS)
+                let piece = if let Some((slot, _)) = found {
+                    let block = u64::from(*slot) * u64::from(super::format::SLOT_BLOCKS)
                         + u64::from(*first);
-                    let sums = run.iter().filter_map(|(_, sum)| *sum).collect();
+                    let sums = run.iter().filter_map(|(_, found)| Some((*found)?.1)).collect();
                     Piece::Disk { offset: block * as_u64(BLOCK_SIZE), sums }
                 } else {
                     Piece::Memory(Content::Hole)
@@ -448,12 +521,12 @@ impl State {
                     cleared.insert(*chunk);
                 }
                 for (first, extent) in &layer.extents {
-                    if matches!(extent.content, Content::Hole) {
+                    if !matches!(extent.content, Content::Data { .. }) {
                         continue;
                     }
                     let range = BlockRange::new(*first, extent.end - first);
                     let needed = slots_of(range).map(|(index, _)| index).filter(|index| {
-                        cleared.contains(chunk) || self.map.get(*chunk, *index).is_none()
+                        cleared.contains(chunk) || self.map.get(*chunk, *index).is_empty()
                     });
                     out.extend(needed.map(|index| (*chunk, index)));
                 }
@@ -468,10 +541,14 @@ pub(crate) fn note_record(
     layer: &mut Layer,
     replicas: &mut BTreeMap<ChunkId, ReplicaId>,
     record: &Record,
+    slots: &[u32],
 ) {
     match record {
-        Record::Write { chunk, data, .. } | Record::Fill { chunk, data } => {
+        Record::Write { chunk, data, .. } | Record::Fill { chunk, data } if slots.is_empty() => {
             layer.write(*chunk, data);
+        }
+        Record::Write { chunk, data, .. } | Record::Fill { chunk, data } => {
+            layer.place(*chunk, data, slots);
         }
         Record::Adopt { replica, config } => {
             if replicas.insert(config.chunk, *replica) != Some(*replica) {

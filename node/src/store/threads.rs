@@ -8,6 +8,9 @@ use std::time::Duration;
 use ashlar_env::dice::Dice;
 use ashlar_env::disk::{Disk, RealDisk};
 use ashlar_env::task::spawn_thread;
+use ashlar_node_core::Line;
+
+use crate::log_line::log_line;
 
 use super::apply::Applier;
 use super::commit::{Committer, Step};
@@ -157,7 +160,7 @@ fn fail(shared: &Shared, reporter: &Reporter, failure: StoreFailure) {
     if state.failed.is_some() {
         return;
     }
-    tracing::error!(error = %failure, "the store ends");
+    log_line!(Line::StoreEnds, error = %failure);
     state.failed = Some(failure.clone());
     drop(state);
     shared.journal_wake.notify();

@@ -1,6 +1,7 @@
 //! The task between a core and a store that misbehaves.
 
 use super::*;
+use crate::admission::Admission;
 use crate::net::Net;
 use crate::net::dial::{Diallers, Sources};
 use ashlar_env::clock::ManualClock;
@@ -104,7 +105,10 @@ impl Rig {
         let (events, _) = mpsc::channel(1);
         let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let sources = Sources { primary: ip, replication: ip };
-        let table = Table::new(Diallers::new(Net::new(me, events.clone()), sources), events);
+        let table = Table::new(
+            Diallers::new(Net::new(me, Arc::new(Admission::nobody()), events.clone()), sources),
+            events,
+        );
         let mut out = Outbox::default();
         let state = ashlar_node_core::durable::DurableState::default();
         let core = NodeCore::new(Time::ZERO, me, Timing::default(), state, &mut out);

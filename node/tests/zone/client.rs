@@ -1,9 +1,11 @@
 //! A client of the data path that says what the test wants, one frame at a time.
 
-use super::{PATIENCE, chunk};
+use super::{PATIENCE, chunk, until};
 use ashlar_proto::frame::{Frame, FrameQueue, next_frame, push_frame};
+use ashlar_proto::token::{Grant, Rights, Signs};
 use ashlar_types::message::data::{
-    DATA_PROTOCOL_VERSION, DataMessage, Hello, HelloReply, HelloRole, Network, Stamp,
+    DATA_PROTOCOL_VERSION, DataMessage, Hello, HelloRefusal, HelloReply, HelloRole, Network, Stamp,
+    TokenRefusal,
 };
 use ashlar_types::{
     BLOCK_SIZE, BlockData, BlockRange, Epoch, Generation, NodeId, RequestId, SessionId,
@@ -24,13 +26,15 @@ pub fn hello(role: HelloRole) -> Hello {
     Hello { version: DATA_PROTOCOL_VERSION, zone: "t".parse().unwrap(), role }
 }
 
+/// The zone's key.
+pub fn zone_signs() -> Signs {
+    Signs::from_secret(&[7; 32])
+}
+
 pub fn as_client(session: u64) -> HelloRole {
-    HelloRole::Client {
-        volume: chunk(0).volume,
-        generation: Generation(1),
-        session: SessionId(session),
-        token: Vec::new(),
-    }
+    let (volume, generation, session) = (chunk(0).volume, Generation(1), SessionId(session));
+    let grant = Grant { volume, generation, rights: Rights::ReadWrite, expires: u64::MAX };
+    HelloRole::Client { volume, generation, session, token: zone_signs().sign(&grant) }
 }
 
 pub fn as_node(node: u32, network: Network) -> HelloRole {
@@ -50,11 +54,14 @@ pub fn filled(first: u32, count: u32, byte: u8) -> BlockData {
 
 impl Client {
     pub fn open(address: SocketAddr) -> Self {
-        let mut client = Self::connect(address);
-        match client.greet(&hello(as_client(1))) {
-            HelloReply::Welcome { .. } => client,
-            HelloReply::Refused(refusal) => panic!("refused: {refusal}"),
-        }
+        until("the node to know the zone's key", || {
+            let mut client = Self::connect(address);
+            match client.greet(&hello(as_client(1))) {
+                HelloReply::Welcome { .. } => Some(client),
+                HelloReply::Refused(HelloRefusal::Token(TokenRefusal::NoKey)) => None,
+                HelloReply::Refused(refusal) => panic!("refused: {refusal}"),
+            }
+        })
     }
 
     pub fn connect(address: SocketAddr) -> Self {

@@ -94,6 +94,7 @@ impl NodeService for Service {
             for known in state.streams.keys() {
                 state.tell(*known, &peers);
             }
+            state.tell(node, &ControlDown::ZoneKey(super::client::zone_signs().public()));
             state.tell(node, &state.configs_of(node));
         }
         let state = Arc::clone(&self.0);

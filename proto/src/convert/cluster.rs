@@ -109,6 +109,10 @@ impl From<&ControlDown> for v1::NodeDown {
                     })
                     .collect(),
             }),
+            ControlDown::ZoneKey(key) => Message::ZoneKey(key.to_vec()),
+            ControlDown::Members(addresses) => {
+                Message::Members(v1::MemberList { addresses: addresses.clone() })
+            }
             ControlDown::ProposalRefused { chunk, epoch, reason } => {
                 Message::Refused(v1::ProposalRefused {
                     chunk: Some((*chunk).into()),
@@ -135,6 +139,11 @@ impl TryFrom<&v1::NodeDown> for ControlDown {
             Message::Erase(list) => {
                 Self::Erase(list.replicas.iter().map(erase).collect::<Converted<_>>()?)
             }
+            Message::ZoneKey(key) => {
+                let wrong = |_| ConvertError::Range("zone_key");
+                Self::ZoneKey(key.as_slice().try_into().map_err(wrong)?)
+            }
+            Message::Members(list) => Self::Members(list.addresses.clone()),
             Message::Refused(refused) => Self::ProposalRefused {
                 chunk: required(refused.chunk.as_ref(), "refused.chunk")?.try_into()?,
                 epoch: Epoch(refused.epoch),

@@ -148,6 +148,7 @@ fn everything_the_control_plane_says_survives_the_wire() {
         ControlDown::Configs(vec![config()]),
         ControlDown::Peers(vec![peer]),
         ControlDown::Erase(vec![(chunk(), replica(1))]),
+        ControlDown::Members(vec!["127.0.0.9:7".into()]),
         ControlDown::ProposalRefused { chunk: chunk(), epoch: Epoch(9), reason: "no space".into() },
     ] {
         assert_eq!(ControlDown::try_from(&v1::NodeDown::from(&down)), Ok(down));

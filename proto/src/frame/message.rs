@@ -125,8 +125,8 @@ pub(super) fn put_message_body(message: &DataMessage, out: &mut BytesMut) {
         DataMessage::ConfigIs { id, config } => put!(out, id, config),
         DataMessage::Refused { id, refusal } => put!(out, id, refusal),
         DataMessage::Beat { number, adopted } => put!(out, number, adopted),
-        DataMessage::BeatReply { number, start, granted, except } => {
-            put!(out, number, start, granted, except);
+        DataMessage::BeatReply { number, start, clock, granted, except } => {
+            put!(out, number, start, clock, granted, except);
         }
         DataMessage::Adopt { config } => put!(out, config),
         DataMessage::Collect { config, term } => put!(out, config, term),
@@ -287,6 +287,7 @@ fn get_peer_message(kind: u8, body: &mut Reader<'_>) -> Result<DataMessage, Fram
         BEAT_REPLY => DataMessage::BeatReply {
             number: Wire::get(body)?,
             start: Wire::get(body)?,
+            clock: Wire::get(body)?,
             granted: Wire::get(body)?,
             except: Wire::get(body)?,
         },

@@ -1,6 +1,5 @@
 //! Who is meant: roles of the first chunk, members, everyone.
 
-use crate::member::MEMBERS;
 use crate::net::Host;
 use crate::world::World;
 use ashlar_types::NodeId;
@@ -25,6 +24,10 @@ pub(crate) enum Aim {
     /// A member that does not lead.
     Follower,
     Members,
+    /// The one of the lowest number that is left.
+    FirstMember,
+    /// The member that was added last, while it is filled.
+    Newcomer,
     /// All nodes in turn, one at each time that the step strikes.
     EachNode,
     Nodes,
@@ -39,12 +42,12 @@ impl World {
     /// Who is meant at present, when a step strikes for the `turn`-th time; nobody, if there is no
     /// such host now.
     pub(crate) fn aim(&self, aim: Aim, turn: u32) -> Vec<Host> {
-        let config = self.control.configs().into_iter().next();
+        let config = self.control.configs().next();
         let nodes = || self.nodes.keys().copied().map(Host::Node);
-        let members = || (1..=MEMBERS).map(Host::Member);
+        let members = || self.control.ids().into_iter().map(Host::Member);
         let one = |node: Option<NodeId>| node.map(Host::Node).into_iter().collect();
         let of_config = |pick: &dyn Fn(&ashlar_types::ChunkConfig) -> Option<NodeId>| {
-            one(config.as_ref().and_then(pick))
+            one(config.and_then(pick))
         };
         match aim {
             Aim::Primary => of_config(&|config| Some(config.primary.node)),
@@ -68,6 +71,10 @@ impl World {
                     .collect()
             }
             Aim::Members => members().collect(),
+            Aim::FirstMember => members().take(1).collect(),
+            Aim::Newcomer => {
+                self.control.replacements.newcomer().map(Host::Member).into_iter().collect()
+            }
             Aim::EachNode => {
                 let count = u32::try_from(self.nodes.len()).unwrap_or(1).max(1);
                 nodes().nth(usize::try_from(turn % count).unwrap_or(0)).into_iter().collect()

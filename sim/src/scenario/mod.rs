@@ -34,6 +34,8 @@ pub struct Scenario {
     /// How long the steps may take.
     pub storm: Duration,
     pub(crate) nodes: u32,
+    /// In which time nodes scrub everything, if they scrub at all.
+    pub(crate) scrub: Option<Duration>,
     pub(crate) load: Load,
     pub(crate) steps: Vec<Step>,
     pub(crate) expect: Expect,
@@ -52,12 +54,17 @@ pub(crate) struct Load {
     pub(crate) zeroes: u64,
     /// Blocks of the largest request.
     pub(crate) blocks_max: u64,
+    /// Requests in a second, on average; none: as many as are answered.
+    pub(crate) per_second: Option<u64>,
 }
 
 impl Load {
     /// The usual one.
     pub(crate) const USUAL: Self =
-        Self { depth: 12, hot_blocks: 12, reads: 40, zeroes: 10, blocks_max: 5 };
+        Self { depth: 12, hot_blocks: 12, reads: 40, zeroes: 10, blocks_max: 5, per_second: None };
+
+    /// 50 writes and zeroings in a second, and 40 reads.
+    pub(crate) const ZONE: Self = Self { per_second: Some(90), ..Self::USUAL };
 }
 
 /// One step.
@@ -100,8 +107,8 @@ pub(crate) enum Way {
 /// What must have come of it, beside the rules that always hold.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Expect {
-    /// Alarms that may sound: a part of their text.
-    pub(crate) alarms: Vec<String>,
+    /// Warnings and errors that may be logged: a part of their text.
+    pub(crate) lines: Vec<String>,
     /// Counts of the tally that must be reached, or the fault showed nothing.
     pub(crate) at_least: BTreeMap<String, u64>,
     /// Counts that must not be passed.

@@ -1,6 +1,7 @@
 //! Plays the steps of a scenario, and holds it against what it expected.
 
 use super::{Networks, Scenario, Step, Verb, Way};
+use crate::disk::WriteFault;
 use crate::faults::Fault;
 use crate::net::{Host, Wire};
 use crate::node::SimNode;
@@ -145,6 +146,7 @@ impl World {
             Verb::Lose => vec![Fault::Lose { one_in: step.amount, length }],
             Verb::Reattach => vec![Fault::Reattach { length }],
             Verb::RestartClient => vec![Fault::RestartClient],
+            Verb::RotEverywhere => vec![Fault::RotEverywhere],
             verb => targets
                 .iter()
                 .filter_map(|host| match host {
@@ -176,6 +178,12 @@ impl World {
             Verb::FailReads => Some(Fault::FailReads { node, length }),
             Verb::FailSync => Some(Fault::FailSync { node, away }),
             Verb::Rot => Some(Fault::Rot { node }),
+            Verb::LoseWrite => Some(Fault::SpoilWrite { node, how: WriteFault::Lost }),
+            Verb::MisdirectWrite => Some(Fault::SpoilWrite { node, how: WriteFault::Misdirected }),
+            Verb::ShowOld => Some(Fault::ShowOld { node, length }),
+            Verb::Differ => Some(Fault::Differ { node }),
+            Verb::FillDisk => Some(Fault::FillDisk { node, length }),
+            Verb::LoseRecords => Some(Fault::LoseRecords { node, away }),
             Verb::NewDisk => Some(Fault::NewDisk { node, away }),
             Verb::Drift => Some(Fault::Drift { node, permille: i64::try_from(step.amount).ok()? }),
             _not_of_a_node => None,
@@ -187,6 +195,9 @@ impl World {
         let (away, length) = (step.length, step.length);
         match verb {
             Verb::Kill | Verb::PowerOff => Some(Fault::CrashMember { member, away }),
+            Verb::ReplaceMember => Some(Fault::ReplaceMember { member }),
+            Verb::RotLog => Some(Fault::RotLog { member, away }),
+            Verb::FillDisk => Some(Fault::FillLog { member, length }),
             Verb::Pause => Some(Fault::Pause { host, length }),
             Verb::Slow => {
                 Some(Fault::Slow { host, factor: u32::try_from(step.amount).ok()?, length })

@@ -38,6 +38,22 @@ pub(crate) enum Verb {
     FailSync,
     /// A written block of the first chunk does not fit its checksum any more.
     Rot,
+    /// One block of the first chunk rots in every replica in sync.
+    RotEverywhere,
+    /// The disk loses the next content that it is given, and says nothing.
+    LoseWrite,
+    /// The disk writes the next content that it is given to another place.
+    MisdirectWrite,
+    /// Reads of the disk get for so long what is there now.
+    ShowOld,
+    /// A block of the first chunk has other content, with a good checksum.
+    Differ,
+    /// The disk has no room for content; a member's has none at all.
+    FillDisk,
+    /// The process dies and comes back after `for`; records that were synced are gone.
+    LoseRecords,
+    /// The process of a member dies and comes back after `for`; a byte of its log has turned.
+    RotLog,
     /// The disk is replaced by an empty one; the process comes back after `for`.
     NewDisk,
     /// The volume is attached elsewhere by force; the former client goes on writing for `for`.
@@ -46,6 +62,8 @@ pub(crate) enum Verb {
     RestartClient,
     /// The wall clock of a member jumps by `amount` seconds, and back after `for`.
     JumpClock,
+    /// The disk of a member is lost: it is removed, another is added and joins.
+    ReplaceMember,
     /// The monotonic clock of a node runs `amount` per mille fast.
     Drift,
 }
@@ -58,6 +76,7 @@ struct File {
     storm: Option<String>,
     #[serde(default = "usual_nodes")]
     nodes: u32,
+    scrub: Option<String>,
     #[serde(default)]
     load: LoadText,
     step: Vec<StepText>,
@@ -77,6 +96,7 @@ struct LoadText {
     reads: Option<u64>,
     zeroes: Option<u64>,
     blocks_max: Option<u64>,
+    per_second: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -116,7 +136,7 @@ enum WayText {
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct ExpectText {
     #[serde(default)]
-    alarms: Vec<String>,
+    lines: Vec<String>,
     #[serde(default)]
     at_least: BTreeMap<String, u64>,
     #[serde(default)]
@@ -144,20 +164,23 @@ fn scenario_of(name: &'static str, text: &str) -> Result<Scenario, String> {
         reads: file.load.reads.unwrap_or(usual.reads),
         zeroes: file.load.zeroes.unwrap_or(usual.zeroes),
         blocks_max: file.load.blocks_max.unwrap_or(usual.blocks_max),
+        per_second: file.load.per_second.or(usual.per_second),
     };
-    if load.reads + load.zeroes > 100 || load.hot_blocks == 0 || load.blocks_max == 0 {
-        return Err("load: reads and zeroes are at most 100 together, blocks at least 1".into());
+    let no_pace = load.per_second.is_some_and(|pace| pace == 0);
+    if load.reads + load.zeroes > 100 || load.hot_blocks == 0 || load.blocks_max == 0 || no_pace {
+        return Err("load: reads and zeroes are at most 100 together, all else at least 1".into());
     }
-    let ExpectText { alarms, at_least, at_most } = file.expect;
+    let ExpectText { lines, at_least, at_most } = file.expect;
     Ok(Scenario {
         name,
         about: file.about,
         faults: file.faults,
         storm: file.storm.as_deref().map_or(Ok(STORM), span)?,
         nodes: file.nodes,
+        scrub: file.scrub.as_deref().map(span).transpose()?,
         load,
         steps,
-        expect: Expect { alarms, at_least, at_most },
+        expect: Expect { lines, at_least, at_most },
     })
 }
 

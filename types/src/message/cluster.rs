@@ -191,8 +191,13 @@ pub enum ControlDown {
     Configs(Vec<ChunkConfig>),
     /// The nodes of the zone and their addresses; replaces the former list.
     Peers(Vec<PeerAddress>),
+    /// `ip:port` of the members of the control plane, once they have changed; replaces the former
+    /// list. For the shell, which dials them.
+    Members(Vec<String>),
     /// Volumes are deleted: each replica named may be erased. Confirmed by [`ReplicaState::Gone`].
     Erase(Vec<(ChunkId, ReplicaId)>),
+    /// Public key of the zone: tokens of attachments are signed by it (`proto/src/token.rs`).
+    ZoneKey([u8; 32]),
     /// A proposal was not carried out; the reason is for logs and status.
     ProposalRefused {
         /// The chunk.

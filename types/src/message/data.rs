@@ -23,12 +23,13 @@ use crate::blocks::{BlockData, BlockRange};
 use crate::config::ChunkConfig;
 use crate::epoch::{Epoch, Generation, Lsn, SessionId, StartNumber, Term};
 use crate::id::{ChunkId, NodeId, RequestId, StoreId, VolumeId, ZoneId};
+use crate::time::Time;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use thiserror::Error;
 
 /// Version of the frames that this build speaks; raised when a message changes shape.
-pub const DATA_PROTOCOL_VERSION: u16 = 1;
+pub const DATA_PROTOCOL_VERSION: u16 = 2;
 
 /// Which of a node's two networks a connection runs over (design.md section 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -61,7 +62,7 @@ pub enum HelloRole {
         generation: Generation,
         /// Number of this connection within the attachment.
         session: SessionId,
-        /// Signed right to use the volume; checked once keys per zone exist.
+        /// Signed right to use the volume (`proto/src/token.rs`).
         token: Vec<u8>,
     },
     /// Another node of the zone.
@@ -115,6 +116,40 @@ pub enum HelloRefusal {
     /// Too many connections are open.
     #[error("too many connections; try again later")]
     Full,
+    /// The client's token does not admit it.
+    #[error("the token of this attachment does not admit it: {0}")]
+    Token(TokenRefusal),
+}
+
+/// Why a token admits nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum TokenRefusal {
+    /// There is none.
+    #[error("it is missing; attach the volume")]
+    Missing,
+    /// Not the bytes of a token.
+    #[error("it is malformed; attach the volume again")]
+    Malformed,
+    /// Written by a newer release.
+    #[error("it has a version that this node does not read; upgrade the node")]
+    Version,
+    /// The zone has not signed it.
+    #[error("this zone has not signed it; attach the volume in this zone")]
+    Signature,
+    /// It is for another volume or attachment than the hello names.
+    #[error("it is for another volume or attachment than the hello names")]
+    OtherAttachment,
+    /// Too old for an attachment that this node has not seen yet.
+    #[error(
+        "it has expired, and this node has not admitted the attachment before; ask for another"
+    )]
+    Expired,
+    /// The node has admitted a later attachment.
+    #[error("a later attachment of the volume has been admitted; attach the volume again")]
+    Superseded,
+    /// The control plane has not told this node the zone's key yet.
+    #[error("this node does not know the zone's key yet; try again later")]
+    NoKey,
 }
 
 /// What a client's request is valid under.
@@ -198,6 +233,8 @@ pub enum DataMessage {
         number: u64,
         /// The process that grants.
         start: StartNumber,
+        /// What the granter's clock showed: tells whether it runs faster than leases allow for.
+        clock: Time,
         /// Whether the lease is renewed: from the receipt of the beat on.
         granted: bool,
         /// Chunks that it does not cover: under these epochs another is primary.

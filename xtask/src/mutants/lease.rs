@@ -7,6 +7,13 @@ const LEASE: &str = "node/core/src/lease.rs";
 
 pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
+        rule: "a granter whose clock runs ahead covers nothing",
+        file: "node/core/src/lease.rs",
+        take_out: "self.drifts.get(&peer).is_none_or(|drift| drift.is_trusted(now))",
+        put_in: "true",
+        tests: NODE_RULES,
+    },
+    Mutant {
         rule: "a lease ends for its holder, counted from the sending of the beat",
         file: LEASE,
         take_out: "&& now < held.until",

@@ -6,6 +6,13 @@ pub(super) const NODE_RULES: &[&str] = &["-p", "ashlar-node-core"];
 
 pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
+        rule: "a copy lost to slowness alone starts no search for five minutes",
+        file: "node/core/src/primary/propose.rs",
+        take_out: "!self.proposals.only_slow(config, context) && ",
+        put_in: "",
+        tests: NODE_RULES,
+    },
+    Mutant {
         rule: "a member refuses a lower epoch",
         file: "node/core/src/replica/member.rs",
         take_out: "if epoch < config.epoch || from != config.primary.node {",

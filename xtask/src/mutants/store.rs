@@ -3,10 +3,74 @@
 use super::Mutant;
 
 const STORE: &[&str] = &["-p", "ashlar-node", "--lib", "store::"];
+const LARGE: &[&str] = &["-p", "ashlar-node", "--lib", "large"];
 const CORE: &[&str] = &["-p", "ashlar-node-core"];
 const CONTROL: &[&str] = &["-p", "ashlar-controlplane-core"];
 
 pub(super) const MUTANTS: &[Mutant] = &[
+    Mutant {
+        rule: "a large write is durable before the record that names its place",
+        file: "node/src/store/place.rs",
+        take_out: "        return one.file.write_durable(&one.buf, one.offset);\n",
+        put_in: "        return one.file.write_at(&one.buf, one.offset);\n",
+        tests: LARGE,
+    },
+    Mutant {
+        rule: "several large writes are durable before the group that names their places",
+        file: "node/src/store/place.rs",
+        take_out: "    file.sync_data()\n",
+        put_in: "    Ok(())\n",
+        tests: LARGE,
+    },
+    Mutant {
+        rule: "a superseded large write gives its slot back",
+        file: "node/src/store/place.rs",
+        take_out: "            if !self.has_claim(slot) {\n                self.map.release(slot);\n            }\n",
+        put_in: "",
+        tests: LARGE,
+    },
+    Mutant {
+        rule: "replay takes the slots that records name out of the free ones",
+        file: "node/src/store/map.rs",
+        take_out: "let theirs = self.free.remove(slot) || self.has(claim.part, *slot);",
+        put_in: "let theirs = true;",
+        tests: LARGE,
+    },
+    Mutant {
+        rule: "a place given up stays empty while reads may look at it",
+        file: "node/src/store/map.rs",
+        take_out: "            let known = self.cooling.entry(slot).or_default();\n            *known = known.with(bits);\n",
+        put_in: "            let _none = slot;\n",
+        tests: LARGE,
+    },
+    Mutant {
+        rule: "a large write keeps out of where small ones wait to be applied",
+        file: "node/src/store/place.rs",
+        take_out: "if self.periods.iter().take(newest).any(|p| p.layer.has_data(chunk, range)) {",
+        put_in: "if false {",
+        tests: LARGE,
+    },
+    Mutant {
+        rule: "a large write keeps out of what another one has claimed",
+        file: "node/src/store/place.rs",
+        take_out: "                && !self.is_claimed(*slot, bits)\n",
+        put_in: "",
+        tests: LARGE,
+    },
+    Mutant {
+        rule: "a large write of a new replica keeps out of the former one's slots",
+        file: "node/src/store/place.rs",
+        take_out: "let mapped = self.map.get(part.0, part.1).iter().filter(|_| !cleared);",
+        put_in: "let mapped = self.map.get(part.0, part.1).iter().filter(|_| true || !cleared);",
+        tests: LARGE,
+    },
+    Mutant {
+        rule: "pages of a checkpoint that was never completed do not count later",
+        file: "node/src/store/map.rs",
+        take_out: "                    map.void_slot(slot, pair);\n",
+        put_in: "",
+        tests: LARGE,
+    },
     Mutant {
         rule: "a gap in the journal makes every replica suspect",
         file: "node/src/store/open.rs",
@@ -57,9 +121,28 @@ pub(super) const MUTANTS: &[Mutant] = &[
         tests: CORE,
     },
     Mutant {
+        rule: "no block is said to be lost without a last look at the own store",
+        file: "node/core/src/primary/repair.rs",
+        take_out: "            repair.step = Step::LastLook;\n",
+        put_in: "            let range = repair.range;
+            if range.count > 0 {
+                self.give_up(range, durable, context);
+                return;
+            }
+            let Some(repair) = &mut self.repairs.present else { return };\n",
+        tests: CORE,
+    },
+    Mutant {
+        rule: "a replica that a crash left behind gives way to the one that its configuration names",
+        file: "node/core/src/replica/suspect.rs",
+        take_out: " || left_behind)",
+        put_in: ")",
+        tests: CORE,
+    },
+    Mutant {
         rule: "only a later incarnation takes a replica's place",
         file: "node/core/src/replica/suspect.rs",
-        take_out: "named.incarnation > self.durable.replica.incarnation",
+        take_out: "named.incarnation > held.replica.incarnation",
         put_in: "true",
         tests: CORE,
     },

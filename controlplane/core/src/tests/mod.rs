@@ -1,5 +1,6 @@
 //! A zone to play with: state and observations driven by hand.
 
+mod members;
 mod rules;
 mod scenes;
 
@@ -125,7 +126,9 @@ impl Zone {
         let action = Action::Attach { token: None, volume, client_name, force };
         match self.apply(action).answer? {
             Answer::Volume { volume } => Ok(volume),
-            other @ (Answer::Done { .. } | Answer::Deleted { .. }) => panic!("{other:?}"),
+            other @ (Answer::Done { .. } | Answer::Deleted { .. } | Answer::Member { .. }) => {
+                panic!("{other:?}")
+            }
         }
     }
 
@@ -189,6 +192,7 @@ impl Zone {
             outcome.result.unwrap();
         }
         self.seen.forget_proposals(&plan.judged);
+        self.seen.note_slow(self.now, &plan.slow);
         plan
     }
 

@@ -361,6 +361,32 @@ fn a_primary_that_steps_down_is_followed_by_a_secondary_while_enough_remain() {
     assert_eq!(zone.config(0), next);
 }
 
+#[test]
+fn one_node_at_a_time_may_be_taken_for_slow() {
+    let mut zone = Zone::with_volume();
+    let config = zone.config(0);
+    let [first, second] = config.secondaries().collect::<Vec<_>>()[..] else { panic!() };
+    let slow = RemovalReason::Slow { millis: 1_500 };
+    zone.propose(0, Change::RemoveSecondary { replica: first, reason: slow });
+    zone.carry_out();
+    assert!(zone.config(0).is_stale(first));
+    zone.propose(0, Change::ReadoptStale { replica: first });
+    zone.carry_out();
+    let learner = zone.config(0).learners[0];
+    zone.propose(0, Change::PromoteLearner { replica: learner, durable: Lsn::ZERO });
+    zone.carry_out();
+    zone.propose(0, Change::RemoveSecondary { replica: second, reason: slow });
+    let plan = zone.carry_out();
+    assert!(plan.refused[0].1.contains("count as slow already"), "{plan:?}");
+    zone.propose(0, Change::StepDown { millis: 1_500 });
+    let plan = zone.carry_out();
+    assert!(plan.refused[0].1.contains("count as slow already"), "{plan:?}");
+    // The same node again: it is one.
+    zone.propose(0, Change::RemoveSecondary { replica: first, reason: slow });
+    zone.carry_out();
+    assert!(zone.config(0).is_stale(first));
+}
+
 fn retired(plan: &Plan) -> usize {
     plan.changes.iter().filter(|c| matches!(c.kind, ChangeKind::Retire { .. })).count()
 }

@@ -103,8 +103,13 @@ fn entry(index: u64, term: u64) -> Entry {
 
 #[test]
 fn an_install_cut_at_any_step_leaves_the_old_log_or_the_whole_snapshot() {
-    let snapshot =
-        WireSnapshot { index: 500, term: 3, voters: vec![1, 2, 3], data: vec![9; 9_000].into() };
+    let snapshot = WireSnapshot {
+        index: 500,
+        term: 3,
+        voters: vec![1, 2, 3],
+        learners: vec![],
+        data: vec![9; 9_000].into(),
+    };
     let mut outcomes = [0, 0];
     for stop in 1..40 {
         let (log, snapshots) = (MemDisk::new(), MemDisk::new());

@@ -15,7 +15,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use ashlar_types::backoff::{Backoff, BackoffPolicy};
 use ashlar_types::message::cluster::{Change, ControlUp, Proposal, RemovalReason};
-use ashlar_types::{ReplicaId, Time};
+use ashlar_types::{ChunkConfig, ReplicaId, Time};
 use core::time::Duration;
 
 /// How searches for a new home that bring nothing follow each other (section 7).
@@ -34,8 +34,18 @@ pub(super) struct Proposals {
     search_at: Time,
     /// The last searches, oldest first.
     searches: VecDeque<Time>,
-    /// Secondaries that were too slow, and when that was said.
-    slow: Vec<(ReplicaId, Time)>,
+    /// Secondaries that were too slow.
+    slow: Vec<Slow>,
+}
+
+/// A secondary that all others waited for.
+#[derive(Debug)]
+struct Slow {
+    replica: ReplicaId,
+    /// When that was said last.
+    since: Time,
+    /// How often it came back and was too slow again.
+    relapses: u32,
 }
 
 impl Default for Proposals {
@@ -81,14 +91,38 @@ impl Proposals {
         self.search_at = now + self.search.next_wait(mixed ^ (mixed >> 29)).max(retry);
     }
 
-    fn note_slow(&mut self, replica: ReplicaId, now: Time) {
-        self.slow.retain(|(known, _)| *known != replica);
-        self.slow.push((replica, now));
+    /// A proposal that was lost on its way is made again: only one after a rest is a relapse.
+    fn note_slow(&mut self, replica: ReplicaId, context: &Context<'_>) {
+        let (now, rest) = (context.now, context.timing.slow_rest);
+        match self.slow.iter_mut().find(|slow| slow.replica == replica) {
+            Some(slow) => {
+                slow.relapses += u32::from(now.since(slow.since) >= rest);
+                slow.since = now;
+            }
+            None => self.slow.push(Slow { replica, since: now, relapses: 0 }),
+        }
     }
 
+    /// Each relapse doubles the rest, up to the time after which another home is sought.
     fn rests(&self, replica: ReplicaId, context: &Context<'_>) -> bool {
-        let rest = context.timing.slow_rest;
-        self.slow.iter().any(|(known, since)| *known == replica && context.now.since(*since) < rest)
+        self.slow.iter().filter(|slow| slow.replica == replica).any(|slow| {
+            let rest = context.timing.slow_rest * 2_u32.saturating_pow(slow.relapses.min(8));
+            context.now.since(slow.since) < rest.min(context.timing.slow_search)
+        })
+    }
+
+    /// Whether slowness alone explains that copies are missing: they come back by themselves.
+    fn only_slow(&self, config: &ChunkConfig, context: &Context<'_>) -> bool {
+        let resting = |replica: ReplicaId| {
+            self.slow.iter().any(|slow| {
+                slow.replica == replica
+                    && context.now.since(slow.since) < context.timing.slow_search
+            })
+        };
+        let here = config.in_sync.len() + config.learners.len();
+        let missing = usize::from(config.copies_wanted).saturating_sub(here);
+        let slow = config.stale.iter().filter(|(replica, _)| resting(*replica)).count();
+        missing > 0 && slow >= missing
     }
 }
 
@@ -105,7 +139,7 @@ impl Primary {
             self.proposals.next_at = context.now + context.timing.retry;
             if let Change::RemoveSecondary { replica, reason: RemovalReason::Slow { .. } } = change
             {
-                self.proposals.note_slow(replica, context.now);
+                self.proposals.note_slow(replica, context);
             }
             let config = &durable.config;
             let (chunk, epoch, proposer) = (config.chunk, config.epoch, durable.replica);
@@ -175,7 +209,8 @@ impl Primary {
             .proposals
             .degraded_since
             .is_some_and(|since| context.now.since(since) >= context.timing.readopt_window);
-        let wanted = urgent || waited || config.stale.is_empty();
+        let wanted = urgent
+            || (!self.proposals.only_slow(config, context) && (waited || config.stale.is_empty()));
         (wanted && self.proposals.may_search(context.now)).then_some(Change::SeekLearner)
     }
 }

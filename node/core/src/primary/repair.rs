@@ -9,7 +9,8 @@
 //! - no write gets a position while a repair is under way, so that none can be undone by it;
 //! - a member is asked only when everything assigned is committed, and what it answers counts only
 //!   as long as nothing else was assigned: its content at that very position;
-//! - a block that no in-sync replica can read is said to be so. It is never guessed.
+//! - a block that no in-sync replica can read is said to be so, after a last look at the own store: an
+//!   error of a disk may have passed. It is never guessed.
 //!
 //! An opening that meets an unreadable range takes the content of another in-sync member instead: the
 //! range is not known to be committed, so the content of each of them is as good (design.md 4.5).
@@ -65,6 +66,8 @@ enum Step {
     Reading,
     /// Unreadable here: a member is to be asked, or was.
     Recalling { asked: Option<Asked>, failed: Vec<NodeId> },
+    /// Nobody else has it: the store here is reading it for the last time.
+    LastLook,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -145,6 +148,7 @@ impl Primary {
                 self.repairs.waiting.push_front((BlockRange::new(range.first, half), whose));
                 self.end_repair(durable, context);
             }
+            None if matches!(repair.step, Step::LastLook) => self.give_up(range, durable, context),
             None => {
                 repair.step = Step::Recalling { asked: None, failed: Vec::new() };
                 self.recall(durable, context);
@@ -152,14 +156,28 @@ impl Primary {
         }
     }
 
-    /// Asks a member for the block, once nothing is in flight; gives up when all have failed.
+    /// No in-sync replica can read the block.
+    fn give_up(
+        &mut self,
+        range: BlockRange,
+        durable: &mut ReplicaDurable,
+        context: &mut Context<'_>,
+    ) {
+        let chunk = durable.config.chunk;
+        self.repairs.rest_until = context.now + context.timing.stall * REST_STALLS;
+        context.out.push(Effect::Alarm(Alarm::Lost { chunk, range }));
+        for (connection, id) in self.reads.fail_over(range) {
+            let refusal = Refusal::Unreadable(range);
+            context.reply(connection, DataMessage::Refused { id, refusal });
+        }
+        self.end_repair(durable, context);
+    }
+
+    /// Asks a member for the block, once nothing is in flight; looks here again when all have failed.
     fn recall(&mut self, durable: &mut ReplicaDurable, context: &mut Context<'_>) {
         let at = durable.last;
-        let Some(Repair { range, step: Step::Recalling { asked, failed }, .. }) =
-            &mut self.repairs.present
-        else {
-            return;
-        };
+        let Some(repair) = &mut self.repairs.present else { return };
+        let Step::Recalling { asked, failed } = &mut repair.step else { return };
         if self.committed != at {
             return;
         }
@@ -175,21 +193,16 @@ impl Primary {
             .filter(|node| !failed.contains(node))
             .peekable();
         if left.peek().is_none() {
-            let (range, chunk) = (*range, durable.config.chunk);
-            self.repairs.rest_until = context.now + context.timing.stall * REST_STALLS;
-            context.out.push(Effect::Alarm(Alarm::Lost { chunk, range }));
-            for (connection, id) in self.reads.fail_over(range) {
-                let refusal = Refusal::Unreadable(range);
-                context.reply(connection, DataMessage::Refused { id, refusal });
-            }
-            self.end_repair(durable, context);
+            repair.step = Step::LastLook;
+            let purpose = ReadFor::Repair(repair.number);
+            context.read(durable.config.chunk, repair.range, purpose);
             return;
         }
         let Some(source) = left.find(|node| context.peers.reachable(*node)).filter(|_| due) else {
             return;
         };
         *asked = Some(Asked { source, at, since: context.now });
-        let (chunk, epoch, range) = (durable.config.chunk, durable.config.epoch, *range);
+        let (chunk, epoch, range) = (durable.config.chunk, durable.config.epoch, repair.range);
         context.mirror_eagerly(source, DataMessage::Recall { chunk, epoch, at, range });
     }
 

@@ -26,9 +26,14 @@ impl Replica {
 
     /// Whether `named` takes this replica's place under `config`: a later incarnation that is to be
     /// filled. Any other name for a replica held here contradicts what this store knows.
+    ///
+    /// A crash may have kept the adoption of that configuration and not the replica that it made:
+    /// then the former one is still held, under a configuration that does not name it.
     pub(crate) fn gives_way_to(&self, named: ReplicaId, config: &ChunkConfig) -> bool {
-        named.incarnation > self.durable.replica.incarnation
-            && config.epoch > self.durable.config.epoch
+        let held = &self.durable;
+        let left_behind = *config == held.config && config.replicas().all(|r| r != held.replica);
+        named.incarnation > held.replica.incarnation
+            && (config.epoch > held.config.epoch || left_behind)
             && config.is_learner(named)
     }
 

@@ -3,6 +3,7 @@
 use super::super::dial::Sources;
 use super::super::{EVENTS_MAX, Net};
 use super::*;
+use crate::admission::Admission;
 use ashlar_node_core::Identity;
 use ashlar_types::{BLOCK_SIZE, BlockData, BlockRange, Sums};
 use bytes::Bytes;
@@ -26,7 +27,8 @@ impl Rig {
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let sources = Sources { primary: ip, replication: ip };
-        let diallers = Diallers::new(Net::new(me, sender.clone()), sources);
+        let diallers =
+            Diallers::new(Net::new(me, Arc::new(Admission::nobody()), sender.clone()), sources);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         Self { table: Table::new(diallers, sender), events, listener, far: Vec::new() }
     }

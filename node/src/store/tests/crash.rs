@@ -7,15 +7,54 @@ use super::*;
 
 #[derive(Clone, Debug)]
 enum Op {
-    Fill { n: u32, first: u32, count: u32, mixed: bool },
-    Write { n: u32, first: u32, count: u32 },
-    Zero { n: u32, first: u32, count: u32 },
-    Adopt { n: u32, again: bool },
-    Erase { n: u32 },
+    Fill {
+        n: u32,
+        first: u32,
+        count: u32,
+        mixed: bool,
+    },
+    Write {
+        n: u32,
+        first: u32,
+        count: u32,
+    },
+    Zero {
+        n: u32,
+        first: u32,
+        count: u32,
+    },
+    /// Large enough for places of its own.
+    Large {
+        n: u32,
+        first: u32,
+        count: u32,
+    },
+    Adopt {
+        n: u32,
+        again: bool,
+    },
+    Erase {
+        n: u32,
+    },
     Step,
     Apply,
     Checkpoint,
     Reopen,
+}
+
+/// A ring that takes several large records, should they be journalled.
+const WIDE: StoreOptions = StoreOptions { journal_bytes: 2 << 20, ..SMALL };
+
+/// As [`arbitrary_op`], half of the writes large: few places, many times.
+fn arbitrary_large_op() -> impl Strategy<Value = Op> {
+    let range = prop_oneof![
+        4 => (0u32..4, 1u32..5).prop_map(|(at, count)| (at * 64, count * 16)),
+        1 => Just((0, 256)),
+        2 => (230u32..250, 26u32..60),
+        1 => (0u32..900, 16u32..80),
+    ];
+    let large = (0u32..3, range).prop_map(|(n, (first, count))| Op::Large { n, first, count });
+    prop_oneof![1 => large, 2 => arbitrary_op()]
 }
 
 fn arbitrary_op() -> impl Strategy<Value = Op> {
@@ -54,6 +93,16 @@ fn record(op: &Op, model: &Model, mark: u8) -> Option<Record> {
             Record::Fill { chunk: chunk(n), data: content(first, count, mark, mixed) }
         }
         Op::Zero { n, first, count } => zero(n, first, count),
+        // In order where there is a replica, else a copy.
+        Op::Large { n, first, count } => match known(n) {
+            None => fill(n, first, count, mark),
+            Some(replica) => Record::Write {
+                chunk: chunk(n),
+                lsn: replica.last.next(),
+                committed: replica.last,
+                data: content(first, count, mark, false),
+            },
+        },
         Op::Write { n, first, count } => {
             let replica = known(n)?;
             Record::Write {
@@ -75,6 +124,7 @@ fn record(op: &Op, model: &Model, mark: u8) -> Option<Record> {
 
 /// The store as it may be found: `history[k]` after k records, of which `durable` are promised.
 struct Run {
+    options: StoreOptions,
     rig: Rig,
     history: Vec<Model>,
 }
@@ -102,10 +152,10 @@ impl Run {
             Op::Checkpoint => self.rig.checkpoint(),
             Op::Reopen => {
                 self.rig.settle()?;
-                match Rig::try_open(disk, &SMALL) {
+                match Rig::try_open(disk, &self.options) {
                     Ok(rig) => {
-                        let history = vec![self.model().clone()];
-                        *self = Self { rig, history };
+                        self.history = vec![self.model().clone()];
+                        self.rig = rig;
                     }
                     Err(OpenError::Disk(e)) => return Err(e.into()),
                     Err(e) => panic!("{e:?}"),
@@ -126,13 +176,26 @@ fn run(
     disk: &MemDisk,
     look: usize,
 ) -> Result<bool, TestCaseError> {
-    let mut run = Run { rig: Rig::open(disk), history: vec![Model::default()] };
+    run_with(SMALL, ops, stop, seed, disk, look)
+}
+
+fn run_with(
+    options: StoreOptions,
+    ops: &[Op],
+    stop: u64,
+    seed: u64,
+    disk: &MemDisk,
+    look: usize,
+) -> Result<bool, TestCaseError> {
+    let rig = Rig::try_open(disk, &options).unwrap();
+    let mut run = Run { options, rig, history: vec![Model::default()] };
     disk.stop_after(stop);
     for (nth, op) in ops.iter().enumerate() {
         let mark = u8::try_from(nth % 250).unwrap() + 1;
         if run.perform(op, mark, disk).is_err() {
             break;
         }
+        run.rig.check_slots();
         if nth % look == look - 1 {
             let blocks = run.rig.blocks();
             if disk.is_powered_off() {
@@ -146,17 +209,28 @@ fn run(
         disk.crash(&mut SeededDice::new(seed ^ round));
         let durable = usize::try_from(run.rig.durable()).unwrap();
         let start = run.rig.parts.superblock.start;
-        let mut rig = Rig::try_open(disk, &SMALL)
+        let mut rig = Rig::try_open(disk, &options)
             .map_err(|e| TestCaseError::fail(format!("round {round}: {e:?}")))?;
         prop_assert!(rig.parts.superblock.start > start, "start number goes back");
         let blocks = rig.blocks().map_err(|e| TestCaseError::fail(format!("{e:?}")))?;
         let found = Model { blocks, state: rig.parts.state.clone() };
         let at = run.history.iter().skip(durable).position(|m| *m == found);
-        prop_assert!(at.is_some(), "durable {durable} of {}: {found:?}", run.history.len() - 1);
+        let suspects = found.state.iter().filter(|(_, replica)| replica.suspect).count();
+        prop_assert!(
+            at.is_some(),
+            "durable {durable} of {}, round {round}, {suspects} suspect: {} blocks: {:?}",
+            run.history.len() - 1,
+            found.blocks.len(),
+            found.state
+        );
         // It goes on, and what is written then survives the next cut.
-        run = Run { rig, history: vec![found] };
+        run = Run { options, rig, history: vec![found] };
+        run.rig.check_slots();
         run.perform(&Op::Fill { n: 1, first: 3, count: 2, mixed: false }, 255, disk).unwrap();
         run.rig.checkpoint().unwrap();
+        if options.journal_bytes == WIDE.journal_bytes {
+            run.perform(&Op::Large { n: 1, first: 240, count: 40 }, 253, disk).unwrap();
+        }
         run.perform(&Op::Zero { n: 1, first: 4, count: 300 }, 254, disk).unwrap();
         run.rig.settle().unwrap();
         prop_assert_eq!(&run.rig.blocks().unwrap(), &run.model().blocks);
@@ -174,6 +248,55 @@ proptest! {
     ) {
         run(&ops, stop, seed, &MemDisk::new(), 7)?;
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+    #[test]
+    fn nothing_large_is_lost_torn_or_leaked_wherever_power_goes(
+        ops in prop::collection::vec(arbitrary_large_op(), 1..100),
+        stop in 1u64..400,
+        seed in any::<u64>(),
+    ) {
+        run_with(WIDE, &ops, stop, seed, &MemDisk::new(), 7)?;
+    }
+}
+
+/// Large writes over each other, over small ones and under them, trims between, a replica anew.
+fn everything_large() -> Vec<Op> {
+    let mut ops = vec![Op::Adopt { n: 0, again: true }, Op::Adopt { n: 1, again: true }];
+    for round in 0..2u32 {
+        for i in 0..3 {
+            ops.push(Op::Large { n: i % 2, first: 0, count: 256 });
+            ops.push(Op::Large { n: i % 2, first: 64 * i, count: 32 + 16 * round });
+            ops.push(Op::Write { n: i % 2, first: i * 31, count: 1 + i % 3 });
+            ops.push(Op::Large { n: 2, first: 240, count: 40 });
+            ops.extend([Op::Step, Op::Step]);
+            if i == 2 {
+                ops.push(Op::Apply);
+            }
+        }
+        ops.extend([Op::Zero { n: 0, first: round * 100, count: 300 }, Op::Step, Op::Checkpoint]);
+        if round == 0 {
+            ops.extend([Op::Large { n: 1, first: 16, count: 100 }, Op::Erase { n: 2 }]);
+            ops.extend([
+                Op::Adopt { n: 1, again: false },
+                Op::Large { n: 1, first: 0, count: 200 },
+            ]);
+        }
+    }
+    ops.extend([Op::Large { n: 0, first: 1, count: 64 }, Op::Step]);
+    ops
+}
+
+#[test]
+fn every_single_change_may_be_the_last_of_large_writes() {
+    let ops = everything_large();
+    let mut stop = 1;
+    while run_with(WIDE, &ops, stop, stop, &MemDisk::new(), ops.len()).unwrap() {
+        stop += 1;
+    }
+    assert!(stop > 60, "the run has only {stop} changes");
 }
 
 /// A run that touches everything: several rounds of the ring, overwrites, trims, erasure.
