@@ -91,17 +91,23 @@ impl World {
         }
     }
 
-    pub(crate) fn client_dial(&mut self, node: NodeId, session: SessionId, since: Time) {
-        if self.former.ended.is_some_and(|(at, _)| since < at) {
-            // Dialled by a client that has been succeeded since: its session number says nothing
-            // in the attachment of another.
+    pub(crate) fn client_dial(
+        &mut self,
+        process: u64,
+        node: NodeId,
+        session: SessionId,
+        since: Time,
+    ) {
+        if process != self.client_process {
+            // Its number would count as the last one that this process has used.
             return;
         }
         let forth = wire_to(node);
         let up = self.nodes.get(&node).is_some_and(SimNode::is_up);
         let open = up && !self.net.is_dark(self.now, forth) && !self.is_off(node);
         if open && self.is_paused(Host::Node(node)) && self.now.since(since) < HELLO_WITHIN {
-            self.schedule_in(LOOK_AGAIN, Event::ClientDial { node, session, since });
+            let again = Event::ClientDial { process, node, session, since };
+            self.schedule_in(LOOK_AGAIN, again);
         } else if open && !self.is_paused(Host::Node(node)) {
             self.end_client_connection(node);
             let there = self.net.connect(self.now, forth);
@@ -165,8 +171,9 @@ impl World {
                 }
                 client::Effect::Connect { node, session } => {
                     let wait = self.net.delay(&mut self.dice);
-                    let since = self.now;
-                    self.schedule_in(wait, Event::ClientDial { node, session, since });
+                    let (process, since) = (self.client_process, self.now);
+                    let dial = Event::ClientDial { process, node, session, since };
+                    self.schedule_in(wait, dial);
                 }
                 client::Effect::Disconnect { node, session } => {
                     if self.sessions.get(&node).is_some_and(|(known, ..)| *known == session) {

@@ -140,6 +140,7 @@ impl World {
             self.end_client_connection(node);
         }
         self.client = Some(next);
+        self.client_process += 1;
         self.schedule_in(Duration::from_millis(1), Event::ClientTick);
         self.schedule_in(Duration::from_millis(1), Event::Work);
     }

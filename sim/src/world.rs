@@ -44,7 +44,7 @@ pub(crate) enum Event {
     Arrived { wire: Wire, connection: u64, message: DataMessage },
     Synced { node: NodeId, life: u64, seq: JournalSeq },
     BlocksRead { node: NodeId, life: u64, ticket: ReadTicket, chunk: ChunkId, range: BlockRange },
-    ClientDial { node: NodeId, session: SessionId, since: Time },
+    ClientDial { process: u64, node: NodeId, session: SessionId, since: Time },
     ClientLinkLost { node: NodeId, session: SessionId },
     ClientGone { node: NodeId, life: u64, connection: ConnectionId },
     ClientTick,
@@ -130,6 +130,8 @@ pub(crate) struct World {
     pub(crate) sessions: BTreeMap<NodeId, (SessionId, u64, u64)>,
     /// The number of the client's last connection to each node.
     pub(crate) last_sessions: BTreeMap<NodeId, SessionId>,
+    /// Counts the client's processes: what one has dialled is nothing to the next.
+    pub(crate) client_process: u64,
     /// What each connection of a client asked of a node.
     pub(crate) asked: BTreeMap<(u64, u64), Asked>,
     pub(crate) judge: Judge,
@@ -167,6 +169,7 @@ impl World {
             volume: None,
             sessions: BTreeMap::new(),
             last_sessions: BTreeMap::new(),
+            client_process: 0,
             asked: BTreeMap::new(),
             judge: Judge::default(),
             sabotage: options.sabotage,
@@ -253,7 +256,9 @@ impl World {
                     self.input(node, node::Input::BlocksRead { ticket, content });
                 }
             }
-            Event::ClientDial { node, session, since } => self.client_dial(node, session, since),
+            Event::ClientDial { process, node, session, since } => {
+                self.client_dial(process, node, session, since);
+            }
             Event::ClientLinkLost { node, session } => self.client_link_lost(node, session),
             Event::ClientGone { node, life, connection } => {
                 self.client_gone(node, life, connection);
