@@ -583,11 +583,12 @@ impl World {
 
     /// Whether the zone promises to survive the loss of a node's disk now: it is the first one, and
     /// each of its chunks has two other copies in sync, on nodes that are up: one that is away may be
-    /// about to be removed, and this node be the only one that is left.
+    /// about to be removed, and this node be the only one that is left. (Members that run may not
+    /// know yet that it is: what was ever committed counts.)
     fn may_lose(&self, node: NodeId) -> bool {
         let is_up = |node: &NodeId| self.nodes.get(node).is_some_and(SimNode::is_up);
         self.tally.of(FaultKind::NewDisk.name()) == 0
-            && self.control.configs().all(|config| {
+            && self.watch.configs().all(|config| {
                 let others = config.in_sync.iter().filter(|replica| replica.node != node);
                 others.filter(|replica| is_up(&replica.node)).count() >= 2
             })

@@ -26,6 +26,13 @@ pub(crate) struct Watch {
     placements: BTreeMap<(ChunkId, NodeId, Term), Placements>,
 }
 
+impl Watch {
+    /// The newest configuration of every chunk that was ever committed, whoever has forgotten it.
+    pub(crate) fn configs(&self) -> impl Iterator<Item = &ChunkConfig> {
+        self.configs.values()
+    }
+}
+
 impl World {
     /// Looks at everything that may have changed by the last event.
     pub(crate) fn watch(&mut self) {
