@@ -166,7 +166,11 @@ fn a_client_that_speaks_as_a_node_is_shut_out() {
     let _alone = alone();
     let zone = Zone::start(13, 1);
     let mut client = zone.client(1);
-    client.send(&Frame::Message(DataMessage::Beat { number: 1, adopted: vec![] }));
+    client.send(&Frame::Message(DataMessage::Beat {
+        number: 1,
+        adopted: vec![],
+        short_of_space: false,
+    }));
     assert_eq!(client.receive(), None);
     let mut client = zone.client(1);
     client.send(&Frame::Hello(hello(as_client(2))));

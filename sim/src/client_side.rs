@@ -25,6 +25,8 @@ pub(crate) struct Asked {
     at: Time,
     /// What a write wrote.
     write: Option<WriteMark>,
+    /// A write that needs no room.
+    zeroes: bool,
 }
 
 /// The client's wire to a node.
@@ -39,7 +41,8 @@ impl World {
             DataMessage::Write { id, stamp, data } => (id, stamp.chunk, Some(mark_of(data))),
             _neither => return,
         };
-        let asked = Asked { chunk, at: self.now, write };
+        let zeroes = matches!(message, DataMessage::Write { data, .. } if data.data_blocks() == 0);
+        let asked = Asked { chunk, at: self.now, write, zeroes };
         self.asked.insert((connection, id.0), asked);
     }
 
@@ -77,6 +80,13 @@ impl World {
             return;
         };
         let Some(asked) = self.asked.remove(&(connection.0, request.0)) else { return };
+        if !self.short_of_space.is_empty() {
+            match asked.write {
+                Some(_) if asked.zeroes => self.tally.note("trims done while space is short"),
+                Some(_) => {}
+                None => self.tally.note("reads judged while space is short"),
+            }
+        }
         let Some(node) = self.nodes.get(&id) else { return };
         match asked.write.map(|mark| node.position(asked.chunk, mark)) {
             Some(Some(lsn)) => {

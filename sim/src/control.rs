@@ -649,9 +649,18 @@ impl World {
         self.control.sessions.insert(session, known);
         self.control.stream_of.insert(id, session);
         self.member_input(member, Input::NodeOpened { session, registration });
-        let used_bytes = self.used_bytes;
-        self.input(id, node::Input::Space { capacity_bytes: 1 << 40, used_bytes });
+        self.tell_space(id);
         self.input(id, node::Input::ControlUp);
+    }
+
+    /// A node's store says what room it has.
+    pub(crate) fn tell_space(&mut self, id: NodeId) {
+        let capacity_bytes = 1 << 40;
+        let short = self.short_of_space.contains(&id);
+        let used_bytes = if short { capacity_bytes } else { self.used_bytes };
+        if self.nodes.get(&id).is_some_and(SimNode::is_up) {
+            self.input(id, node::Input::Space { capacity_bytes, used_bytes });
+        }
     }
 
     /// A stream has ended, whoever ended it: both sides learn of it, the node dials again.

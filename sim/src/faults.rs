@@ -67,6 +67,10 @@ pub(crate) enum Fault {
     Differ { node: NodeId },
     /// A node's disk has no room for content for so long.
     FillDisk { node: NodeId, length: Duration },
+    /// A node's disk has little room left for so long.
+    ShortOfSpace { node: NodeId, length: Duration },
+    /// A node's disk has room again.
+    SpaceAgain { node: NodeId },
     /// A node's process dies, and records that were synced are gone from its journal.
     LoseRecords { node: NodeId, away: Duration },
     /// A member's process dies, and a byte of what its log has synced turns.
@@ -113,6 +117,8 @@ impl Fault {
             Self::ShowOld { .. } => "show old",
             Self::Differ { .. } => "differ",
             Self::FillDisk { .. } => "fill disk",
+            Self::ShortOfSpace { .. } => "short of space",
+            Self::SpaceAgain { .. } => "space again",
             Self::LoseRecords { .. } => "lose records",
             Self::RotLog { .. } => "rot log",
             Self::FillLog { .. } => "fill log",
@@ -227,6 +233,8 @@ impl World {
             | Fault::ShowOld { .. }
             | Fault::Differ { .. }
             | Fault::FillDisk { .. }
+            | Fault::ShortOfSpace { .. }
+            | Fault::SpaceAgain { .. }
             | Fault::Rot { .. }
             | Fault::StallDisk { .. }
             | Fault::FailReads { .. }) => self.strike_disk(of_a_disk),
@@ -339,6 +347,15 @@ impl World {
             Fault::FillDisk { node, length } => {
                 let until = until(length);
                 self.with_node(node, |node, _, _| node.disk_mut().full_until = until);
+            }
+            Fault::ShortOfSpace { node, length } => {
+                self.short_of_space.insert(node);
+                self.tell_space(node);
+                self.schedule_in(length, Event::Fault(Fault::SpaceAgain { node }));
+            }
+            Fault::SpaceAgain { node } => {
+                self.short_of_space.remove(&node);
+                self.tell_space(node);
             }
             Fault::SpoilWrite { node, how } => {
                 self.with_node(node, |node, _, _| node.disk_mut().spoil_next_write(how));

@@ -27,7 +27,7 @@ use ashlar_node_core as node;
 use ashlar_node_core::{ConnectionId, JournalSeq, Link, ReadTicket, Record};
 use ashlar_types::message::data::{DataMessage, Network};
 use ashlar_types::{BlockData, BlockRange, ChunkId, NodeId, SessionId, Time, VolumeId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// How often a node's shell ticks its core.
@@ -142,6 +142,8 @@ pub(crate) struct World {
     pub(crate) client_ticking: bool,
     /// What each node says that its store holds: the pace of a scrub follows from it.
     pub(crate) used_bytes: u64,
+    /// Nodes whose stores have little room left.
+    pub(crate) short_of_space: BTreeSet<NodeId>,
     /// What a node's core wants, while it is carried out.
     outbox: node::Outbox,
 }
@@ -177,6 +179,7 @@ impl World {
             tally: Tally::default(),
             client_ticking: false,
             used_bytes: 0,
+            short_of_space: BTreeSet::new(),
             outbox: node::Outbox::default(),
         }
     }

@@ -29,6 +29,27 @@ pub const UNCOMMITTED_RANGES_MAX: usize = 4_096;
 /// Writes in flight (assigned, not yet committed) per chunk: at most three members' worth of
 /// ranges must fit in [`UNCOMMITTED_RANGES_MAX`].
 pub const WRITES_IN_FLIGHT_PER_CHUNK_MAX: usize = 1_024;
+/// Bounds of the room that a store keeps for what already has a position, in bytes.
+const SPACE_KEPT_MIN: u64 = 4 << 20;
+const SPACE_KEPT_MAX: u64 = 256 << 20;
+
+/// Whether a store has so little room left that new writes must wait for space (design.md section
+/// 8): less than a thirty-second of it, which is for writes that already have a position and for
+/// what the store keeps for itself. Nodes and the control plane judge by the same numbers; a capacity
+/// of 0 says that nothing is known yet.
+#[must_use]
+pub const fn is_short_of_space(capacity_bytes: u64, used_bytes: u64) -> bool {
+    let share = capacity_bytes / 32;
+    let kept = if share < SPACE_KEPT_MIN {
+        SPACE_KEPT_MIN
+    } else if share > SPACE_KEPT_MAX {
+        SPACE_KEPT_MAX
+    } else {
+        share
+    };
+    capacity_bytes > 0 && capacity_bytes.saturating_sub(used_bytes) < kept
+}
+
 /// Most bytes of a volume name.
 pub const VOLUME_NAME_BYTES_MAX: usize = 64;
 /// Most bytes of a client token (design.md section 9, idempotency).

@@ -1,6 +1,6 @@
 //! How volumes and chunks are: whole, degraded or stuck, and of what (invariant 10).
 
-use crate::observe::Observations;
+use crate::observe::{NodeView, Observations};
 use crate::state::{Volume, ZoneState};
 use crate::verdict::{Verdict, Verdicts};
 use alloc::collections::BTreeSet;
@@ -111,7 +111,27 @@ pub fn health(config: &ChunkConfig, seen: &Observations, verdicts: &Verdicts) ->
                 .into(),
         });
     }
+    let short: Vec<NodeId> = config
+        .in_sync
+        .iter()
+        .map(|replica| replica.node)
+        .filter(|node| seen.node(*node).is_some_and(NodeView::is_short_of_space))
+        .collect();
+    if !short.is_empty() {
+        return Health::Stuck(no_space(short));
+    }
     if in_sync < usize::from(config.copies_wanted) { Health::Degraded } else { Health::Whole }
+}
+
+/// Stores that every write needs have no room for more (design.md section 8). Reads go on.
+fn no_space(short: Vec<NodeId>) -> Stuck {
+    let names: Vec<String> = short.iter().map(|node| format!("{node}")).collect();
+    Stuck {
+        cause: format!("no space: the store of {} is nearly full", names.join(", ")),
+        blocked_on: short,
+        next_action: "writes go on when space is given back: trims and deletes of volumes work"
+            .into(),
+    }
 }
 
 /// The primary says itself that its store has lost part of the chunk.

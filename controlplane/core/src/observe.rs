@@ -7,6 +7,7 @@
 use crate::state::ZoneState;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
+use ashlar_types::limit::is_short_of_space;
 use ashlar_types::message::cluster::{
     Heartbeat, PathState, PeerEvidence, Proposal, ReplicaReport, ReplicaState,
 };
@@ -78,6 +79,12 @@ impl NodeView {
         self.probes
             .iter()
             .all(|probe| matches!(probe, Some((at, ProbeResult::Refused)) if *at > since))
+    }
+
+    /// Whether its store has so little room left that writes wait for space.
+    #[must_use]
+    pub const fn is_short_of_space(&self) -> bool {
+        is_short_of_space(self.capacity_bytes, self.used_bytes)
     }
 
     /// What it says of a peer.

@@ -83,6 +83,8 @@ pub(crate) struct Context<'a> {
     pub(crate) dirty: &'a mut BTreeSet<ChunkId>,
     /// Fills in progress on this node, as primary.
     pub(crate) fills: &'a mut usize,
+    /// This node's own store has little room left.
+    pub(crate) short_of_space: bool,
     pub(crate) out: &'a mut Outbox,
 }
 
@@ -101,6 +103,11 @@ impl Context<'_> {
         let (epoch, generation) = (config.epoch, config.generation);
         self.persist(durable, Record::Adopt { replica, config });
         self.gate.note_adopted(chunk, epoch, generation);
+    }
+
+    /// Whether the store of a node has little room left.
+    pub(crate) fn is_short_of_space(&self, node: NodeId) -> bool {
+        if node == self.me.node { self.short_of_space } else { self.peers.is_short_of_space(node) }
     }
 
     /// Sends to a peer once everything journalled so far is durable.

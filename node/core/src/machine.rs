@@ -16,6 +16,7 @@ use crate::timing::Timing;
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
+use ashlar_types::limit::is_short_of_space;
 use ashlar_types::message::cluster::{
     ControlDown, ControlUp, Heartbeat, ReplicaReport, ReplicaState,
 };
@@ -174,6 +175,7 @@ impl NodeCore {
             tickets: &mut self.tickets,
             dirty: &mut self.dirty,
             fills: &mut self.fills,
+            short_of_space: is_short_of_space(self.space.0, self.space.1),
             out,
         };
         (&mut self.replicas, context)
@@ -337,6 +339,7 @@ impl NodeCore {
     /// A beat to every peer, over each network.
     fn beat(&mut self, now: Time, out: &mut Outbox) {
         let number = self.leases.next_beat(now);
+        let short_of_space = is_short_of_space(self.space.0, self.space.1);
         let links: Vec<(NodeId, Network)> = self.peers.links().collect();
         for (node, network) in links {
             let adopted = self.leases.settled(node, |chunk| {
@@ -344,7 +347,7 @@ impl NodeCore {
             });
             // Lost on the way: the peer lists them again.
             self.leases.forget_settled(node, &adopted);
-            let message = DataMessage::Beat { number, adopted };
+            let message = DataMessage::Beat { number, adopted, short_of_space };
             out.push(Effect::Send { to: Link::Peer(node, network), message });
         }
     }
@@ -427,7 +430,8 @@ impl NodeCore {
         out: &mut Outbox,
     ) {
         match &message {
-            DataMessage::Beat { number, adopted } => {
+            DataMessage::Beat { number, adopted, short_of_space } => {
+                self.peers.says_space(from, *short_of_space);
                 let (granted, except) = self.leases.on_beat(now, from, adopted, &self.timing);
                 let (number, start, clock) = (*number, self.me.start, now);
                 let message = DataMessage::BeatReply { number, start, clock, granted, except };

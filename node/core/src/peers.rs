@@ -46,12 +46,14 @@ struct Peer {
     primary: Path,
     replication: Path,
     route: Route,
+    /// Its last beat said that its store has little room left.
+    short_of_space: bool,
 }
 
 impl Default for Peer {
     fn default() -> Self {
         let (primary, replication) = (Path::default(), Path::default());
-        Self { process: None, primary, replication, route: Route::Primary }
+        Self { process: None, primary, replication, route: Route::Primary, short_of_space: false }
     }
 }
 
@@ -77,6 +79,8 @@ pub struct Peers {
     peers: BTreeMap<NodeId, Peer>,
     /// No silence is counted from before: this node was not listening then.
     listening_since: Time,
+    /// Some peer is short of space.
+    any_short: bool,
 }
 
 impl Peers {
@@ -143,6 +147,21 @@ impl Peers {
         if let Some(peer) = self.peers.get_mut(&node) {
             peer.path(network).answered = now;
         }
+    }
+
+    /// The peer says whether its store has little room left.
+    pub fn says_space(&mut self, node: NodeId, short: bool) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.short_of_space = short;
+        }
+        self.any_short = self.peers.values().any(|peer| peer.short_of_space);
+    }
+
+    /// Whether the peer's store had little room left when it said so last.
+    #[must_use]
+    pub fn is_short_of_space(&self, node: NodeId) -> bool {
+        // Nearly always nobody is, and every write asks.
+        self.any_short && self.peers.get(&node).is_some_and(|peer| peer.short_of_space)
     }
 
     /// The network that messages to the peer take.

@@ -31,7 +31,7 @@ fn asks(sent: &Sent) -> bool {
 /// Number of the beat among what was sent, and what it says of exceptions to `peer`.
 fn beat_to(sent: &Sent, peer: u32) -> Option<(u64, Vec<(ChunkId, Epoch)>)> {
     sent.iter().find_map(|(to, message)| match message {
-        DataMessage::Beat { number, adopted } if *to == NodeId(peer) => {
+        DataMessage::Beat { number, adopted, .. } if *to == NodeId(peer) => {
             Some((*number, adopted.clone()))
         }
         _ => None,
@@ -179,7 +179,7 @@ fn settled_member() -> Hands {
 #[test]
 fn an_adoption_that_takes_a_chunk_is_confirmed_only_when_the_lease_has_run_out() {
     let mut hands = settled_member();
-    let sent = hands.peer_says(1, DataMessage::Beat { number: 1, adopted: vec![] });
+    let sent = hands.peer_says(1, beat());
     assert_eq!(granted(&sent), Some(vec![]));
     hands.peer_says(3, collect(taken_from_1(2)));
     hands.sync();
@@ -199,8 +199,11 @@ fn a_chunk_that_was_taken_is_excepted_until_the_holder_has_adopted_its_epoch() {
     let mut hands = settled_member();
     hands.peer_says(3, collect(taken_from_1(2)));
     hands.sync();
-    let beat =
-        |adopted: &[(ChunkId, Epoch)]| DataMessage::Beat { number: 1, adopted: adopted.to_vec() };
+    let beat = |adopted: &[(ChunkId, Epoch)]| DataMessage::Beat {
+        number: 1,
+        adopted: adopted.to_vec(),
+        short_of_space: false,
+    };
     let except = vec![(chunk(), Epoch(2))];
     assert_eq!(granted(&hands.peer_says(1, beat(&[]))), Some(except.clone()));
     assert_eq!(granted(&hands.peer_says(1, beat(&[(chunk(), Default::default())]))), Some(except));
@@ -210,7 +213,7 @@ fn a_chunk_that_was_taken_is_excepted_until_the_holder_has_adopted_its_epoch() {
 #[test]
 fn after_a_restart_a_whole_grant_is_waited_for() {
     let mut hands = settled_member();
-    hands.peer_says(1, DataMessage::Beat { number: 1, adopted: vec![] });
+    hands.peer_says(1, beat());
     // The adoption is durable, its confirmation is not out: the process ends.
     hands.feed(Input::Control(ControlDown::Configs(vec![taken_from_1(2)])));
     hands.sync();
@@ -225,7 +228,7 @@ fn after_a_restart_a_whole_grant_is_waited_for() {
 #[test]
 fn a_new_primary_waits_for_the_lease_that_its_own_node_gave() {
     let mut hands = settled_member();
-    hands.peer_says(1, DataMessage::Beat { number: 1, adopted: vec![] });
+    hands.peer_says(1, beat());
     let alone = ChunkConfig {
         elected: Epoch(2),
         primary: replica(2),

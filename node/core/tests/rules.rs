@@ -445,7 +445,7 @@ fn a_silent_secondary_is_proposed_for_removal_and_never_removed_alone() {
     hands.sync();
     hands.ack(2, lsn(term(1, 1), 1));
     for _ in 0..12 {
-        hands.peer_says(2, DataMessage::Beat { number: 1, adopted: vec![] });
+        hands.peer_says(2, beat());
         let sent = hands.tick_after(Duration::from_millis(100));
         assert!(!is_done(&sent, 1), "the primary went on without a committed removal");
     }

@@ -7,7 +7,7 @@ mod common;
 use ashlar_node_core::{Input, Timing};
 use ashlar_types::ChunkConfig;
 use ashlar_types::message::cluster::{Change, ControlDown, RemovalReason};
-use ashlar_types::message::data::{DataMessage, Network};
+use ashlar_types::message::data::Network;
 use common::*;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use std::time::Duration;
 fn pass(hands: &mut Hands, millis: u64) {
     for _ in 0..millis / 100 {
         for peer in [2, 3] {
-            hands.peer_says(peer, DataMessage::Beat { number: 1, adopted: vec![] });
+            hands.peer_says(peer, beat());
         }
         hands.tick_after(Duration::from_millis(100));
     }

@@ -355,7 +355,10 @@ fn serving(written: u64) -> Hands {
 fn removals(hands: &mut Hands) -> Vec<ReplicaId> {
     hands.now = hands.now + Duration::from_millis(300);
     for peer in [2, 3] {
-        hands.peer_says(peer, DataMessage::Beat { number: 1, adopted: vec![] });
+        hands.peer_says(
+            peer,
+            DataMessage::Beat { number: 1, adopted: vec![], short_of_space: false },
+        );
     }
     hands.feed(Input::Tick);
     let removal = |change: &Change| match change {

@@ -124,7 +124,9 @@ pub(super) fn put_message_body(message: &DataMessage, out: &mut BytesMut) {
         DataMessage::WriteDone { id } => put!(out, id),
         DataMessage::ConfigIs { id, config } => put!(out, id, config),
         DataMessage::Refused { id, refusal } => put!(out, id, refusal),
-        DataMessage::Beat { number, adopted } => put!(out, number, adopted),
+        DataMessage::Beat { number, adopted, short_of_space } => {
+            put!(out, number, adopted, short_of_space)
+        }
         DataMessage::BeatReply { number, start, clock, granted, except } => {
             put!(out, number, start, clock, granted, except);
         }
@@ -283,7 +285,11 @@ fn get_client_message(kind: u8, body: &mut Reader<'_>) -> Result<DataMessage, Fr
 
 fn get_peer_message(kind: u8, body: &mut Reader<'_>) -> Result<DataMessage, FrameError> {
     Ok(match kind {
-        BEAT => DataMessage::Beat { number: Wire::get(body)?, adopted: Wire::get(body)? },
+        BEAT => DataMessage::Beat {
+            number: Wire::get(body)?,
+            adopted: Wire::get(body)?,
+            short_of_space: Wire::get(body)?,
+        },
         BEAT_REPLY => DataMessage::BeatReply {
             number: Wire::get(body)?,
             start: Wire::get(body)?,

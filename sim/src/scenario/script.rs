@@ -183,6 +183,7 @@ impl World {
             Verb::ShowOld => Some(Fault::ShowOld { node, length }),
             Verb::Differ => Some(Fault::Differ { node }),
             Verb::FillDisk => Some(Fault::FillDisk { node, length }),
+            Verb::ShortOfSpace => Some(Fault::ShortOfSpace { node, length }),
             Verb::LoseRecords => Some(Fault::LoseRecords { node, away }),
             Verb::NewDisk => Some(Fault::NewDisk { node, away }),
             Verb::Drift => Some(Fault::Drift { node, permille: i64::try_from(step.amount).ok()? }),

@@ -50,6 +50,8 @@ pub(crate) enum Verb {
     Differ,
     /// The disk has no room for content; a member's has none at all.
     FillDisk,
+    /// The disk has little room left: what needs space waits.
+    ShortOfSpace,
     /// The process dies and comes back after `for`; records that were synced are gone.
     LoseRecords,
     /// The process of a member dies and comes back after `for`; a byte of its log has turned.

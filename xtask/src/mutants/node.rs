@@ -6,6 +6,27 @@ pub(super) const NODE_RULES: &[&str] = &["-p", "ashlar-node-core"];
 
 pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
+        rule: "writes wait for space before they have a position",
+        file: "node/core/src/primary/mod.rs",
+        take_out: "let first = self.waiting.iter().all(held) && !held(&request);",
+        put_in: "let first = self.waiting.iter().all(held);",
+        tests: NODE_RULES,
+    },
+    Mutant {
+        rule: "trims pass writes that wait for space",
+        file: "node/core/src/primary/space.rs",
+        take_out: "data.data_blocks() > 0 && self",
+        put_in: "self",
+        tests: NODE_RULES,
+    },
+    Mutant {
+        rule: "a learner is not filled to the brim",
+        file: "node/core/src/primary/fill.rs",
+        take_out: "let room = !context.is_short_of_space(replica.node);",
+        put_in: "let room = true;",
+        tests: NODE_RULES,
+    },
+    Mutant {
         rule: "a copy lost to slowness alone starts no search for five minutes",
         file: "node/core/src/primary/propose.rs",
         take_out: "!self.proposals.only_slow(config, context) && ",

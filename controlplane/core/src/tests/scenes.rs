@@ -122,6 +122,23 @@ fn without_a_living_in_sync_member_nobody_is_elected() {
 }
 
 #[test]
+fn a_chunk_whose_stores_are_nearly_full_is_stuck_and_says_which() {
+    let mut zone = Zone::with_volume();
+    let second = zone.config(0).in_sync[1].node;
+    let beat = |used_bytes| Heartbeat { capacity_bytes: 1 << 30, used_bytes, peers: Vec::new() };
+    let health = |zone: &Zone| {
+        let verdicts = judge_all(zone.now, &zone.state, &zone.seen);
+        describe::health(&zone.config(0), &zone.seen, &verdicts)
+    };
+    zone.seen.on_heartbeat(zone.now, second, beat((1 << 30) - (1 << 24)));
+    let describe::Health::Stuck(stuck) = health(&zone) else { panic!("{:?}", health(&zone)) };
+    assert!(stuck.cause.starts_with("no space"), "{}", stuck.cause);
+    assert_eq!(stuck.blocked_on, [second]);
+    zone.seen.on_heartbeat(zone.now, second, beat(1 << 29));
+    assert_eq!(health(&zone), describe::Health::Whole);
+}
+
+#[test]
 fn a_new_leader_listens_for_two_heartbeats_before_it_judges() {
     let mut zone = Zone::with_volume();
     let old = zone.now;

@@ -38,6 +38,13 @@ pub(super) struct Fill {
     copies: BTreeMap<u64, Copy>,
 }
 
+impl Fill {
+    /// Nothing is on its way, and there is more to copy: it waits for room.
+    pub(super) fn waits(&self, blocks: u32) -> bool {
+        self.copies.is_empty() && self.next_block < blocks
+    }
+}
+
 /// One copy that is not acknowledged.
 #[derive(Debug)]
 struct Copy {
@@ -163,7 +170,12 @@ impl Primary {
         let opened = follower.acked.term == term;
         let (replica, acked) = (follower.replica, follower.acked);
         let Some(fill) = follower.fill.as_mut().filter(|_| opened) else { return };
-        while fill.next_block < blocks && fill.copies.len() < context.timing.copies_in_flight_max {
+        // Copies are writes like others: what would fill its store to the brim waits.
+        let room = !context.is_short_of_space(replica.node);
+        while room
+            && fill.next_block < blocks
+            && fill.copies.len() < context.timing.copies_in_flight_max
+        {
             let count = context.timing.copy_blocks.min(blocks - fill.next_block);
             let range = BlockRange::new(fill.next_block, count);
             fill.next_block += count;

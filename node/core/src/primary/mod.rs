@@ -22,6 +22,7 @@ mod propose;
 mod read;
 mod repair;
 mod slow;
+mod space;
 mod write;
 
 use crate::context::{Context, ReadFor};
@@ -274,7 +275,9 @@ impl Primary {
             _other => return,
         };
         let request = Waiting { connection, id, stamp, what };
-        if self.waiting.is_empty() && self.may_begin(&request.what, durable, context) {
+        let held = |request: &Waiting| self.waits_for_space(&request.what, durable, context);
+        let first = self.waiting.iter().all(held) && !held(&request);
+        if first && self.may_begin(&request.what, durable, context) {
             self.begin(request, durable, context);
         } else if self.waiting.len() < context.timing.waiting_max
             && self.waiting_bytes + request.what.bytes() <= context.timing.chunk_bytes_max
@@ -331,13 +334,19 @@ impl Primary {
         }
     }
 
-    /// Begins what waits, as far as it may.
+    /// Begins what waits, as far as it may. Writes that wait for space let others pass: trims give
+    /// back what they wait for. (A client has no two overlapping requests in progress.)
     fn pump(&mut self, durable: &mut ReplicaDurable, context: &mut Context<'_>) {
-        while let Some(front) = self.waiting.front() {
-            if !self.may_begin(&front.what, durable, context) {
+        let mut held = 0;
+        while let Some(next) = self.waiting.get(held) {
+            if self.waits_for_space(&next.what, durable, context) {
+                held += 1;
+                continue;
+            }
+            if !self.may_begin(&next.what, durable, context) {
                 return;
             }
-            let Some(request) = self.waiting.pop_front() else { return };
+            let Some(request) = self.waiting.remove(held) else { return };
             self.waiting_bytes -= request.what.bytes();
             self.begin(request, durable, context);
         }
@@ -486,6 +495,7 @@ impl Primary {
         if self.is_serving() {
             self.go_on_repairing(durable, context);
             self.begin_fills(durable, context);
+            self.go_on_after_shortage(durable, context);
         }
         self.propose(durable, context);
     }

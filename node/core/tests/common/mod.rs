@@ -252,6 +252,11 @@ pub fn write(id: u64, epoch: u64, data: BlockData) -> DataMessage {
     DataMessage::Write { id: RequestId(id), stamp: stamp(epoch), data }
 }
 
+/// A peer's beat.
+pub fn beat() -> DataMessage {
+    DataMessage::Beat { number: 1, adopted: vec![], short_of_space: false }
+}
+
 pub fn stamp(epoch: u64) -> Stamp {
     Stamp { chunk: chunk(), epoch: Epoch(epoch), generation: Generation(1), session: SessionId(1) }
 }

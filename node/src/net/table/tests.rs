@@ -54,7 +54,8 @@ impl Rig {
     }
 
     fn beat(&mut self, number: u64) -> usize {
-        let messages = vec![DataMessage::Beat { number: 1, adopted: vec![] }];
+        let messages =
+            vec![DataMessage::Beat { number: 1, adopted: vec![], short_of_space: false }];
         self.on(NetEvent::Frames { connection: ConnectionNumber(number), messages }).len()
     }
 
