@@ -554,6 +554,7 @@ impl World {
                 let longest = Duration::from_millis(if long { 10_000 } else { 1_000 });
                 Some(Fault::StallDisk { node, length: self.draw_fault_time(longest) })
             }
+            FaultKind::ShortOfSpace => Some(Fault::ShortOfSpace { node, length: away }),
             // One disk at a time: the others have what it cannot give.
             FaultKind::FailReads => {
                 let now = self.now;

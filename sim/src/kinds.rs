@@ -44,6 +44,8 @@ pub enum FaultKind {
     LossBurst,
     /// A node's disk stands still.
     StallDisk,
+    /// A node's disk has little room left for a while.
+    ShortOfSpace,
     /// Reads of a node's disk fail for a moment.
     FailReads,
     /// A sync of a node's journal fails; its process ends, as it must.
@@ -62,7 +64,7 @@ pub enum FaultKind {
 
 impl FaultKind {
     /// All kinds, in the order of their declaration.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::CrashNode,
         Self::CrashMember,
         Self::CrashAll,
@@ -81,6 +83,7 @@ impl FaultKind {
         Self::Slow,
         Self::LossBurst,
         Self::StallDisk,
+        Self::ShortOfSpace,
         Self::FailReads,
         Self::FailSync,
         Self::NewDisk,
@@ -112,6 +115,7 @@ impl FaultKind {
             Self::Slow => "slow",
             Self::LossBurst => "loss-burst",
             Self::StallDisk => "stall-disk",
+            Self::ShortOfSpace => "short-of-space",
             Self::FailReads => "fail-reads",
             Self::FailSync => "fail-sync",
             Self::NewDisk => "new-disk",
@@ -178,10 +182,11 @@ impl FaultKind {
             | Self::Reattach
             | Self::RestartClient
             | Self::JumpClock
+            | Self::ShortOfSpace
+            | Self::FailReads
             | Self::Drift => 1,
-            // Weather: always there where it is on. Failing reads: a primary whose last secondary
-            // has gone names a block as lost without trying its own disk again (seed 60).
-            Self::Loss | Self::FailReads => 0,
+            // Weather: always there where it is on.
+            Self::Loss => 0,
         }
     }
 }

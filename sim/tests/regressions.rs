@@ -27,6 +27,10 @@ const SEEDS: &[(u64, &str, u64, &str)] = &[
     (7483, "all", 10_000, "a false alarm after a crash between two records"),
     (12966, "all", 10_000, "an exchanged disk taken for a whole copy"),
     (17284, "all", 10_000, "an exchanged disk taken for a whole copy"),
+    (10590, "all", 10_000, "a disk exchanged by the word of members that lagged"),
+    (14059, "all", 10_000, "a disk exchanged while the other copies were away"),
+    (15546, "all", 10_000, "a session number of a former process of the client"),
+    (16012, "all", 10_000, "a session number of a former process of the client"),
     (264, "all", 10_000, "an erased replica brought back by an old configuration"),
 ];
 
