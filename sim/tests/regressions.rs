@@ -31,6 +31,7 @@ const SEEDS: &[(u64, &str, u64, &str)] = &[
     (14059, "all", 10_000, "a disk exchanged while the other copies were away"),
     (15546, "all", 10_000, "a session number of a former process of the client"),
     (16012, "all", 10_000, "a session number of a former process of the client"),
+    (18105, "all", 10_000, "an alarm about a configuration that came too late to matter"),
     (264, "all", 10_000, "an erased replica brought back by an old configuration"),
 ];
 

@@ -39,3 +39,17 @@ fn a_replica_that_a_crash_left_behind_gives_way_to_the_one_that_its_configuratio
     assert_eq!(hands.alarms, 0);
     assert_eq!(hands.core.durable(chunk()).unwrap().replica, later);
 }
+
+/// Seed 18105 of the simulation: a node that was away came back to the newest configuration in band,
+/// and then to those of the control plane in order, one of which had made it a replica for a moment.
+#[test]
+fn an_older_configuration_with_a_later_incarnation_than_is_held_is_no_alarm() {
+    let named = |epoch, learner| ChunkConfig { learners: vec![learner], ..config(epoch) };
+    let (mut hands, _) = Hands::with(4, named(2, replica(4)));
+    hands.peer_says(1, DataMessage::Adopt { config: Box::new(config(9)) });
+    let later = ReplicaId { incarnation: Incarnation(7), ..replica(4) };
+    hands.feed(Input::Control(ControlDown::Configs(vec![named(7, later)])));
+    assert_eq!(hands.alarms, 0);
+    let held = hands.core.durable(chunk()).unwrap();
+    assert_eq!((held.replica, held.config.epoch), (replica(4), Epoch(9)));
+}

@@ -6,6 +6,20 @@ pub(super) const NODE_RULES: &[&str] = &["-p", "ashlar-node-core"];
 
 pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
+        rule: "a configuration that comes late makes no replica and sounds no alarm",
+        file: "node/core/src/machine.rs",
+        take_out: "Some(held) if config.epoch < held.durable.config.epoch => return,",
+        put_in: "Some(held) if held.durable.config.epoch < held.durable.config.epoch => return,",
+        tests: NODE_RULES,
+    },
+    Mutant {
+        rule: "a replica that a crash left behind gives way",
+        file: "node/core/src/replica/suspect.rs",
+        take_out: "(config.epoch > held.config.epoch || left_behind)",
+        put_in: "config.epoch > held.config.epoch",
+        tests: NODE_RULES,
+    },
+    Mutant {
         rule: "writes wait for space before they have a position",
         file: "node/core/src/primary/mod.rs",
         take_out: "let first = self.waiting.iter().all(held) && !held(&request);",
