@@ -6,10 +6,11 @@ use prost::Message;
 use std::error::Error;
 use std::path::PathBuf;
 
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "ashlar/v1/types.proto",
     "ashlar/v1/volume.proto",
     "ashlar/v1/cluster.proto",
+    "ashlar/v1/region.proto",
     "ashlar/v1/node.proto",
     "ashlar/v1/raft.proto",
 ];

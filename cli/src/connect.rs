@@ -1,4 +1,4 @@
-//! Asks a zone's control plane: which addresses, how often, how long, and what its errors mean here.
+//! Asks the control plane, any member of any zone: which addresses, how often, how long, and what its errors mean here.
 //!
 //! Any member answers, so addresses are tried in turn until one does or the deadline passes. Calls
 //! that change something carry a client token made once per command, so a second try is the same
@@ -8,7 +8,9 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use ashlar_client::control::ControlError;
-use ashlar_proto::reason::{ApiError, exit_code};
+use ashlar_proto::reason::{ApiError, Reason, exit_code};
+use ashlar_proto::v1;
+use ashlar_proto::v1::region_service_client::RegionServiceClient;
 use ashlar_types::backoff::{Backoff, BackoffPolicy};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
@@ -24,7 +26,7 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 const ROUNDS: BackoffPolicy =
     BackoffPolicy { first: Duration::from_millis(100), max: Duration::from_secs(1) };
 
-/// The control plane of a zone, as a command sees it.
+/// The control plane, as a command sees it: members of one zone or of several.
 #[derive(Debug, Clone)]
 pub(crate) struct Zone {
     endpoints: Vec<String>,
@@ -120,16 +122,26 @@ impl Zone {
         let mut waits = Backoff::new(ROUNDS);
         loop {
             let mut last = None;
-            for endpoint in &self.endpoints {
+            for (turn, endpoint) in self.endpoints.iter().enumerate() {
                 let left = deadline.saturating_duration_since(Instant::now());
-                match tokio::time::timeout(left, one_call(endpoint, &call)).await {
+                // One that hangs must not use up the time of the others.
+                let is_last = turn + 1 == self.endpoints.len();
+                let limit = if is_last { left } else { left / 2 };
+                match tokio::time::timeout(limit, one_call(endpoint, &call)).await {
                     Ok(Ok(answer)) => return Ok(answer),
                     Ok(Err(Refused::Unreachable(why))) => last = Some(why),
+                    // One zone's fault, as another one says: asking a third helps nobody.
+                    Ok(Err(Refused::Status(status))) if is_of_a_zone(&status) => {
+                        return Err(from_status(what, &status));
+                    }
                     Ok(Err(Refused::Status(status))) if status.code() == Code::Unavailable => {
                         last = Some(status.message().to_owned());
                     }
                     Ok(Err(Refused::Status(status))) => return Err(from_status(what, &status)),
-                    Err(_elapsed) => return Err(self.nobody(what, Kind::Timeout, within, last)),
+                    Err(_elapsed) if is_last => {
+                        return Err(self.nobody(what, Kind::Timeout, within, last));
+                    }
+                    Err(_elapsed) => last = Some(format!("{endpoint}: no answer in time")),
                 }
             }
             let wait = waits.next_wait(jitter());
@@ -152,6 +164,33 @@ impl Zone {
         };
         failure.try_next("check that the control plane runs (a quorum of its members is needed)")
     }
+}
+
+impl Zone {
+    /// The zones of the region, as the member that answers first knows them.
+    ///
+    /// # Errors
+    /// As [`Zone::call`].
+    pub(crate) fn zones(&self) -> Result<v1::ListZonesResponse, Failure> {
+        self.ask("list the zones of the region", |channel| async move {
+            RegionServiceClient::new(channel).list_zones(v1::ListZonesRequest {}).await
+        })
+    }
+
+    /// The zone that a command means: the one it names, or that of the member that answers first.
+    /// Named in the call, so that all its tries go to the same zone.
+    ///
+    /// # Errors
+    /// As [`Zone::call`].
+    pub(crate) fn meant(&self, named: Option<String>) -> Result<String, Failure> {
+        named.map_or_else(|| Ok(self.zones()?.zone), Ok)
+    }
+}
+
+/// Whether a zone that answers says that another one does not.
+fn is_of_a_zone(status: &Status) -> bool {
+    let error = ApiError::from_status(status);
+    error.is_some_and(|e| matches!(e.reason, Reason::ZoneUnreachable | Reason::ZoneShedding))
 }
 
 /// A runtime for a command or a daemon whose work is one task.
@@ -253,8 +292,6 @@ fn explain(failure: Failure, error: &ApiError) -> Failure {
 
 #[cfg(test)]
 mod tests {
-    use ashlar_proto::reason::Reason;
-
     use super::*;
 
     fn read(text: &str) -> Result<Zone, Failure> {

@@ -26,12 +26,19 @@ pub(crate) enum Command {
         config: PathBuf,
     },
     /// List the members of the zone's control plane.
-    Members,
+    Members {
+        /// The zone (default: that of the control plane that answers first).
+        #[arg(long)]
+        zone: Option<String>,
+    },
     /// Give a new member its number; start it with what this prints.
     Add {
         /// Where its services will be.
         #[arg(value_name = "IP:PORT")]
         address: String,
+        /// The zone (default: that of the control plane that answers first).
+        #[arg(long)]
+        zone: Option<String>,
         /// Check, but change nothing.
         #[arg(long)]
         dry_run: bool,
@@ -40,6 +47,9 @@ pub(crate) enum Command {
     Remove {
         /// Its number.
         member: u64,
+        /// The zone (default: that of the control plane that answers first).
+        #[arg(long)]
+        zone: Option<String>,
         /// Even if the members left that were heard of are no majority.
         #[arg(long)]
         force: bool,
@@ -77,16 +87,20 @@ fn ask(command: Command, global: &Global, output: &Output) -> Result<(), Failure
     let token = client_token();
     match command {
         Command::Run { .. } => Ok(()),
-        Command::Members => {
-            let answer = zone.ask("list members", |channel| async move {
-                ClusterServiceClient::new(channel).list_members(v1::ListMembersRequest {}).await
+        Command::Members { zone: named } => {
+            let request = v1::ListMembersRequest { zone: named.unwrap_or_default() };
+            let answer = zone.ask("list members", |channel| {
+                let request = request.clone();
+                async move { ClusterServiceClient::new(channel).list_members(request).await }
             })?;
             let members = answer.members.iter().map(MemberView::from).collect();
             let (zone, last_index) = (answer.zone, answer.last_index);
             output.show(&MemberList { zone, last_index, members })
         }
-        Command::Add { address, dry_run } => {
-            let request = v1::AddMemberRequest { address, client_token: token, dry_run };
+        Command::Add { address, zone: named, dry_run } => {
+            let in_zone = zone.meant(named)?;
+            let request =
+                v1::AddMemberRequest { address, client_token: token, dry_run, zone: in_zone };
             let answer = zone.ask("add a member", |channel| {
                 let request = request.clone();
                 async move { ClusterServiceClient::new(channel).add_member(request).await }
@@ -94,8 +108,15 @@ fn ask(command: Command, global: &Global, output: &Output) -> Result<(), Failure
             let v1::AddMemberResponse { member, address, join, dry_run } = answer;
             output.show(&AddedView { member, address, join, dry_run })
         }
-        Command::Remove { member, force, dry_run } => {
-            let request = v1::RemoveMemberRequest { member, force, client_token: token, dry_run };
+        Command::Remove { member, zone: named, force, dry_run } => {
+            let in_zone = zone.meant(named)?;
+            let request = v1::RemoveMemberRequest {
+                member,
+                force,
+                client_token: token,
+                dry_run,
+                zone: in_zone,
+            };
             let answer = zone.ask("remove a member", |channel| {
                 let request = request.clone();
                 async move { ClusterServiceClient::new(channel).remove_member(request).await }

@@ -104,6 +104,11 @@ impl Failure {
         self
     }
 
+    /// Why, for callers that go on and name it.
+    pub(crate) fn why_in_one_line(&self) -> String {
+        self.why.first().cloned().unwrap_or_else(|| self.what.clone())
+    }
+
     /// The kind, for callers that go on after some failures.
     pub(crate) fn kind(&self) -> Kind {
         self.kind
@@ -138,6 +143,12 @@ impl std::fmt::Display for Failure {
         }
         Ok(())
     }
+}
+
+/// Says something beside the result, on standard error.
+pub(crate) fn warn(line: &str) {
+    // Nothing can be said when standard error itself is gone.
+    drop(writeln!(std::io::stderr(), "warning: {line}"));
 }
 
 /// Prints what clap found wrong, or the help or version it was asked for.

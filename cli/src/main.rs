@@ -15,6 +15,7 @@ mod controlplane;
 mod dev;
 mod failure;
 mod logging;
+mod missing;
 mod mount;
 mod node;
 mod process;
@@ -23,6 +24,7 @@ mod sim;
 mod size;
 mod status;
 mod volume;
+mod zone;
 
 use failure::Failure;
 use render::{Format, Output};
@@ -43,7 +45,7 @@ struct Global {
     /// How to print results.
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     output: Format,
-    /// Addresses of the zone's control plane, separated by commas (default: the cluster of
+    /// Addresses of the control plane, any zone's, separated by commas (default: the cluster of
     /// `ashlar dev` found in $ASHLAR_DEV_DIR or ./.dev).
     #[arg(long, global = true, env = "ASHLAR_ENDPOINT", value_name = "ADDRESS[,...]")]
     endpoint: Option<String>,
@@ -56,8 +58,8 @@ struct Global {
 enum Noun {
     /// Run a whole zone on this machine, for trying and developing.
     Dev(dev::Arguments),
-    /// Show the zone on one screen.
-    Status,
+    /// Show all zones on one screen.
+    Status(status::Arguments),
     /// Create, list, show and delete volumes.
     #[command(subcommand)]
     Volume(volume::Command),
@@ -75,6 +77,9 @@ enum Noun {
     /// Run members of a zone's control plane, list, add and remove them.
     #[command(subcommand)]
     Controlplane(controlplane::Command),
+    /// Look at the zones of the region.
+    #[command(subcommand)]
+    Zone(zone::Command),
     /// Run the deterministic simulation.
     #[command(subcommand)]
     Sim(sim::Command),
@@ -98,7 +103,7 @@ fn main() -> ExitCode {
 fn run(noun: Noun, global: &Global, output: &Output) -> Result<(), Failure> {
     match noun {
         Noun::Dev(arguments) => dev::run(&arguments),
-        Noun::Status => status::run(global, output),
+        Noun::Status(arguments) => status::run(arguments, global, output),
         Noun::Volume(command) => volume::run(command, global, output),
         Noun::Attach(arguments) => attach::attach(&arguments, global, output),
         Noun::Detach(arguments) => attach::detach(&arguments, global, output),
@@ -106,6 +111,7 @@ fn run(noun: Noun, global: &Global, output: &Output) -> Result<(), Failure> {
         Noun::Umount(arguments) => mount::unmount(&arguments, output),
         Noun::Node(command) => node::run(command, global, output),
         Noun::Controlplane(command) => controlplane::run(command, global, output),
+        Noun::Zone(command) => zone::run(&command, global, output),
         Noun::Sim(command) => sim::run(&command, output),
         Noun::Bench(arguments) => bench::run(&arguments, global, output),
     }

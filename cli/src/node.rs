@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::connect::Zone;
 use crate::failure::{Failure, Kind};
+use crate::missing::{self, MissingZone};
 use crate::render::{Output, Show, columns};
 use crate::{Global, process, size};
 
@@ -23,8 +24,12 @@ pub(crate) enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
-    /// List the nodes of the zone.
-    List,
+    /// List the nodes of all zones.
+    List {
+        /// Only those of this zone.
+        #[arg(long)]
+        zone: Option<String>,
+    },
 }
 
 /// Runs the command.
@@ -38,13 +43,17 @@ pub(crate) fn run(command: Command, global: &Global, output: &Output) -> Result<
             crate::logging::start("info");
             run_node(&config)
         }
-        Command::List => {
+        Command::List { zone: named } => {
             process::end_on_broken_pipe();
-            let zone = Zone::find(global)?;
-            let answer = zone.ask("list nodes", |channel| async move {
-                ClusterServiceClient::new(channel).list_nodes(v1::ListNodesRequest {}).await
+            let request = v1::ListNodesRequest { zone: named.unwrap_or_default() };
+            let answer = Zone::find(global)?.ask("list nodes", |channel| {
+                let request = request.clone();
+                async move { ClusterServiceClient::new(channel).list_nodes(request).await }
             })?;
-            output.show(&NodeList { nodes: answer.nodes.iter().map(NodeView::from).collect() })
+            let mut unreachable_zones = Vec::new();
+            missing::add(&mut unreachable_zones, &answer.unreachable_zones);
+            let nodes = answer.nodes.iter().map(NodeView::from).collect();
+            output.show(&NodeList { nodes, unreachable_zones })
         }
     }
 }
@@ -60,6 +69,7 @@ fn run_node(path: &Path) -> Result<(), Failure> {
 /// A node as it is printed.
 #[derive(Debug, Serialize)]
 pub(crate) struct NodeView {
+    zone: String,
     id: String,
     state: &'static str,
     cause: String,
@@ -77,6 +87,7 @@ pub(crate) struct NodeView {
 impl From<&v1::Node> for NodeView {
     fn from(node: &v1::Node) -> Self {
         Self {
+            zone: node.zone.clone(),
             id: format!("node-{}", node.id),
             state: match node.state() {
                 v1::NodeState::Unspecified | v1::NodeState::Unknown => "unknown",
@@ -133,10 +144,20 @@ impl NodeView {
 #[derive(Debug, Serialize)]
 struct NodeList {
     nodes: Vec<NodeView>,
+    /// Zones whose nodes are missing.
+    unreachable_zones: Vec<MissingZone>,
 }
 
 impl Show for NodeList {
     fn table(&self) -> String {
-        columns(NodeView::HEADER, self.nodes.iter().map(NodeView::row))
+        let in_zone = |node: &NodeView| {
+            let [id, state, primary, replication, used, capacity, replicas, cause] = node.row();
+            let zone = node.zone.clone();
+            [zone, id, state, primary, replication, used, capacity, replicas, cause]
+        };
+        let [id, state, primary, replication, used, capacity, replicas, cause] = NodeView::HEADER;
+        let header = ["ZONE", id, state, primary, replication, used, capacity, replicas, cause];
+        let table = columns(header, self.nodes.iter().map(in_zone));
+        missing::below(table, &self.unreachable_zones)
     }
 }

@@ -1,34 +1,100 @@
-//! `ashlar status`: a zone on one screen.
+//! `ashlar status`: all zones on one screen.
 //!
 //! Members, nodes, volumes and what is stuck, with why and what happens next. Everything comes from
-//! one call to the leader; nothing is computed here but words.
+//! one call to the leader of each zone; nothing is computed here but words. A zone that does not
+//! answer is named, and the others are shown.
+
+use std::time::Duration;
 
 use ashlar_client::daemon::DaemonStatus;
 use ashlar_proto::v1;
 use ashlar_proto::v1::cluster_service_client::ClusterServiceClient;
 use serde::Serialize;
 
-use crate::connect::Zone;
+use crate::connect::{self, Zone};
 use crate::controlplane::MemberView;
 use crate::failure::Failure;
+use crate::missing::MissingZone;
 use crate::node::NodeView;
 use crate::render::{Output, Show, columns};
 use crate::volume::{ChunksView, VolumeView};
 use crate::{Global, attach, process};
 
-/// Prints the zone's state.
+/// How `ashlar status` is asked.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// Only this zone.
+    #[arg(long)]
+    zone: Option<String>,
+}
+
+/// Longest wait for one zone while others have answered.
+const EACH_ZONE_WITHIN: Duration = Duration::from_secs(3);
+
+/// Prints the state of all zones.
 ///
 /// # Errors
-/// When the control plane cannot be reached or has no leader.
-pub(crate) fn run(global: &Global, output: &Output) -> Result<(), Failure> {
+/// When no control plane can be reached, or none has a leader.
+pub(crate) fn run(arguments: Arguments, global: &Global, output: &Output) -> Result<(), Failure> {
     process::end_on_broken_pipe();
-    let zone = Zone::find(global)?;
-    let answer = zone.ask("show the zone's status", |channel| async move {
-        ClusterServiceClient::new(channel).get_status(v1::GetStatusRequest {}).await
-    })?;
-    let mut view = StatusView::from(&answer);
+    let control = Zone::find(global)?;
+    let names: Vec<String> = match arguments.zone {
+        Some(zone) => vec![zone],
+        None => control.zones()?.zones.into_iter().map(|zone| zone.name).collect(),
+    };
+    let within = Duration::from_secs(global.timeout);
+    let within = if names.len() > 1 { within.min(EACH_ZONE_WITHIN) } else { within };
+    let asked = async {
+        let asks = names.iter().map(|zone| status_of(&control, zone, within));
+        futures::future::join_all(asks).await
+    };
+    let mut view = RegionView::default();
+    for (zone, answer) in names.iter().zip(connect::runtime()?.block_on(asked)) {
+        match answer {
+            Ok(status) => view.zones.push(StatusView::from(&status)),
+            // The only zone: what went wrong is the answer.
+            Err(failure) if names.len() == 1 => return Err(failure),
+            Err(failure) => view
+                .unreachable_zones
+                .push(MissingZone { zone: zone.clone(), cause: failure.why_in_one_line() }),
+        }
+    }
     view.attached_here = attach::here(global);
     output.show(&view)
+}
+
+async fn status_of(
+    control: &Zone,
+    zone: &str,
+    within: Duration,
+) -> Result<v1::GetStatusResponse, Failure> {
+    let request = v1::GetStatusRequest { zone: zone.to_owned() };
+    control
+        .call(&format!("show the status of zone {zone}"), within, |channel| {
+            let mut request = tonic::Request::new(request.clone());
+            request.set_timeout(within);
+            async move { ClusterServiceClient::new(channel).get_status(request).await }
+        })
+        .await
+}
+
+/// All zones as they are printed.
+#[derive(Debug, Default, Serialize)]
+struct RegionView {
+    zones: Vec<StatusView>,
+    unreachable_zones: Vec<MissingZone>,
+    /// What this host has attached, as its daemons say.
+    attached_here: Vec<DaemonStatus>,
+}
+
+impl Show for RegionView {
+    fn table(&self) -> String {
+        let mut parts: Vec<String> =
+            self.zones.iter().map(|zone| format!("{}\n", zone.table())).collect();
+        parts.extend(self.attached_here.iter().map(here_sentence));
+        parts.extend(self.unreachable_zones.iter().map(MissingZone::sentence));
+        parts.join("\n").trim_end().to_owned()
+    }
 }
 
 /// A zone as it is printed.
@@ -45,8 +111,6 @@ struct StatusView {
     volumes: Vec<VolumeView>,
     stuck: Vec<StuckView>,
     erasing_replicas: u32,
-    /// What this host has attached, as its daemons say.
-    attached_here: Vec<DaemonStatus>,
 }
 
 #[derive(Debug, Serialize)]
@@ -82,7 +146,6 @@ impl From<&v1::GetStatusResponse> for StatusView {
             volumes: answer.volumes.iter().map(VolumeView::from).collect(),
             stuck: answer.stuck.iter().map(StuckView::from).collect(),
             erasing_replicas: answer.erasing_replicas,
-            attached_here: Vec::new(),
         }
     }
 }
@@ -115,9 +178,6 @@ impl Show for StatusView {
         parts.push(self.chunks.sentence());
         if !self.volumes.is_empty() {
             parts.push(columns(VolumeView::HEADER, self.volumes.iter().map(VolumeView::row)));
-        }
-        for attached in &self.attached_here {
-            parts.push(here_sentence(attached));
         }
         for stuck in &self.stuck {
             parts.push(format!(
@@ -193,6 +253,18 @@ mod tests {
         let mut stuck = answer();
         stuck.chunks = Some(v1::ChunkCounts { total: 1, whole: 0, degraded: 0, stuck: 1 });
         assert_eq!(StatusView::from(&stuck).health, "impaired");
+    }
+
+    #[test]
+    fn a_zone_that_does_not_answer_is_named_below_the_others() {
+        let region = RegionView {
+            zones: vec![StatusView::from(&answer())],
+            unreachable_zones: vec![MissingZone { zone: "b".into(), cause: "it is off".into() }],
+            attached_here: Vec::new(),
+        };
+        let table = region.table();
+        assert!(table.starts_with("zone a: ok\n"), "{table}");
+        assert!(table.ends_with("\nzone b is missing: it is off"), "{table}");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::connect::{Zone, client_token};
 use crate::failure::Failure;
+use crate::missing::{self, MissingZone};
 use crate::render::{Output, Show, columns};
 use crate::{Global, process, size};
 
@@ -21,9 +22,12 @@ mod status;
 pub(crate) enum Command {
     /// Create a volume. It is thin: it takes space as it is written.
     Create {
-        /// Name, unique in the zone; without one only the id names it.
+        /// Name, unique in its zone; without one only the id names it.
         #[arg(default_value = "")]
         name: String,
+        /// Zone to make it in (default: that of the control plane that answers first).
+        #[arg(long)]
+        zone: Option<String>,
         /// Size, for example 1GiB.
         #[arg(long, value_parser = size::parse)]
         size: u64,
@@ -40,8 +44,12 @@ pub(crate) enum Command {
         #[arg(long)]
         dry_run: bool,
     },
-    /// List the volumes of the zone.
-    List,
+    /// List the volumes of all zones.
+    List {
+        /// Only those of this zone.
+        #[arg(long)]
+        zone: Option<String>,
+    },
     /// Show one volume.
     Show {
         /// Id or name.
@@ -70,7 +78,15 @@ pub(crate) fn run(command: Command, global: &Global, output: &Output) -> Result<
     process::end_on_broken_pipe();
     let zone = Zone::find(global)?;
     match command {
-        Command::Create { name, size, copies, chunk_size, client_token: token, dry_run } => {
+        Command::Create {
+            name,
+            zone: named,
+            size,
+            copies,
+            chunk_size,
+            client_token: token,
+            dry_run,
+        } => {
             let request = v1::CreateVolumeRequest {
                 name,
                 size_bytes: size,
@@ -78,11 +94,16 @@ pub(crate) fn run(command: Command, global: &Global, output: &Output) -> Result<
                 chunk_bytes: chunk_size.unwrap_or(0),
                 client_token: token.unwrap_or_else(client_token),
                 dry_run,
+                zone: zone.meant(named)?,
             };
             create(&zone, request, output)
         }
-        Command::List => output.show(&list(&zone)?),
-        Command::Show { volume } => output.show(&VolumeView::from(&show(&zone, &volume)?)),
+        Command::List { zone: named } => output.show(&list(&zone, &named.unwrap_or_default())?),
+        Command::Show { volume } => {
+            let answer = show(&zone, &volume)?;
+            missing::warn(&answer.unreachable_zones);
+            output.show(&VolumeView::from(&answer.volume.unwrap_or_default()))
+        }
         Command::Status { volume } => output.show(&status::read(&zone, &volume)?),
         Command::Delete { volume, force } => delete(&zone, volume, force, output),
     }
@@ -97,29 +118,30 @@ fn create(zone: &Zone, request: v1::CreateVolumeRequest, output: &Output) -> Res
     output.show(&VolumeView::from(&answer.volume.unwrap_or_default()))
 }
 
-fn list(zone: &Zone) -> Result<VolumeList, Failure> {
+fn list(zone: &Zone, named: &str) -> Result<VolumeList, Failure> {
     let mut volumes = Vec::new();
+    let mut unreachable_zones: Vec<MissingZone> = Vec::new();
     let mut page_token = String::new();
     loop {
-        let request = v1::ListVolumesRequest { page_size: 0, page_token };
+        let request = v1::ListVolumesRequest { page_size: 0, page_token, zone: named.to_owned() };
         let answer = zone.ask("list volumes", |channel| {
             let request = request.clone();
             async move { VolumeServiceClient::new(channel).list_volumes(request).await }
         })?;
         volumes.extend(answer.volumes.iter().map(VolumeView::from));
+        missing::add(&mut unreachable_zones, &answer.unreachable_zones);
         page_token = answer.next_page_token;
         if page_token.is_empty() {
-            return Ok(VolumeList { volumes });
+            return Ok(VolumeList { volumes, unreachable_zones });
         }
     }
 }
 
-fn show(zone: &Zone, volume: &str) -> Result<v1::Volume, Failure> {
-    let answer = zone.ask(&format!("show volume {volume}"), |channel| {
+fn show(zone: &Zone, volume: &str) -> Result<v1::GetVolumeResponse, Failure> {
+    zone.ask(&format!("show volume {volume}"), |channel| {
         let request = v1::GetVolumeRequest { volume: volume.to_owned() };
         async move { VolumeServiceClient::new(channel).get_volume(request).await }
-    })?;
-    Ok(answer.volume.unwrap_or_default())
+    })
 }
 
 fn delete(zone: &Zone, volume: String, force: bool, output: &Output) -> Result<(), Failure> {
@@ -275,11 +297,14 @@ impl Show for VolumeView {
 #[derive(Debug, Serialize)]
 struct VolumeList {
     volumes: Vec<VolumeView>,
+    /// Zones whose volumes are missing.
+    unreachable_zones: Vec<MissingZone>,
 }
 
 impl Show for VolumeList {
     fn table(&self) -> String {
-        columns(VolumeView::HEADER, self.volumes.iter().map(VolumeView::row))
+        let table = columns(VolumeView::HEADER, self.volumes.iter().map(VolumeView::row));
+        missing::below(table, &self.unreachable_zones)
     }
 }
 

@@ -10,7 +10,7 @@ use ashlar_proto::v1::cluster_service_client::ClusterServiceClient;
 use ashlar_proto::v1::volume_service_client::VolumeServiceClient;
 use ashlar_types::backoff::{Backoff, BackoffPolicy};
 use ashlar_types::message::cluster::PeerAddress;
-use ashlar_types::{ChunkConfig, Generation, Geometry, IdError, NodeId, VolumeId};
+use ashlar_types::{ChunkConfig, Generation, Geometry, IdError, NodeId, VolumeId, ZoneId};
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -152,14 +152,18 @@ impl ControlPlane {
         self.endpoints.iter().take(told).map(|(name, _)| name.clone()).collect()
     }
 
-    /// Asks where the members are.
+    /// Asks where the members of this zone are; any zone's member may be asked.
     ///
     /// # Errors
     /// Nobody answered within `within`.
-    pub async fn ask_members(&mut self, within: Duration) -> Result<Vec<String>, ControlError> {
+    pub async fn ask_members(
+        &mut self,
+        zone: ZoneId,
+        within: Duration,
+    ) -> Result<Vec<String>, ControlError> {
         let answer = self
             .ask(within, ANSWER_WITHIN, |channel, left| {
-                let mut request = Request::new(v1::ListMembersRequest {});
+                let mut request = Request::new(v1::ListMembersRequest { zone: zone.to_string() });
                 request.set_timeout(left);
                 let mut client = ClusterServiceClient::new(channel);
                 async move { client.list_members(request).await }

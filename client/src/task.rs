@@ -13,7 +13,7 @@ use ashlar_client_core::{Effect, Input, Outbox, VolumeCore, VolumeStatus};
 use ashlar_env::clock::{Clock, SystemClock};
 use ashlar_env::task::{Task, spawn_named};
 use ashlar_proto::frame::{FrameQueue, push_message};
-use ashlar_types::{ChunkConfig, NodeId, SessionId, Time};
+use ashlar_types::{ChunkConfig, NodeId, SessionId, Time, ZoneId};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -99,11 +99,15 @@ struct Running {
 }
 
 /// Asks now and then where the members of the control plane are, away from the volume's own task.
-fn ask_members(mut control: ControlPlane, news: mpsc::Sender<Vec<String>>) -> Task<()> {
+fn ask_members(
+    mut control: ControlPlane,
+    zone: ZoneId,
+    news: mpsc::Sender<Vec<String>>,
+) -> Task<()> {
     let ask = async move {
         loop {
             tokio::time::sleep(MEMBERS_EVERY).await;
-            match control.ask_members(MAP_WITHIN).await {
+            match control.ask_members(zone, MAP_WITHIN).await {
                 Ok(members) => {
                     if control.learn(&members) && news.send(members).await.is_err() {
                         return;
@@ -124,7 +128,7 @@ impl VolumeTask {
         let clock = SystemClock;
         let renew_at = Time::from_nanos(clock.now_nanos()) + RENEW_EVERY;
         let (members, mut members_in) = mpsc::channel(1);
-        let _members = ask_members(self.control.clone(), members);
+        let _members = ask_members(self.control.clone(), self.identity.volume.zone, members);
         let mut running = Running {
             task: self,
             clock,

@@ -1,23 +1,21 @@
-//! Calls of clients: asked of the own member, or of the leader on the caller's behalf.
+//! Calls for the own zone: asked of the own member, or of the leader on the caller's behalf.
 //!
-//! Any member answers any call. Who does not lead forwards once, under the caller's deadline; while
+//! Any member answers any call of its zone; `region.rs` has those of other zones. Who does not lead forwards once, under the caller's deadline; while
 //! nobody leads, the call waits for a leader as long as its deadline allows, unless repeating it
 //! could do harm (a change without client token whose outcome is unknown).
 
 use crate::errors::api_error;
 use crate::machine::Handle;
 use crate::member::{Reply, Request as Ask};
+use crate::methods::{Hop, send};
 use crate::server::endpoint;
 use ashlar_proto::reason::{ApiError, Reason};
-use ashlar_proto::v1;
-use ashlar_proto::v1::cluster_service_client::ClusterServiceClient;
-use ashlar_proto::v1::volume_service_client::VolumeServiceClient;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Status};
 
 /// Deadline of a caller that names none.
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
@@ -31,10 +29,8 @@ const LEADER_POLL: Duration = Duration::from_millis(100);
 const CALLS_MAX: usize = 1_024;
 /// Ways to members that are kept open: twice as many as there can be.
 const WAYS_MAX: usize = 16;
-/// Says that another member asks on behalf of a client: it is not forwarded again.
-const FORWARDED: &str = "ashlar-forwarded";
 
-/// Serves clients.
+/// Answers calls for the own zone.
 #[derive(Clone, Debug)]
 pub(crate) struct Calls {
     member: Handle,
@@ -49,13 +45,22 @@ impl Calls {
         Self { member, others: Arc::default(), slots }
     }
 
-    /// Gets an answer before the deadline, from wherever it can be had.
-    async fn answer(&self, metadata: &MetadataMap, ask: Ask) -> Result<Reply, Status> {
+    /// The own member.
+    pub(crate) fn member(&self) -> &Handle {
+        &self.member
+    }
+
+    /// Gets an answer before `until`, from wherever in the zone it can be had; from this member
+    /// alone if it `is_forwarded` by another one.
+    pub(crate) async fn answer(
+        &self,
+        ask: Ask,
+        until: Instant,
+        is_forwarded: bool,
+    ) -> Result<Reply, Status> {
         let Ok(_slot) = self.slots.try_acquire() else {
             return Err(api_error::throttled("too many calls are under way").into());
         };
-        let until = Instant::now() + deadline(metadata);
-        let forwarded = metadata.contains_key(FORWARDED);
         loop {
             let left = until.saturating_duration_since(Instant::now());
             let error = match self.member.call(ask.clone(), left).await {
@@ -63,12 +68,13 @@ impl Calls {
                 Err(error) => error,
             };
             let again = match error.reason {
-                Reason::NotLeader if !forwarded => match self.forward(&error, &ask, until).await {
+                Reason::NotLeader if !is_forwarded => match self.forward(&error, &ask, until).await
+                {
                     Some(Ok(reply)) => return Ok(reply),
                     Some(Err(status)) => may_ask_again(&status, &ask),
                     None => Ok(()),
                 },
-                Reason::NoQuorum if !forwarded => may_ask_again(&error.to_status(), &ask),
+                Reason::NoQuorum if !is_forwarded => may_ask_again(&error.to_status(), &ask),
                 _ => Err(error.to_status()),
             };
             again?;
@@ -104,7 +110,7 @@ impl Calls {
     ) -> Option<Result<Reply, Status>> {
         let channel = self.way_to(error.metadata.get("leader_address")?)?;
         let left = until.saturating_duration_since(Instant::now());
-        Some(send(channel, ask.clone(), left).await)
+        Some(send(channel, ask.clone(), left, Hop::Leader).await)
     }
 }
 
@@ -125,7 +131,7 @@ fn may_ask_again(status: &Status, ask: &Ask) -> Result<(), Status> {
 
 /// The caller's deadline, from the header that every gRPC client sets, less a little: an answer
 /// that says what was waited for must arrive before the caller's own clock cuts it off.
-fn deadline(metadata: &MetadataMap) -> Duration {
+pub(crate) fn deadline(metadata: &MetadataMap) -> Duration {
     let text = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok());
     let given = text.and_then(parse_timeout).unwrap_or(DEADLINE_DEFAULT).min(DEADLINE_MAX);
     given.saturating_sub(ANSWER_AHEAD.min(given / 4))
@@ -149,71 +155,11 @@ fn parse_timeout(text: &str) -> Option<Duration> {
     })
 }
 
-fn forwarding<T>(message: T, left: Duration) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(left);
-    request.metadata_mut().insert(FORWARDED, MetadataValue::from_static("1"));
-    request
-}
-
-/// A call that the schema has: how it is served, and how it is forwarded.
-macro_rules! calls {
-    ($($module:ident $service:ident, $client:ident: $($method:ident $call:ident $in:ident $out:ident),* ;)*) => {
-        async fn send(channel: Channel, ask: Ask, left: Duration) -> Result<Reply, Status> {
-            match ask {
-                $($(Ask::$call(message) => {
-                    let mut client = $client::new(channel)
-                        .max_decoding_message_size(ashlar_proto::GRPC_MESSAGE_BYTES_MAX);
-                    let reply = client.$method(forwarding(message, left)).await?;
-                    Ok(Reply::$call(reply.into_inner()))
-                })*)*
-            }
-        }
-
-        $(#[tonic::async_trait]
-        impl v1::$module::$service for Calls {
-            $(async fn $method(
-                &self,
-                request: Request<v1::$in>,
-            ) -> Result<Response<v1::$out>, Status> {
-                let (metadata, _, message) = request.into_parts();
-                match self.answer(&metadata, Ask::$call(message)).await? {
-                    Reply::$call(reply) => Ok(Response::new(reply)),
-                    other => Err(mixed_up(&other)),
-                }
-            })*
-        })*
-    };
-}
-
-calls! {
-    volume_service_server VolumeService, VolumeServiceClient:
-        create_volume CreateVolume CreateVolumeRequest CreateVolumeResponse,
-        delete_volume DeleteVolume DeleteVolumeRequest DeleteVolumeResponse,
-        list_volumes ListVolumes ListVolumesRequest ListVolumesResponse,
-        get_volume GetVolume GetVolumeRequest GetVolumeResponse,
-        attach_volume AttachVolume AttachVolumeRequest AttachVolumeResponse,
-        detach_volume DetachVolume DetachVolumeRequest DetachVolumeResponse,
-        get_volume_map GetVolumeMap GetVolumeMapRequest GetVolumeMapResponse;
-    cluster_service_server ClusterService, ClusterServiceClient:
-        get_status GetStatus GetStatusRequest GetStatusResponse,
-        list_nodes ListNodes ListNodesRequest ListNodesResponse,
-        list_members ListMembers ListMembersRequest ListMembersResponse,
-        add_member AddMember AddMemberRequest AddMemberResponse,
-        remove_member RemoveMember RemoveMemberRequest RemoveMemberResponse,
-        join_member JoinMember JoinMemberRequest JoinMemberResponse,
-        report_lost_member ReportLostMember ReportLostMemberRequest ReportLostMemberResponse;
-}
-
-/// The member answered another question: a mistake of ours, told as such.
-fn mixed_up(reply: &Reply) -> Status {
-    tracing::error!(?reply, "a call got the answer of another one");
-    ApiError::new(Reason::StorageFailed, "the member gave the answer of another call").into()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ashlar_proto::v1;
+    use tonic::metadata::MetadataValue;
 
     #[test]
     fn deadlines_are_read_as_the_specification_writes_them() {

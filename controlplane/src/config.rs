@@ -9,6 +9,11 @@ use std::net::{AddrParseError, IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
+/// Zones of a region. Each costs ways to its members and three bulkheads.
+const ZONES_MAX: usize = 16;
+/// Addresses of one zone: as many as it can have members, twice.
+const ZONE_MEMBERS_MAX: usize = 10;
+
 /// A member's configuration.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -37,6 +42,11 @@ pub struct Config {
     /// encrypted or authenticated yet.
     #[serde(default)]
     pub insecure: bool,
+    /// The zones of the region and `ip:port` of some members of each: calls that are for another
+    /// zone are forwarded there. May name this zone too, so that all zones can share the table.
+    /// Empty: this zone is alone.
+    #[serde(default)]
+    pub zones: BTreeMap<String, Vec<String>>,
     /// Times and sizes.
     #[serde(default)]
     pub timing: Timing,
@@ -112,6 +122,21 @@ pub enum ConfigError {
          insecure = true if that is meant"
     )]
     Public(IpAddr),
+    /// The name of another zone.
+    #[error("zones: {name:?}: {cause}")]
+    ZoneName {
+        /// The name.
+        name: String,
+        /// What is wrong with it.
+        #[source]
+        cause: IdError,
+    },
+    /// A zone that nobody could be asked about.
+    #[error("zones.{0}: it names no address; give ip:port of at least one of its members")]
+    ZoneEmpty(String),
+    /// More zones, or members of one, than a member keeps ways to.
+    #[error("zones: at most {ZONES_MAX} zones with at most {ZONE_MEMBERS_MAX} addresses each")]
+    ZoneCount,
     /// Times that make no sense.
     #[error("timing: the election time must be at least three heartbeats, and both at least 50 ms")]
     Timing,
@@ -123,6 +148,7 @@ pub(crate) struct Checked {
     pub(crate) listen: SocketAddr,
     pub(crate) data_dir: PathBuf,
     pub(crate) join: Vec<String>,
+    pub(crate) zones: BTreeMap<ZoneId, Vec<String>>,
     pub(crate) member: MemberOptions,
 }
 
@@ -191,6 +217,7 @@ impl Config {
             listen,
             data_dir: self.data_dir.clone(),
             join: self.join.clone(),
+            zones: self.checked_zones()?,
             member: MemberOptions {
                 zone,
                 raft: RaftOptions {
@@ -207,6 +234,31 @@ impl Config {
                 keep_entries: u64::from(timing.compact_after_entries / 8),
             },
         })
+    }
+}
+
+impl Config {
+    fn checked_zones(&self) -> Result<BTreeMap<ZoneId, Vec<String>>, ConfigError> {
+        if self.zones.len() > ZONES_MAX {
+            return Err(ConfigError::ZoneCount);
+        }
+        let mut zones = BTreeMap::new();
+        for (name, members) in &self.zones {
+            let zone = name
+                .parse()
+                .map_err(|cause| ConfigError::ZoneName { name: name.clone(), cause })?;
+            if members.is_empty() {
+                return Err(ConfigError::ZoneEmpty(name.clone()));
+            }
+            if members.len() > ZONE_MEMBERS_MAX {
+                return Err(ConfigError::ZoneCount);
+            }
+            for member in members {
+                address(&format!("zones.{name}"), member)?;
+            }
+            zones.insert(zone, members.clone());
+        }
+        Ok(zones)
     }
 }
 
@@ -240,6 +292,7 @@ mod tests {
             join: Vec::new(),
             bootstrap: false,
             insecure: false,
+            zones: BTreeMap::new(),
             timing: Timing::default(),
         }
     }
@@ -273,6 +326,20 @@ mod tests {
         assert_eq!(Config { bootstrap: true, ..joins.clone() }.check(), Err(ConfigError::Join));
         let nowhere = Config { join: vec!["there".into()], ..joins };
         assert!(matches!(nowhere.check(), Err(ConfigError::Address { .. })));
+    }
+
+    #[test]
+    fn a_region_map_that_leads_nowhere_is_refused_by_field() {
+        let with = |name: &str, members: &[&str]| Config {
+            zones: [(name.to_owned(), members.iter().map(ToString::to_string).collect())].into(),
+            ..config(&THREE, "127.0.0.1:1")
+        };
+        assert_eq!(with("b", &["127.0.0.1:4"]).check(), Ok(()));
+        let said = |config: Config| config.check().unwrap_err().to_string();
+        assert!(said(with("b", &[])).starts_with("zones.b: it names no address"));
+        assert!(said(with("b", &["there"])).starts_with("zones.b: \"there\""));
+        assert!(said(with("Zone B", &["127.0.0.1:4"])).starts_with("zones: \"Zone B\""));
+        assert_eq!(with("b", &["127.0.0.1:4"; 11]).check(), Err(ConfigError::ZoneCount));
     }
 
     #[test]

@@ -1,14 +1,17 @@
 //! Refusals of the core as errors of the API: one place, so that no refusal leaves untyped.
 
 use ashlar_controlplane_core::apply::Refusal;
+use ashlar_controlplane_core::bulkhead;
 use ashlar_controlplane_core::place::NoPlacement;
+use ashlar_env::dice::{Dice, SeededDice};
 use ashlar_proto::reason::{ApiError, Reason};
-use ashlar_types::VolumeId;
+use ashlar_proto::v1;
+use ashlar_types::{VolumeId, ZoneId};
 use std::time::Duration;
 
 /// Builders of errors.
 pub(crate) mod api_error {
-    use super::{ApiError, Duration, Reason};
+    use super::{ApiError, Dice, Duration, Reason, SeededDice, ZoneId, bulkhead, v1};
 
     /// How long a caller should wait for an election.
     const ELECTION_WAIT: Duration = Duration::from_millis(500);
@@ -44,6 +47,88 @@ pub(crate) mod api_error {
     pub(crate) fn not_found(id_or_name: &str) -> ApiError {
         let text = format!("no volume {id_or_name:?}; `ashlar volume list` shows them all");
         ApiError::new(Reason::VolumeNotFound, text).with("volume", id_or_name)
+    }
+
+    /// A zone that did not answer a call.
+    pub(crate) fn zone_unreachable(zone: ZoneId, cause: &str) -> ApiError {
+        let text =
+            format!("zone {zone} does not answer: {cause}; the other zones are not affected");
+        ApiError::new(Reason::ZoneUnreachable, text)
+            .with("zone", zone.to_string())
+            .retry_after(spread(ELECTION_WAIT))
+    }
+
+    /// A zone's bulkhead lets a call not through.
+    pub(crate) fn zone_refused(zone: ZoneId, api: &str, refusal: &bulkhead::Refusal) -> ApiError {
+        let error = match refusal.why {
+            bulkhead::Why::Full | bulkhead::Why::Late => {
+                return zone_full(zone, api, refusal.retry_after);
+            }
+            bulkhead::Why::Open { .. } => {
+                zone_unreachable(zone, "no call is made until it answers a probe")
+            }
+        };
+        error.with("api", api).retry_after(refusal.retry_after)
+    }
+
+    /// As many calls to a zone run and wait as may.
+    pub(crate) fn zone_full(zone: ZoneId, api: &str, retry_after: Duration) -> ApiError {
+        let text = format!(
+            "as many calls of kind {api} to zone {zone} are under way as may be; try again later"
+        );
+        ApiError::new(Reason::ZoneShedding, text)
+            .with("zone", zone.to_string())
+            .with("api", api)
+            .retry_after(spread(retry_after))
+    }
+
+    /// Several zones have a volume of the name.
+    pub(crate) fn name_ambiguous(name: &str, ids: &[&str]) -> ApiError {
+        let ids = ids.join(", ");
+        let text = format!("several zones have a volume {name:?}; name one by its id: {ids}");
+        ApiError::new(Reason::VolumeNameAmbiguous, text).with("volume_ids", ids)
+    }
+
+    /// A volume was found by its name, but not all zones answered.
+    pub(crate) fn name_may_be_ambiguous(
+        name: &str,
+        id: &str,
+        missing: &[v1::UnreachableZone],
+    ) -> ApiError {
+        let zones = zone_names(missing);
+        let text = format!(
+            "zone {zones} does not answer and may have a volume {name:?} too; what cannot be \
+             undone wants the id: {id}"
+        );
+        missing_zones(text, zones).with("volume_ids", id)
+    }
+
+    /// No zone that answers has the volume, but not all answered.
+    pub(crate) fn name_not_found_everywhere(
+        name: &str,
+        missing: &[v1::UnreachableZone],
+    ) -> ApiError {
+        let zones = zone_names(missing);
+        let text = format!(
+            "no zone that answers has a volume {name:?}; zone {zones} does not answer and may \
+             have it"
+        );
+        missing_zones(text, zones)
+    }
+
+    fn missing_zones(text: String, zones: String) -> ApiError {
+        ApiError::new(Reason::ZoneUnreachable, text)
+            .with("unreachable_zones", zones)
+            .retry_after(spread(ELECTION_WAIT))
+    }
+
+    fn zone_names(missing: &[v1::UnreachableZone]) -> String {
+        missing.iter().map(|missing| missing.zone.as_str()).collect::<Vec<_>>().join(", ")
+    }
+
+    /// With jitter, so that many callers do not come back together.
+    fn spread(least: Duration) -> Duration {
+        bulkhead::spread(least, SeededDice::system().next_u64())
     }
 
     /// A field that is wrong.

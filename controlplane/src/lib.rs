@@ -7,7 +7,9 @@
 //! | [`config`] | reads and checks the configuration |
 //! | [`mod@server`] | starts everything, listens, stops in order |
 //! | `machine.rs` | one thread that owns the member and its disks |
-//! | `calls.rs` | answers clients, forwards to the leader, honours deadlines |
+//! | `methods.rs` | the calls of the schema: served, and sent to other members |
+//! | `region.rs` | the region gateway: which zone a call is for |
+//! | `calls.rs` | calls for the own zone: forwards to the leader, honours deadlines |
 //! | `nodes.rs` | streams of storage nodes |
 //! | `peers.rs` | Raft's messages between members |
 //! | `probe.rs` | tries to connect to nodes that fell silent |
@@ -20,9 +22,11 @@ mod errors;
 mod join;
 mod machine;
 pub mod member;
+mod methods;
 mod nodes;
 mod peers;
 mod probe;
+mod region;
 mod routes;
 pub mod server;
 

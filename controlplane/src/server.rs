@@ -3,7 +3,6 @@
 //! Order of the end: no new connections, streams of nodes and peers are told, calls under way get
 //! their answers, the thread makes its state durable.
 
-use crate::calls::Calls;
 use crate::config::{Checked, Config, ConfigError};
 use crate::join;
 use crate::machine::{self, Dial, Handle, Ways};
@@ -11,6 +10,7 @@ use crate::member::{Member, MemberDisks, MemberError};
 use crate::nodes::NodeReceiver;
 use crate::peers::{self, Pair, RaftReceiver};
 use crate::probe;
+use crate::region::Gateway;
 use crate::routes::Routes;
 use ashlar_env::dice::SeededDice;
 use ashlar_env::disk::{DiskError, RealDisk};
@@ -20,6 +20,7 @@ use ashlar_proto::reason::ApiError;
 use ashlar_proto::v1::cluster_service_server::ClusterServiceServer;
 use ashlar_proto::v1::node_service_server::NodeServiceServer;
 use ashlar_proto::v1::raft_service_server::RaftServiceServer;
+use ashlar_proto::v1::region_service_server::RegionServiceServer;
 use ashlar_proto::v1::volume_service_server::VolumeServiceServer;
 use ashlar_proto::{FILE_DESCRIPTOR_SET, GRPC_MESSAGE_BYTES_MAX};
 use ashlar_types::ZoneId;
@@ -240,7 +241,7 @@ fn services(
     stop: &CancellationToken,
     listener: TcpListener,
 ) -> Result<impl Future<Output = Result<(), tonic::transport::Error>> + use<>, RunError> {
-    let calls = Calls::new(handle.clone());
+    let gateway = Gateway::new(checked.member.zone, handle.clone(), &checked.zones, stop)?;
     let nodes = NodeReceiver { member: handle.clone(), stop: stop.clone() };
     let raft = RaftReceiver {
         zone: checked.member.zone,
@@ -259,8 +260,9 @@ fn services(
         .with(health)
         .with(reflection().build_v1()?)
         .with(reflection().build_v1alpha()?)
-        .with(VolumeServiceServer::new(calls.clone()).max_encoding_message_size(MAX))
-        .with(ClusterServiceServer::new(calls).max_encoding_message_size(MAX))
+        .with(VolumeServiceServer::new(gateway.clone()).max_encoding_message_size(MAX))
+        .with(ClusterServiceServer::new(gateway.clone()).max_encoding_message_size(MAX))
+        .with(RegionServiceServer::new(gateway))
         .with(
             NodeServiceServer::new(nodes)
                 .max_decoding_message_size(MAX)

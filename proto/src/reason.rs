@@ -9,8 +9,12 @@ use std::collections::BTreeMap;
 use std::collections::HashMap;
 use std::time::Duration;
 use thiserror::Error;
+use tonic::metadata::MetadataValue;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
+
+/// Trailer that tells gRPC clients when to retry (gRFC A6).
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 #[cfg(test)]
 mod tests;
@@ -59,6 +63,13 @@ reasons! {
     VolumeNotFound, "VOLUME_NOT_FOUND", NotFound, "InvalidVolume.NotFound";
     /// The id names a zone that this control plane does not serve.
     UnknownZone, "UNKNOWN_ZONE", NotFound, "InvalidZone.NotFound";
+    /// Volumes of several zones have the name; metadata `volume_ids` lists them.
+    VolumeNameAmbiguous, "VOLUME_NAME_AMBIGUOUS", FailedPrecondition, "";
+    /// The zone does not answer; metadata `zone` or `unreachable_zones` names it, RetryInfo says
+    /// when to come back. With `outcome` = `unknown` a change may have happened.
+    ZoneUnreachable, "ZONE_UNREACHABLE", Unavailable, "Unavailable";
+    /// As many calls to the zone are under way as may; metadata `zone` and `api` say which.
+    ZoneShedding, "ZONE_SHEDDING", Unavailable, "Unavailable";
     /// The client token was used before with another request.
     IdempotentParameterMismatch, "IDEMPOTENT_PARAMETER_MISMATCH", AlreadyExists, "IdempotentParameterMismatch";
     /// Another volume has the name.
@@ -238,7 +249,14 @@ impl ApiError {
         for (subject, problem) in &self.quotas {
             details.add_quota_failure_violation(subject, problem);
         }
-        Status::with_error_details(self.reason.code(), &self.message, details)
+        let mut status = Status::with_error_details(self.reason.code(), &self.message, details);
+        if let Some(wait) = self.retry_after
+            && let Ok(millis) = MetadataValue::try_from(wait.as_millis().to_string())
+        {
+            // The same for clients that retry by themselves and read no details.
+            status.metadata_mut().insert(PUSHBACK, millis);
+        }
+        status
     }
 
     /// Reads a refusal back; `None` if the status was not made by [`Self::to_status`] (a broken

@@ -113,14 +113,13 @@ impl World {
         let request = match one.phase {
             Phase::Remove => Request::RemoveMember(v1::RemoveMemberRequest {
                 member: one.old,
-                force: false,
                 client_token: token("remove"),
-                dry_run: false,
+                ..Default::default()
             }),
             Phase::Add => Request::AddMember(v1::AddMemberRequest {
                 address: added_address(turn),
                 client_token: token("add"),
-                dry_run: false,
+                ..Default::default()
             }),
             Phase::Join(member) => Request::JoinMember(v1::JoinMemberRequest {
                 zone: "a".to_owned(),

@@ -388,7 +388,7 @@ impl World {
             copies: 3,
             chunk_bytes,
             client_token: "create".into(),
-            dry_run: false,
+            ..Default::default()
         };
         self.ask_until_done(&Request::CreateVolume(create))?;
         let attach = v1::AttachVolumeRequest {

@@ -48,15 +48,26 @@ struct Dev {
 }
 
 impl Cluster {
-    /// Starts a new cluster with further `arguments` to `ashlar dev`, and waits until it is ready.
+    /// Starts a new cluster of one zone with further `arguments` to `ashlar dev`, and waits until
+    /// it is ready.
     #[must_use]
     pub fn start(arguments: &[&str]) -> Self {
         Self::start_in(None, arguments)
     }
 
+    /// The same with as many zones as `arguments` say, three if they say nothing.
+    #[must_use]
+    pub fn start_region(arguments: &[&str]) -> Self {
+        Self::start_zones(None, arguments)
+    }
+
     /// The same in a network of its own.
     #[must_use]
     pub fn start_in(netns: Option<Netns>, arguments: &[&str]) -> Self {
+        Self::start_zones(netns, &[&["--zones", "1"], arguments].concat())
+    }
+
+    fn start_zones(netns: Option<Netns>, arguments: &[&str]) -> Self {
         // A test that failed with its turn has ended its processes: the next may go on.
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         let folder = tempfile::Builder::new().prefix("ashlar-test-").tempdir().expect("a folder");
@@ -77,7 +88,7 @@ impl Cluster {
         let began = Instant::now();
         let mut child = self
             .command()
-            .args(["dev", "--zones", "1", "--dir"])
+            .args(["dev", "--dir"])
             .arg(self.folder())
             .args(&self.arguments)
             .env("NO_COLOR", "1")
@@ -172,11 +183,20 @@ impl Cluster {
         output
     }
 
-    /// `ashlar status -o json`; none while the control plane cannot answer.
+    /// `ashlar status -o json`; none while no control plane can answer.
     #[must_use]
-    pub fn status(&self) -> Option<Value> {
+    pub fn region_status(&self) -> Option<Value> {
         let (code, output, _) = self.ashlar(&["status", "-o", "json"]);
         (code == 0).then(|| serde_json::from_str(&output).expect("status is JSON"))
+    }
+
+    /// The part of the first zone, with what is attached here; none while it cannot answer.
+    #[must_use]
+    pub fn status(&self) -> Option<Value> {
+        let region = self.region_status()?;
+        let mut zone = region["zones"].get(0)?.clone();
+        zone["attached_here"] = region["attached_here"].clone();
+        Some(zone)
     }
 
     /// Waits until every node is up and every chunk has all its copies.

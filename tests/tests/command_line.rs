@@ -25,7 +25,7 @@ fn help_and_version_succeed_and_nonsense_is_a_usage_error() {
         &["frobnicate"][..],
         &["volume", "create", "x", "--size", "many"],
         &["volume", "create", "x"],
-        &["dev", "--zones", "3"],
+        &["dev", "--zones", "4"],
         &["dev", "--members", "2"],
         &["dev", "--nodes", "0"],
         &["status", "-o", "xml"],

@@ -17,6 +17,7 @@ mod control;
 mod lease;
 mod members;
 mod node;
+mod region;
 mod store;
 
 /// One rule taken out.
@@ -39,6 +40,7 @@ fn all() -> impl Iterator<Item = &'static Mutant> {
         members::MUTANTS,
         client::MUTANTS,
         admission::MUTANTS,
+        region::MUTANTS,
     ]
     .into_iter()
     .flatten()

@@ -3,12 +3,13 @@
 //! What differs from the defaults of a real installation stands here and nowhere else: small
 //! journals, small capacity.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::Context;
 use serde::Serialize;
 
-use super::layout::{Cluster, Layout, MemberEntry, NodeEntry};
+use super::layout::{Cluster, Layout, MemberEntry, NodeEntry, ZoneEntry};
 
 /// Journal of a node (issue 2): small, so that replay is exercised and start is quick.
 const JOURNAL_BYTES: u64 = 32 << 20;
@@ -20,16 +21,6 @@ const CAPACITY_BYTES: u64 = 16 << 30;
 /// names this value for `dev`): long enough for a restart by hand, short enough to watch.
 const READOPT_WINDOW_SECONDS: u64 = 30;
 
-/// Name of a member's process.
-pub(crate) fn member_name(member: &MemberEntry) -> String {
-    format!("member-{}", member.id)
-}
-
-/// Name of a node's process.
-pub(crate) fn node_name(node: &NodeEntry) -> String {
-    format!("node-{}", node.id)
-}
-
 /// As `ashlar_controlplane::Config` reads it.
 #[derive(Debug, Serialize)]
 struct MemberConfig<'a> {
@@ -39,7 +30,9 @@ struct MemberConfig<'a> {
     listen: String,
     /// The zone is being made: an empty folder is no loss.
     bootstrap: bool,
-    peers: std::collections::BTreeMap<String, String>,
+    peers: BTreeMap<String, String>,
+    /// All zones and where their members are.
+    zones: BTreeMap<String, Vec<String>>,
 }
 
 /// As `ashlar_node::Config` reads it.
@@ -61,11 +54,23 @@ struct NodeConfig<'a> {
 /// # Errors
 /// When a file cannot be written.
 pub(crate) fn write_all(layout: &Layout, cluster: &Cluster) -> anyhow::Result<()> {
-    for member in &cluster.members {
-        write(layout, &member_name(member), &member_config(layout, cluster, member))?;
-    }
-    for node in &cluster.nodes {
-        write(layout, &node_name(node), &node_config(layout, cluster, node))?;
+    let zones: BTreeMap<String, Vec<String>> = cluster
+        .zones
+        .iter()
+        .map(|zone| {
+            let members = zone.members.iter().map(|member| member.address.to_string());
+            (zone.name.clone(), members.collect())
+        })
+        .collect();
+    for zone in &cluster.zones {
+        for member in &zone.members {
+            let mut config = member_config(layout, zone, member);
+            config.zones.clone_from(&zones);
+            write(layout, &zone.member_name(member), &config)?;
+        }
+        for node in &zone.nodes {
+            write(layout, &zone.node_name(node), &node_config(layout, zone, node))?;
+        }
     }
     Ok(())
 }
@@ -78,31 +83,32 @@ fn write(layout: &Layout, name: &str, config: &impl Serialize) -> anyhow::Result
 
 fn member_config<'a>(
     layout: &Layout,
-    cluster: &'a Cluster,
+    zone: &'a ZoneEntry,
     member: &MemberEntry,
 ) -> MemberConfig<'a> {
     MemberConfig {
-        zone: &cluster.zone,
+        zone: &zone.name,
         member: member.id,
-        data_dir: layout.data(&member_name(member)).display().to_string(),
+        data_dir: layout.data(&zone.member_name(member)).display().to_string(),
         listen: member.address.to_string(),
         bootstrap: !layout.formed().exists(),
-        peers: cluster
+        peers: zone
             .members
             .iter()
             .map(|peer| (peer.id.to_string(), peer.address.to_string()))
             .collect(),
+        zones: BTreeMap::new(),
     }
 }
 
-fn node_config<'a>(layout: &Layout, cluster: &'a Cluster, node: &NodeEntry) -> NodeConfig<'a> {
+fn node_config<'a>(layout: &Layout, zone: &'a ZoneEntry, node: &NodeEntry) -> NodeConfig<'a> {
     NodeConfig {
-        zone: &cluster.zone,
+        zone: &zone.name,
         node: node.id,
-        data_dir: layout.data(&node_name(node)).display().to_string(),
+        data_dir: layout.data(&zone.node_name(node)).display().to_string(),
         primary_address: node.primary.to_string(),
         replication_address: node.replication.to_string(),
-        control: cluster.endpoints(),
+        control: zone.endpoints(),
         journal_bytes: JOURNAL_BYTES,
         capacity_bytes: CAPACITY_BYTES,
         readopt_window_seconds: READOPT_WINDOW_SECONDS,

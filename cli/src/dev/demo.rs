@@ -44,11 +44,13 @@ const UNMOUNT_WITHIN: Duration = Duration::from_secs(20);
 /// Between two looks at it.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Creates the volume unless it is there.
+/// Creates the volume in the first zone unless it is there.
 ///
 /// # Errors
 /// What the control plane refused.
-pub(crate) async fn ensure_volume(zone: &Zone) -> Result<(), Failure> {
+pub(crate) async fn ensure_volume(cluster: &Cluster) -> Result<(), Failure> {
+    let zone = Zone::of(cluster.endpoints());
+    let first = cluster.zones.first().map(|zone| zone.name.clone()).unwrap_or_default();
     let found = zone
         .call("look for the demo volume", CALL_WITHIN, |channel| async move {
             let request = v1::GetVolumeRequest { volume: VOLUME.to_owned() };
@@ -60,7 +62,7 @@ pub(crate) async fn ensure_volume(zone: &Zone) -> Result<(), Failure> {
         Err(failure) if failure.kind() == Kind::NotFound => {}
         Err(failure) => return Err(failure),
     }
-    let created = zone.call("create the demo volume", CALL_WITHIN, |channel| async move {
+    let created = zone.call("create the demo volume", CALL_WITHIN, |channel| {
         let request = v1::CreateVolumeRequest {
             name: VOLUME.to_owned(),
             size_bytes: SIZE_BYTES,
@@ -68,8 +70,9 @@ pub(crate) async fn ensure_volume(zone: &Zone) -> Result<(), Failure> {
             chunk_bytes: 0,
             client_token: format!("dev-{VOLUME}"),
             dry_run: false,
+            zone: first.clone(),
         };
-        VolumeServiceClient::new(channel).create_volume(request).await
+        async move { VolumeServiceClient::new(channel).create_volume(request).await }
     });
     created.await.map(drop)
 }

@@ -12,6 +12,9 @@
 //!       mnt/demo        where the demo volume is mounted
 //! ```
 //!
+//! A process is called `node-1` or `member-1` in a cluster of one zone, and `a-node-1` or `b-member-2`
+//! in a cluster of several.
+//!
 //! Addresses are loopback addresses, one per process and role, so that cutting an address cuts one
 //! network of one process: control 127.3.zone.member, primary 127.1.zone.node, replication
 //! 127.2.zone.node. Ports are chosen once, below the range the host hands to outgoing connections.
@@ -26,8 +29,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::failure::{Failure, Kind};
 
-/// Version of `cluster.toml`; a newer one is refused by name.
-const CLUSTER_VERSION: u32 = 1;
+/// Version of `cluster.toml`; a newer one is refused by name. Version 1 had one zone.
+const CLUSTER_VERSION: u32 = 2;
+
+/// Names of the zones, in order.
+const ZONE_NAMES: [&str; 3] = ["a", "b", "c"];
+
+/// Zones of a new cluster (design.md section 14).
+const ZONES_DEFAULT: u8 = 3;
+
+/// Members of each zone of a new cluster.
+const MEMBERS_DEFAULT: u8 = 3;
+
+/// Nodes of each zone of a new cluster.
+const NODES_DEFAULT: u8 = 4;
 
 /// Longest path of a unix socket (108 bytes with its terminating zero, unix(7)).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -60,24 +75,100 @@ pub(crate) struct NodeEntry {
     pub(crate) replication: SocketAddr,
 }
 
+/// A zone.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ZoneEntry {
+    /// Its name.
+    pub(crate) name: String,
+    /// Members of its control plane.
+    pub(crate) members: Vec<MemberEntry>,
+    /// Its nodes.
+    pub(crate) nodes: Vec<NodeEntry>,
+    /// What the names of its processes begin with: nothing in a cluster of one zone.
+    #[serde(skip)]
+    prefix: String,
+}
+
+impl ZoneEntry {
+    /// Addresses of its control plane as gRPC clients take them.
+    pub(crate) fn endpoints(&self) -> Vec<String> {
+        self.members.iter().map(|member| format!("http://{}", member.address)).collect()
+    }
+
+    /// Name of a member's process.
+    pub(crate) fn member_name(&self, member: &MemberEntry) -> String {
+        format!("{}member-{}", self.prefix, member.id)
+    }
+
+    /// Name of a node's process.
+    pub(crate) fn node_name(&self, node: &NodeEntry) -> String {
+        format!("{}node-{}", self.prefix, node.id)
+    }
+}
+
 /// What is fixed when a cluster is made.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Cluster {
     version: u32,
-    /// Name of the zone.
-    pub(crate) zone: String,
-    /// Members of its control plane.
-    pub(crate) members: Vec<MemberEntry>,
-    /// Its nodes.
-    pub(crate) nodes: Vec<NodeEntry>,
+    /// Its zones; never empty.
+    pub(crate) zones: Vec<ZoneEntry>,
+}
+
+/// What makes a cluster another one; `None`: as it is, or the default for a new one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sizes {
+    /// Zones.
+    pub(crate) zones: Option<u8>,
+    /// Members of each zone's control plane.
+    pub(crate) members: Option<u8>,
+    /// Nodes of each zone.
+    pub(crate) nodes: Option<u8>,
 }
 
 impl Cluster {
-    /// Addresses of the control plane as gRPC clients take them.
-    pub(crate) fn endpoints(&self) -> Vec<String> {
-        self.members.iter().map(|member| format!("http://{}", member.address)).collect()
+    fn of(zones: Vec<ZoneEntry>) -> Self {
+        let mut cluster = Self { version: CLUSTER_VERSION, zones };
+        if cluster.zones.len() > 1 {
+            for zone in &mut cluster.zones {
+                zone.prefix = format!("{}-", zone.name);
+            }
+        }
+        cluster
     }
+
+    /// Addresses of all control planes as gRPC clients take them, the first zone's first.
+    pub(crate) fn endpoints(&self) -> Vec<String> {
+        self.zones.iter().flat_map(ZoneEntry::endpoints).collect()
+    }
+
+    /// Zones, members and nodes of each.
+    pub(crate) fn sizes(&self) -> [usize; 3] {
+        let first = self.zones.first();
+        [
+            self.zones.len(),
+            first.map_or(0, |zone| zone.members.len()),
+            first.map_or(0, |zone| zone.nodes.len()),
+        ]
+    }
+}
+
+/// Only what tells which version a file has.
+#[derive(Debug, Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
+/// A cluster as version 1 kept it.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OneZone {
+    #[serde(rename = "version")]
+    _version: u32,
+    zone: String,
+    members: Vec<MemberEntry>,
+    nodes: Vec<NodeEntry>,
 }
 
 /// The folder of one `dev` cluster.
@@ -148,24 +239,28 @@ impl Layout {
     ///
     /// # Errors
     /// A conflict when the folder holds a cluster of another size.
-    pub(crate) fn open_cluster(&self, members: u8, nodes: u8) -> Result<Cluster, Failure> {
+    pub(crate) fn open_cluster(&self, sizes: Sizes) -> Result<Cluster, Failure> {
         let what = || format!("open the cluster in {}", self.root.display());
         if let Some(cluster) =
             self.read_cluster().map_err(|error| Failure::caused_by(what(), &error))?
         {
-            let kept = (cluster.members.len(), cluster.nodes.len());
-            if kept != (usize::from(members), usize::from(nodes)) {
+            let kept = cluster.sizes();
+            let wanted = [sizes.zones, sizes.members, sizes.nodes];
+            let differs = kept
+                .iter()
+                .zip(wanted)
+                .any(|(kept, wanted)| wanted.is_some_and(|wanted| usize::from(wanted) != *kept));
+            if differs {
+                let [zones, members, nodes] = kept;
                 return Err(Failure::new(Kind::Conflict, what())
-                    .because(format!("it has {} members and {} nodes", kept.0, kept.1))
-                    .try_next(format!(
-                        "pass --members {} --nodes {}, or another --dir for a new cluster",
-                        kept.0, kept.1
-                    )));
+                    .because(format!(
+                        "it has {zones} zones with {members} members and {nodes} nodes each"
+                    ))
+                    .try_next("pass no sizes to run it, or another --dir for a new cluster"));
             }
             return Ok(cluster);
         }
-        let cluster =
-            new_cluster(members, nodes).map_err(|error| Failure::caused_by(what(), &error))?;
+        let cluster = new_cluster(sizes).map_err(|error| Failure::caused_by(what(), &error))?;
         self.write_cluster(&cluster).map_err(|error| Failure::caused_by(what(), &error))?;
         Ok(cluster)
     }
@@ -181,16 +276,23 @@ impl Layout {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
         };
-        let cluster: Cluster =
-            toml::from_str(&text).with_context(|| format!("parse {}", path.display()))?;
-        if cluster.version != CLUSTER_VERSION {
-            bail!(
-                "{} has version {}, this build knows {CLUSTER_VERSION}",
-                path.display(),
-                cluster.version
-            );
+        let parsed = || format!("parse {}", path.display());
+        let Versioned { version } = toml::from_str(&text).with_context(parsed)?;
+        let zones = match version {
+            1 => {
+                let OneZone { zone, members, nodes, .. } =
+                    toml::from_str(&text).with_context(parsed)?;
+                vec![ZoneEntry { name: zone, members, nodes, prefix: String::new() }]
+            }
+            CLUSTER_VERSION => toml::from_str::<Cluster>(&text).with_context(parsed)?.zones,
+            newer => {
+                bail!("{} has version {newer}, this build knows {CLUSTER_VERSION}", path.display())
+            }
+        };
+        if zones.is_empty() {
+            bail!("{} names no zone", path.display());
         }
-        Ok(Some(cluster))
+        Ok(Some(Cluster::of(zones)))
     }
 
     fn write_cluster(&self, cluster: &Cluster) -> anyhow::Result<()> {
@@ -249,6 +351,17 @@ impl Layout {
         self.root.join("attach")
     }
 
+    /// Names of all processes that ever ran here: each one has written to its log.
+    pub(crate) fn processes(&self) -> Vec<String> {
+        let Ok(entries) = fs::read_dir(self.root.join("log")) else { return Vec::new() };
+        let mut names: Vec<String> = entries
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter_map(|name| name.strip_suffix(".log").map(str::to_owned))
+            .collect();
+        names.sort_unstable();
+        names
+    }
+
     /// Numbers of all running processes.
     pub(crate) fn running(&self) -> Vec<u32> {
         let Ok(entries) = fs::read_dir(self.root.join("run")) else { return Vec::new() };
@@ -266,28 +379,34 @@ impl Layout {
     }
 }
 
-fn new_cluster(members: u8, nodes: u8) -> anyhow::Result<Cluster> {
+fn new_cluster(sizes: Sizes) -> anyhow::Result<Cluster> {
     let mut ports = Ports::from_process();
-    let mut cluster = Cluster {
-        version: CLUSTER_VERSION,
-        zone: "a".to_owned(),
-        members: Vec::new(),
-        nodes: Vec::new(),
-    };
-    for id in 1..=members {
-        cluster.members.push(MemberEntry { id, address: ports.free(loopback(3, id))? });
+    let mut zones = Vec::new();
+    let count = usize::from(sizes.zones.unwrap_or(ZONES_DEFAULT));
+    for (zone, name) in (1..).zip(ZONE_NAMES).take(count) {
+        let mut entry = ZoneEntry {
+            name: name.to_owned(),
+            members: Vec::new(),
+            nodes: Vec::new(),
+            prefix: String::new(),
+        };
+        for id in 1..=sizes.members.unwrap_or(MEMBERS_DEFAULT) {
+            let address = ports.free(loopback(3, zone, id))?;
+            entry.members.push(MemberEntry { id, address });
+        }
+        for id in 1..=sizes.nodes.unwrap_or(NODES_DEFAULT) {
+            let primary = ports.free(loopback(1, zone, id))?;
+            let replication = ports.free(loopback(2, zone, id))?;
+            entry.nodes.push(NodeEntry { id, primary, replication });
+        }
+        zones.push(entry);
     }
-    for id in 1..=nodes {
-        let primary = ports.free(loopback(1, id))?;
-        let replication = ports.free(loopback(2, id))?;
-        cluster.nodes.push(NodeEntry { id, primary, replication });
-    }
-    Ok(cluster)
+    Ok(Cluster::of(zones))
 }
 
-/// 127.role.zone.number; the one zone of `dev` is number 1.
-fn loopback(role: u8, number: u8) -> IpAddr {
-    IpAddr::V4(Ipv4Addr::new(127, role, 1, number))
+/// 127.role.zone.number; zones are numbered from 1.
+fn loopback(role: u8, zone: u8, number: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(127, role, zone, number))
 }
 
 /// Looks for free ports. Several clusters on one host share the addresses, so each starts its
@@ -329,12 +448,37 @@ mod tests {
         let root = folder("same");
         let layout = Layout::new(&root);
         let lock = layout.lock().unwrap();
-        let first = layout.open_cluster(3, 4).unwrap();
-        let second = layout.open_cluster(3, 4).unwrap();
+        let first = layout.open_cluster(NO_SIZES).unwrap();
+        let second = layout.open_cluster(NO_SIZES).unwrap();
         assert_eq!(format!("{first:?}"), format!("{second:?}"));
-        assert_eq!((first.members.len(), first.nodes.len()), (3, 4));
-        assert_eq!(layout.open_cluster(1, 4).unwrap_err().kind(), Kind::Conflict);
+        assert_eq!(first.sizes(), [3, 3, 4]);
+        let b = &first.zones[1];
+        assert_eq!((b.member_name(&b.members[0]), b.node_name(&b.nodes[3])), names("b-"));
+        let other = Sizes { members: Some(1), ..NO_SIZES };
+        assert_eq!(layout.open_cluster(other).unwrap_err().kind(), Kind::Conflict);
         drop(lock);
+        fs::remove_dir_all(root).unwrap();
+    }
+
+    const NO_SIZES: Sizes = Sizes { zones: None, members: None, nodes: None };
+
+    fn names(prefix: &str) -> (String, String) {
+        (format!("{prefix}member-1"), format!("{prefix}node-4"))
+    }
+
+    #[test]
+    fn a_cluster_of_one_zone_keeps_its_names_whichever_version_wrote_it() {
+        let root = folder("one");
+        let layout = Layout::new(&root);
+        let _lock = layout.lock().unwrap();
+        let one = Sizes { zones: Some(1), ..NO_SIZES };
+        let zone = layout.open_cluster(one).unwrap().zones.remove(0);
+        assert_eq!((zone.member_name(&zone.members[0]), zone.node_name(&zone.nodes[3])), names(""));
+        let old = "version = 1\nzone = \"a\"\n[[members]]\nid = 1\naddress = \"127.3.1.1:1\"\n\
+                   [[nodes]]\nid = 1\nprimary = \"127.1.1.1:1\"\nreplication = \"127.2.1.1:1\"\n";
+        fs::write(root.join("cluster.toml"), old).unwrap();
+        let zone = layout.open_cluster(NO_SIZES).unwrap().zones.remove(0);
+        assert_eq!(zone.member_name(&zone.members[0]), "member-1");
         fs::remove_dir_all(root).unwrap();
     }
 
@@ -365,7 +509,7 @@ mod tests {
         let _lock = layout.lock().unwrap();
         for text in ["version = 9\nzone = \"a\"\nmembers = []\nnodes = []\n", "not toml at all ["] {
             fs::write(root.join("cluster.toml"), text).unwrap();
-            assert!(layout.open_cluster(3, 4).is_err());
+            assert!(layout.open_cluster(NO_SIZES).is_err());
         }
         fs::remove_dir_all(root).unwrap();
     }

@@ -1,4 +1,4 @@
-//! `ashlar dev`: a whole zone on this machine, for trying and developing.
+//! `ashlar dev`: a whole region on this machine, for trying and developing.
 //!
 //! Decides the order of things: lock, addresses, configurations, processes, readiness, demo volume;
 //! and the reverse at the end. The next run in the same folder finds the same cluster and data.
@@ -12,7 +12,7 @@ use std::time::Instant;
 use clap::Subcommand;
 use nix::sys::signal::Signal;
 
-use crate::connect::{self, Zone};
+use crate::connect;
 use crate::failure::{Failure, Kind};
 use crate::process::StopSignals;
 use crate::{Global, logging, process};
@@ -24,8 +24,7 @@ mod layout;
 mod readiness;
 mod supervisor;
 
-use config::{member_name, node_name};
-use layout::{Cluster, Layout};
+use layout::{Cluster, Layout, Sizes};
 use supervisor::Supervisor;
 
 /// Where `dev` keeps its cluster unless told otherwise.
@@ -37,8 +36,8 @@ const FOLDER_VARIABLE: &str = "ASHLAR_DEV_DIR";
 /// Said once everything is up. The last line is what scripts wait for.
 const WHAT_TO_TRY: &str = "\
 what to try, in another terminal:
-  ashlar status                      the zone on one screen
-  ashlar dev kill node-1             the volume goes on; `ashlar dev start node-1` brings it back
+  ashlar status                      all zones on one screen
+  ashlar dev kill NODE               the volume goes on; `ashlar dev start NODE` brings it back
   ashlar volume create scratch --size 1GiB
   ashlar bench scratch --overwrite   4 KiB random writes, 32 at a time
 Ctrl-C stops everything; the next run finds the same data";
@@ -47,15 +46,16 @@ Ctrl-C stops everything; the next run finds the same data";
 #[derive(Debug, clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Arguments {
-    /// Zones. This build runs one; three come with issue 4.
-    #[arg(long, default_value_t = 1)]
-    zones: u8,
-    /// Storage nodes in the zone.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u8).range(1..=64))]
-    nodes: u8,
-    /// Members of the zone's control plane: 1, 3 or 5.
-    #[arg(long, default_value_t = 3)]
-    members: u8,
+    /// Zones, 1 to 3 (default: those that the folder has, 3 in a new one).
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=3))]
+    zones: Option<u8>,
+    /// Storage nodes in each zone (default: as many as there are, 4 in a new folder).
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=64))]
+    nodes: Option<u8>,
+    /// Members of each zone's control plane: 1, 3 or 5 (default: as many as there are, 3 in a new
+    /// folder).
+    #[arg(long)]
+    members: Option<u8>,
     /// Attach the demo volume, but do not mount it.
     #[arg(long)]
     no_mount: bool,
@@ -69,7 +69,9 @@ pub(crate) struct Arguments {
 /// Commands to a running cluster.
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Stop processes and keep them down (names as in the log folder: node-1, member-1).
+    /// Stop processes and keep them down (names as in the log folder: a-node-1, b-member-2).
+    ///
+    /// Where one zone alone has such a process, `node-1` is enough.
     Stop {
         /// The processes.
         #[arg(required = true)]
@@ -109,7 +111,9 @@ fn run_cluster(arguments: &Arguments) -> Result<(), Failure> {
     let began = Instant::now();
     let layout = Layout::new(&absolute(&arguments.dir)?);
     let _lock = layout.lock()?;
-    let cluster = layout.open_cluster(arguments.members, arguments.nodes)?;
+    let sizes =
+        Sizes { zones: arguments.zones, members: arguments.members, nodes: arguments.nodes };
+    let cluster = layout.open_cluster(sizes)?;
     config::write_all(&layout, &cluster)
         .map_err(|error| Failure::caused_by("write the cluster's configuration", &error))?;
     let mut supervisor = Supervisor::new(layout.clone());
@@ -136,25 +140,15 @@ async fn serve(
     let mut stop = StopSignals::new()?;
     start_processes(layout, cluster, supervisor)
         .map_err(|error| Failure::caused_by("start the cluster's processes", &error))?;
-    let zone = Zone::of(cluster.endpoints());
-    let held = cluster.nodes.iter().filter(|node| layout.hold(&node_name(node)).exists()).count();
-    let ready = readiness::wait(&zone, cluster, held);
+    let ready = all_ready(layout, cluster);
     match during(supervisor, &mut stop, true, ready).await? {
         Some(outcome) => outcome?,
         None => return Ok(()),
     }
     fs::write(layout.formed(), "")
         .map_err(|error| Failure::new(Kind::Error, "note that the cluster is up").because(error))?;
-    say(&format!(
-        "zone {} is ready after {:.1} s: {} members, {} nodes in {}",
-        cluster.zone,
-        began.elapsed().as_secs_f64(),
-        cluster.members.len(),
-        cluster.nodes.len(),
-        layout.root().display()
-    ));
-    say(&format!("control plane: {}", cluster.endpoints().join(",")));
-    let volume = demo::ensure_volume(&zone);
+    say(&welcome(layout, cluster, began));
+    let volume = demo::ensure_volume(cluster);
     match during(supervisor, &mut stop, true, volume).await? {
         Some(outcome) => outcome?,
         None => return Ok(()),
@@ -175,6 +169,31 @@ async fn serve(
     demo::unmount(layout, cluster).await
 }
 
+async fn all_ready(layout: &Layout, cluster: &Cluster) -> Result<(), Failure> {
+    let zones = cluster.zones.iter().map(|zone| {
+        let is_held = |name: String| layout.hold(&name).exists();
+        let held = zone.nodes.iter().filter(|node| is_held(zone.node_name(node))).count();
+        readiness::wait(zone, held)
+    });
+    futures::future::try_join_all(zones).await.map(drop)
+}
+
+/// What is up, and where.
+fn welcome(layout: &Layout, cluster: &Cluster, began: Instant) -> String {
+    let [zones, members, nodes] = cluster.sizes();
+    let mut text = format!(
+        "{zones} {} ready after {:.1} s, with {members} members and {nodes} nodes{}, in {}",
+        if zones == 1 { "zone is" } else { "zones are" },
+        began.elapsed().as_secs_f64(),
+        if zones == 1 { "" } else { " each" },
+        layout.root().display()
+    );
+    for zone in &cluster.zones {
+        text.push_str(&format!("\n  zone {}: {}", zone.name, zone.endpoints().join(",")));
+    }
+    text
+}
+
 fn start_processes(
     layout: &Layout,
     cluster: &Cluster,
@@ -185,11 +204,15 @@ fn start_processes(
         let arguments = [noun, "run", "--config", &config].map(str::to_owned).to_vec();
         supervisor.start(&name, arguments)
     };
-    for member in &cluster.members {
-        start(member_name(member), "controlplane")?;
+    for zone in &cluster.zones {
+        for member in &zone.members {
+            start(zone.member_name(member), "controlplane")?;
+        }
     }
-    for node in &cluster.nodes {
-        start(node_name(node), "node")?;
+    for zone in &cluster.zones {
+        for node in &zone.nodes {
+            start(zone.node_name(node), "node")?;
+        }
     }
     Ok(())
 }
@@ -237,13 +260,8 @@ fn say(line: &str) {
 }
 
 fn check_sizes(arguments: &Arguments) -> Result<(), Failure> {
-    if arguments.zones != 1 {
-        return Err(Failure::new(Kind::Usage, format!("run {} zones", arguments.zones))
-            .because("this build runs one zone; three zones come with issue 4")
-            .try_next("ashlar dev --zones 1"));
-    }
-    if !matches!(arguments.members, 1 | 3 | 5) {
-        return Err(Failure::new(Kind::Usage, format!("run {} members", arguments.members))
+    if let Some(members) = arguments.members.filter(|members| !matches!(members, 1 | 3 | 5)) {
+        return Err(Failure::new(Kind::Usage, format!("run {members} members"))
             .because("a control plane has 1, 3 or 5 members, so that a majority is clear")
             .try_next("ashlar dev --members 3"));
     }

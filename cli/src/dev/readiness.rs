@@ -1,4 +1,4 @@
-//! Waits until a cluster can serve: a leader, and every node with a heartbeat.
+//! Waits until a zone of a cluster can serve: a leader, and every node with a heartbeat.
 //!
 //! Asks the control plane as any operator would; looks into no process.
 
@@ -7,7 +7,7 @@ use std::time::Duration;
 use ashlar_proto::v1;
 use ashlar_proto::v1::cluster_service_client::ClusterServiceClient;
 
-use super::layout::Cluster;
+use super::layout::ZoneEntry;
 use crate::connect::Zone;
 use crate::failure::{Failure, Kind};
 
@@ -24,8 +24,9 @@ const QUESTION_WITHIN: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// When that takes longer than a minute; the text says what is missing.
-pub(crate) async fn wait(zone: &Zone, cluster: &Cluster, held: usize) -> Result<(), Failure> {
-    let wanted = cluster.nodes.len().saturating_sub(held);
+pub(crate) async fn wait(entry: &ZoneEntry, held: usize) -> Result<(), Failure> {
+    let zone = &Zone::of(entry.endpoints());
+    let wanted = entry.nodes.len().saturating_sub(held);
     let mut seen = "no member of the control plane answered".to_owned();
     let outcome = tokio::time::timeout(READY_WITHIN, async {
         loop {
@@ -44,7 +45,7 @@ pub(crate) async fn wait(zone: &Zone, cluster: &Cluster, held: usize) -> Result<
     })
     .await;
     outcome.map_err(|_elapsed| {
-        Failure::new(Kind::Timeout, "wait for the cluster")
+        Failure::new(Kind::Timeout, format!("wait for zone {}", entry.name))
             .because(seen)
             .try_next("look at the logs in the cluster's folder")
     })
@@ -52,7 +53,7 @@ pub(crate) async fn wait(zone: &Zone, cluster: &Cluster, held: usize) -> Result<
 
 async fn status(zone: &Zone) -> Result<v1::GetStatusResponse, Failure> {
     zone.call("look at the cluster", QUESTION_WITHIN, |channel| async move {
-        ClusterServiceClient::new(channel).get_status(v1::GetStatusRequest {}).await
+        ClusterServiceClient::new(channel).get_status(v1::GetStatusRequest::default()).await
     })
     .await
 }

@@ -106,7 +106,7 @@ impl Supervisor {
         }
     }
 
-    /// Ends all processes, the last started first; those of one kind (`node-…`) at the same time.
+    /// Ends all processes, the last started first; those of one kind (nodes) at the same time.
     pub(crate) fn stop_all(&mut self) {
         while let Some(kind) = self.processes.last().map(|process| process.kind().to_owned()) {
             let (mut ending, staying): (Vec<Process>, Vec<Process>) =
@@ -124,8 +124,9 @@ impl Supervisor {
 }
 
 impl Process {
+    /// The command that it runs: all nodes are of one kind, whatever their zone.
     fn kind(&self) -> &str {
-        self.name.split('-').next().unwrap_or_default()
+        self.arguments.first().map_or("", String::as_str)
     }
 
     fn spawn(&mut self, layout: &Layout) -> anyhow::Result<()> {

@@ -11,6 +11,7 @@
 //! | [`place`] | where replicas go |
 //! | [`plan`] | what the leader proposes next |
 //! | [`describe`] | how volumes and chunks are, with causes |
+//! | [`bulkhead`] | what calls to another zone may cost (design.md section 10) |
 //!
 //! No clock, no dice, no I/O: time comes in as an argument, chance as numbers in commands. What
 //! is committed never depends on what one leader saw, except as evidence carried in the command.
@@ -18,6 +19,7 @@
 extern crate alloc;
 
 pub mod apply;
+pub mod bulkhead;
 pub mod change;
 mod codec;
 pub mod command;

@@ -102,7 +102,9 @@ impl Member {
             Request::GetVolume(request) => {
                 let volume = self.find(&request.volume)?;
                 let volume = Some(self.view(now).volume(volume));
-                Ok(Step::Done(Reply::GetVolume(v1::GetVolumeResponse { volume })))
+                let unreachable_zones = Vec::new();
+                let reply = v1::GetVolumeResponse { volume, unreachable_zones };
+                Ok(Step::Done(Reply::GetVolume(reply)))
             }
             Request::GetVolumeMap(request) => {
                 let volume = self.find(&request.volume)?;
@@ -118,7 +120,9 @@ impl Member {
             Request::ReportLostMember(request) => self.report_lost(request),
             Request::ListNodes(_) => {
                 let nodes = self.view(now).nodes();
-                Ok(Step::Done(Reply::ListNodes(v1::ListNodesResponse { nodes })))
+                let unreachable_zones = Vec::new();
+                let reply = v1::ListNodesResponse { nodes, unreachable_zones };
+                Ok(Step::Done(Reply::ListNodes(reply)))
             }
         }
     }
@@ -342,6 +346,7 @@ impl Member {
         Ok(v1::ListVolumesResponse {
             next_page_token: last.map(|volume| volume.id.to_string()).unwrap_or_default(),
             volumes: page.into_iter().map(|volume| view.volume(volume)).collect(),
+            unreachable_zones: Vec::new(),
         })
     }
 

@@ -267,7 +267,8 @@ impl World {
     /// All nodes are heard.
     fn settle(&mut self) {
         self.until("nodes are up", |world| {
-            let Some(reply) = world.try_ask(Request::ListNodes(v1::ListNodesRequest {})) else {
+            let Some(reply) = world.try_ask(Request::ListNodes(v1::ListNodesRequest::default()))
+            else {
                 return false;
             };
             let Ok(Reply::ListNodes(list)) = reply else { return false };

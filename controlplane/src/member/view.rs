@@ -6,6 +6,7 @@ use ashlar_controlplane_core::observe::Observations;
 use ashlar_controlplane_core::state::{Volume, ZoneState};
 use ashlar_controlplane_core::verdict::{self, Verdict, Verdicts};
 use ashlar_proto::v1;
+use ashlar_types::ZoneId;
 
 /// Most stuck chunks that are listed.
 const STUCK_LISTED_MAX: usize = 100;
@@ -13,6 +14,7 @@ const STUCK_LISTED_MAX: usize = 100;
 /// The state and what the leader makes of it at one moment.
 pub(super) struct View<'a> {
     now: Now,
+    zone: ZoneId,
     state: &'a ZoneState,
     seen: Option<&'a Observations>,
     verdicts: Verdicts,
@@ -27,7 +29,7 @@ impl<'a> View<'a> {
         let verdicts =
             seen.map(|seen| verdict::judge_all(now.time, state, seen)).unwrap_or_default();
         let members = member.members().addresses.into_values().collect();
-        Self { now, state, seen, verdicts, members }
+        Self { now, zone: member.options.zone, state, seen, verdicts, members }
     }
 
     fn counts(&self, volume: &Volume) -> Counts {
@@ -97,6 +99,7 @@ impl<'a> View<'a> {
                     replicas: u32::try_from(self.state.replicas_on(record.node))
                         .unwrap_or(u32::MAX),
                     primaries: self.state.primaries_on(record.node),
+                    zone: self.zone.to_string(),
                 }
             })
             .collect()

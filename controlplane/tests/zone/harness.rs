@@ -24,6 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const CAPACITY_BYTES: u64 = 8 << 30;
 
 pub(crate) struct Zone {
+    name: String,
+    /// The region map of its members.
+    zones: BTreeMap<String, Vec<String>>,
     timing: Timing,
     folder: tempfile::TempDir,
     addresses: BTreeMap<u64, String>,
@@ -69,25 +72,56 @@ impl Zone {
 
     /// The same with other times and sizes.
     pub(crate) async fn start_with(members: u64, nodes: u32, timing: Timing) -> Self {
-        let mut zone = Self {
-            timing,
+        let mut zone = Self::prepare("a", members);
+        zone.timing = timing;
+        zone.go(nodes).await;
+        zone
+    }
+
+    /// One zone of a region, with addresses; nothing runs yet.
+    pub(crate) fn prepare(name: &str, members: u64) -> Self {
+        Self {
+            name: name.into(),
+            zones: BTreeMap::new(),
+            timing: Timing::default(),
             folder: tempfile::tempdir().unwrap(),
             addresses: (1..=members).map(|id| (id, free_address())).collect(),
             members: BTreeMap::new(),
             nodes: BTreeMap::new(),
             hush: Arc::new(AtomicBool::new(false)),
-        };
-        (1..=members).for_each(|id| zone.start_member(id));
+        }
+    }
+
+    /// Zones of one member each that know each other, all up.
+    pub(crate) async fn region(names: &[&str], nodes: u32) -> Vec<Self> {
+        let mut zones: Vec<Self> = names.iter().map(|name| Self::prepare(name, 1)).collect();
+        let map: BTreeMap<String, Vec<String>> =
+            zones.iter().map(|zone| (zone.name.clone(), vec![zone.address(1)])).collect();
+        for zone in &mut zones {
+            zone.knows(map.clone());
+            zone.go(nodes).await;
+        }
+        zones
+    }
+
+    /// Gives its members a region map.
+    pub(crate) fn knows(&mut self, zones: BTreeMap<String, Vec<String>>) {
+        self.zones = zones;
+    }
+
+    /// Starts members and nodes and waits for them.
+    pub(crate) async fn go(&mut self, nodes: u32) {
+        let ids: Vec<u64> = self.addresses.keys().copied().collect();
+        ids.into_iter().for_each(|id| self.start_member(id));
         for node in 1..=nodes {
-            zone.start_node(node).await;
+            self.start_node(node).await;
         }
         let wanted = nodes as usize;
-        zone.until("all nodes are up", move |status| {
+        self.until("all nodes are up", move |status| {
             let up = status.nodes.iter().filter(|node| node.state() == v1::NodeState::Up);
             up.count() == wanted
         })
         .await;
-        zone
     }
 
     pub(crate) fn start_member(&mut self, id: u64) {
@@ -111,7 +145,7 @@ impl Zone {
     pub(crate) fn config(&self, id: u64) -> Config {
         let first = |id: &u64| *id <= 5;
         Config {
-            zone: "a".into(),
+            zone: self.name.clone(),
             member: id,
             data_dir: self.folder(id),
             listen: self.addresses[&id].clone(),
@@ -124,6 +158,7 @@ impl Zone {
             join: Vec::new(),
             bootstrap: true,
             insecure: false,
+            zones: self.zones.clone(),
             timing: self.timing.clone(),
         }
     }
@@ -179,7 +214,7 @@ impl Zone {
             loop {
                 for id in self.members.keys() {
                     let mut client = ClusterServiceClient::new(self.channel(*id));
-                    if let Ok(status) = client.get_status(v1::GetStatusRequest {}).await {
+                    if let Ok(status) = client.get_status(v1::GetStatusRequest::default()).await {
                         return status.into_inner();
                     }
                 }
@@ -236,7 +271,7 @@ impl Zone {
         self.nodes.get(&node).map_or_else(
             || v1::Registration {
                 version: 1,
-                zone: "a".into(),
+                zone: self.name.clone(),
                 node,
                 store: format!("{node:032x}"),
                 start: 1,

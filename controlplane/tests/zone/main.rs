@@ -11,6 +11,7 @@
 
 mod harness;
 mod members;
+mod region;
 
 use ashlar_controlplane::Timing;
 use ashlar_proto::convert::NodeMessage;
@@ -54,10 +55,14 @@ async fn a_volume_lives_from_creation_to_erasure_through_any_member() {
         assert_eq!(made.nodes, [1, 2, 3, 4]);
         zone.available(&name).await;
     }
-    let page = v1::ListVolumesRequest { page_size: 2, page_token: String::new() };
+    let page = v1::ListVolumesRequest { page_size: 2, ..Default::default() };
     let first = zone.volumes(2).list_volumes(page).await.unwrap().into_inner();
     assert_eq!(first.volumes.len(), 2);
-    let page = v1::ListVolumesRequest { page_size: 2, page_token: first.next_page_token };
+    let page = v1::ListVolumesRequest {
+        page_size: 2,
+        page_token: first.next_page_token,
+        ..Default::default()
+    };
     let second = zone.volumes(1).list_volumes(page).await.unwrap().into_inner();
     assert_eq!((second.volumes.len(), second.next_page_token.as_str()), (1, ""));
 
@@ -166,7 +171,7 @@ async fn bad_input_gets_a_typed_error_that_names_the_field() {
     assert_eq!(reason(zone.volumes(1).get_volume(named(foreign)).await), Reason::UnknownZone);
     assert_eq!(reason(zone.volumes(1).get_volume(named("")).await), Reason::InvalidParameter);
     assert_eq!(reason(zone.volumes(1).get_volume(named("x")).await), Reason::VolumeNotFound);
-    let page = v1::ListVolumesRequest { page_size: 0, page_token: "?".into() };
+    let page = v1::ListVolumesRequest { page_token: "?".into(), ..Default::default() };
     assert_eq!(reason(zone.volumes(1).list_volumes(page).await), Reason::InvalidParameter);
     let dry = v1::CreateVolumeRequest { dry_run: true, ..create("dry", "") };
     assert!(zone.volumes(1).create_volume(dry).await.unwrap().into_inner().dry_run);

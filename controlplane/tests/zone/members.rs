@@ -10,16 +10,15 @@ fn add(address: &str) -> v1::AddMemberRequest {
     v1::AddMemberRequest {
         address: address.into(),
         client_token: format!("add-{address}"),
-        dry_run: false,
+        ..Default::default()
     }
 }
 
 fn remove(member: u64) -> v1::RemoveMemberRequest {
     v1::RemoveMemberRequest {
         member,
-        force: false,
         client_token: format!("remove-{member}"),
-        dry_run: false,
+        ..Default::default()
     }
 }
 
@@ -138,7 +137,7 @@ async fn removal_at_risk_is_refused_by_name_and_dry_runs_change_nothing() {
     assert!(zone.cluster(there).remove_member(dry).await.unwrap().into_inner().dry_run);
     let nowhere = zone.cluster(there).add_member(add("nowhere")).await;
     assert_eq!(reason(nowhere), Reason::InvalidParameter);
-    let list = zone.cluster(there).list_members(v1::ListMembersRequest {}).await.unwrap();
+    let list = zone.cluster(there).list_members(v1::ListMembersRequest::default()).await.unwrap();
     assert_eq!(list.into_inner().members.len(), 3);
     zone.stop().await;
 }

@@ -4,7 +4,7 @@ use super::*;
 
 impl World {
     fn list(&mut self) -> Vec<v1::Member> {
-        match self.ask(&Request::ListMembers(v1::ListMembersRequest {})) {
+        match self.ask(&Request::ListMembers(v1::ListMembersRequest::default())) {
             Ok(Reply::ListMembers(list)) => list.members,
             other => panic!("{other:?}"),
         }
@@ -57,13 +57,18 @@ fn add(token: &str, address: &str) -> Request {
     Request::AddMember(v1::AddMemberRequest {
         address: address.into(),
         client_token: token.into(),
-        dry_run: false,
+        ..Default::default()
     })
 }
 
 fn remove(token: &str, member: u64, force: bool) -> Request {
     let client_token = token.into();
-    Request::RemoveMember(v1::RemoveMemberRequest { member, force, client_token, dry_run: false })
+    Request::RemoveMember(v1::RemoveMemberRequest {
+        member,
+        force,
+        client_token,
+        ..Default::default()
+    })
 }
 
 #[test]
