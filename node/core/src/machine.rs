@@ -503,9 +503,7 @@ impl NodeCore {
         }
         let refused = match self.replicas.get(&chunk) {
             Some(held) if held.durable.replica == named => return,
-            // A configuration of before, late: it tells nothing about what is held now, nor about
-            // what this node never heard of in time.
-            Some(held) if config.epoch < held.durable.config.epoch => return,
+            Some(held) if held.outlives(named, config) => return,
             Some(held) => !held.gives_way_to(named, config) || config.check().is_err(),
             None => config.check().is_err(),
         };

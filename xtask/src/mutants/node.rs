@@ -7,9 +7,9 @@ pub(super) const NODE_RULES: &[&str] = &["-p", "ashlar-node-core"];
 pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "a configuration that comes late makes no replica and sounds no alarm",
-        file: "node/core/src/machine.rs",
-        take_out: "Some(held) if config.epoch < held.durable.config.epoch => return,",
-        put_in: "Some(held) if held.durable.config.epoch < held.durable.config.epoch => return,",
+        file: "node/core/src/replica/suspect.rs",
+        take_out: "(named.incarnation < held.replica.incarnation || is_out)",
+        put_in: "{ let _unused = is_out; named.incarnation < held.replica.incarnation }",
         tests: NODE_RULES,
     },
     Mutant {

@@ -37,6 +37,14 @@ impl Replica {
             && config.is_learner(named)
     }
 
+    /// Whether `config` is one of before, come late, that tells nothing about what is held now: it
+    /// names an incarnation of before, or one that came and went while this node did not listen.
+    pub(crate) fn outlives(&self, named: ReplicaId, config: &ChunkConfig) -> bool {
+        let held = &self.durable;
+        let is_out = held.config.replicas().all(|replica| replica != held.replica);
+        config.epoch < held.config.epoch && (named.incarnation < held.replica.incarnation || is_out)
+    }
+
     /// Answers a request without having looked at anything but its configuration.
     pub(super) fn refuse_as_suspect(
         &mut self,
