@@ -15,7 +15,7 @@ use ashlar_env::clock::{Clock, SystemClock};
 use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::v1;
 use ashlar_types::Time;
-use ashlar_types::message::cluster::Registration;
+use ashlar_types::message::cluster::{Order, Registration};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -266,11 +266,12 @@ impl Machine {
                     answer.send(*result).ok();
                 }
             }
-            Output::Node { session, message } => {
+            Output::Node { session, term, message } => {
+                let order = Order { term, message };
                 let sent = self
                     .nodes
                     .get(&session)
-                    .is_some_and(|node| node.try_send(Ok((&message).into())).is_ok());
+                    .is_some_and(|node| node.try_send(Ok((&order).into())).is_ok());
                 if !sent && self.nodes.remove(&session).is_some() {
                     tracing::warn!("a node does not take its messages; its stream is ended");
                     return Some(Input::NodeClosed { session });

@@ -34,7 +34,7 @@ use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::v1;
 use ashlar_types::message::cluster::{ControlDown, ControlUp, Registration};
 use ashlar_types::message::data::Network;
-use ashlar_types::{NodeId, Time, ZoneId};
+use ashlar_types::{ControlTerm, NodeId, Time, ZoneId};
 use ashlar_zone_raft::{
     Committed, Driver, DriverError, Outbox as RaftOutbox, RaftOptions, StorageError,
 };
@@ -219,6 +219,8 @@ pub enum Output {
     Node {
         /// The stream.
         session: SessionKey,
+        /// Of the leadership that says it.
+        term: ControlTerm,
         /// What.
         message: ControlDown,
     },

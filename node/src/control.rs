@@ -19,8 +19,9 @@ use ashlar_proto::GRPC_MESSAGE_BYTES_MAX;
 use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::v1;
 use ashlar_proto::v1::node_service_client::NodeServiceClient;
+use ashlar_types::ControlTerm;
 use ashlar_types::backoff::{Backoff, BackoffPolicy};
-use ashlar_types::message::cluster::{ControlDown, PeerAddress, Registration};
+use ashlar_types::message::cluster::{ControlDown, Order, PeerAddress, Registration};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -70,6 +71,8 @@ pub(crate) struct Control {
     pub(crate) folder: PathBuf,
     /// The list as it was found there.
     pub(crate) known: Vec<PeerAddress>,
+    /// Latest leadership that has spoken: nothing of an earlier one is taken in, here or in the core.
+    pub(crate) term: ControlTerm,
     /// The node holds replicas.
     pub(crate) serves: bool,
     /// To the machine's task.
@@ -94,6 +97,9 @@ enum StreamEnd {
     /// The member ended it.
     #[error("ended by the control plane")]
     Ended,
+    /// The member led once, and does not know yet that another does.
+    #[error("a leader of term {theirs} speaks, and one of term {seen} has spoken before")]
+    Replaced { theirs: ControlTerm, seen: ControlTerm },
     /// The machine's task has ended.
     #[error("the node is stopping")]
     Stopping,
@@ -117,7 +123,12 @@ impl StreamEnd {
     fn for_good(&self) -> Option<&ApiError> {
         match self {
             Self::Refused(refusal) => refusal.reason.refuses_node_for_good().then_some(refusal),
-            Self::Status(_) | Self::Connect(_) | Self::Late | Self::Ended | Self::Stopping => None,
+            Self::Status(_)
+            | Self::Connect(_)
+            | Self::Late
+            | Self::Ended
+            | Self::Replaced { .. }
+            | Self::Stopping => None,
         }
     }
 }
@@ -189,7 +200,6 @@ impl Control {
             Ok(Err(end)) => return end,
             Err(_elapsed) => return StreamEnd::Late,
         };
-        let mut told = false;
         let mut up = Some(up);
         loop {
             let message = match down.message().await {
@@ -197,35 +207,34 @@ impl Control {
                 Ok(None) => return StreamEnd::Ended,
                 Err(status) => return status.into(),
             };
-            // The leader speaks first; one that does not lead ends the stream without a message.
-            if let Some(up) = up.take()
-                && self.events.send(ControlEvent::Open(up)).await.is_err()
-            {
-                return StreamEnd::Stopping;
+            let order = match Order::try_from(&message) {
+                Ok(order) => order,
+                Err(error) => {
+                    tracing::warn!(%member, %error, "a message of the control plane is malformed");
+                    continue;
+                }
+            };
+            if order.term < self.term {
+                return StreamEnd::Replaced { theirs: order.term, seen: self.term };
             }
-            if !told {
-                told = true;
+            self.term = order.term;
+            // The leader speaks first; one that does not lead ends the stream without a message.
+            if let Some(up) = up.take() {
+                if self.events.send(ControlEvent::Open(up)).await.is_err() {
+                    return StreamEnd::Stopping;
+                }
                 self.serves = true;
                 last_error.clear();
                 tracing::info!(%member, "registered with the control plane");
             }
-            match ControlDown::try_from(&message) {
-                Ok(message) => {
-                    match &message {
-                        ControlDown::Peers(peers) => self.keep_peers(peers).await,
-                        ControlDown::ZoneKey(key) => self.admission.learn(key).await,
-                        _for_the_machine => {}
-                    }
-                    if let ControlDown::Members(members) = &message {
-                        self.keep_members(members).await;
-                    }
-                    if self.events.send(ControlEvent::Down(message)).await.is_err() {
-                        return StreamEnd::Stopping;
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(%member, %error, "a message of the control plane is malformed");
-                }
+            match &order.message {
+                ControlDown::Peers(peers) => self.keep_peers(peers).await,
+                ControlDown::ZoneKey(key) => self.admission.learn(key).await,
+                ControlDown::Members(members) => self.keep_members(members).await,
+                _for_the_machine => {}
+            }
+            if self.events.send(ControlEvent::Down(order)).await.is_err() {
+                return StreamEnd::Stopping;
             }
         }
     }

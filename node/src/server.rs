@@ -25,9 +25,9 @@ use ashlar_env::task::{Task, spawn_named};
 use ashlar_node_core::durable::DurableState;
 use ashlar_node_core::{Identity, NodeCore, Outbox, Timing};
 use ashlar_proto::reason::ApiError;
-use ashlar_types::Time;
 use ashlar_types::message::cluster::{CLUSTER_PROTOCOL_VERSION, Registration};
 use ashlar_types::message::data::Network;
+use ashlar_types::{ControlTerm, Time};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -171,6 +171,7 @@ async fn serve(
         source: addresses.0.ip(),
         admission,
         folder: config.data_dir.clone(),
+        term: ControlTerm::default(),
         known,
         serves,
         events: control_events,

@@ -18,7 +18,7 @@ use crate::store::{NoSpace, Numbered, ReadDone, ReadRequest, Space, StoreFailure
 use ashlar_env::clock::Clock;
 use ashlar_node_core::{Alarm, Effect, Input, Line, NodeCore, Outbox, ReadTicket, Record};
 use ashlar_proto::v1;
-use ashlar_types::message::cluster::{ControlDown, ControlUp};
+use ashlar_types::message::cluster::{ControlDown, ControlUp, Order};
 use ashlar_types::{BlockData, ChunkId, Time};
 use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
@@ -69,7 +69,7 @@ pub(crate) enum ControlEvent {
     /// It is open; messages for it go here. A sender that is dropped ends the stream.
     Open(mpsc::Sender<v1::NodeUp>),
     /// A message.
-    Down(ControlDown),
+    Down(Order),
     /// The zone's nodes as they were when this node last heard of them.
     KnownPeers(Vec<ashlar_types::message::cluster::PeerAddress>),
 }
@@ -342,11 +342,11 @@ impl<S: Storage> Machine<S> {
                 self.control = Some(sender);
                 self.inputs.push(Input::ControlUp);
             }
-            ControlEvent::Down(down) => {
-                if let ControlDown::Peers(peers) = &down {
+            ControlEvent::Down(order) => {
+                if let ControlDown::Peers(peers) = &order.message {
                     self.table.update_peers(peers, &mut self.inputs);
                 }
-                self.inputs.push(Input::Control(down));
+                self.inputs.push(Input::Control(order));
             }
             ControlEvent::KnownPeers(peers) => {
                 self.table.update_peers(&peers, &mut self.inputs);

@@ -41,6 +41,26 @@ fn a_node_finds_the_member_that_answers_and_a_control_plane_that_comes_back() {
 }
 
 #[test]
+fn a_leader_that_was_replaced_is_not_listened_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (ControlPlane::start(), ControlPlane::start());
+    one.speak_for(5);
+    two.speak_for(5);
+    let members = [one.address(), two.address()];
+    let mut node = Node::start(lone_config(25, folder.path(), &members));
+    until("a heartbeat", || one.heartbeat(NodeId(1)).or_else(|| two.heartbeat(NodeId(1))));
+    let (leader, former) = if one.heartbeat(NodeId(1)).is_some() { (one, two) } else { (two, one) };
+    former.speak_for(4);
+    let before = former.calls();
+    drop(leader);
+    until("two tries", || (former.calls() >= before + 2).then_some(()));
+    assert_eq!(former.heartbeat(NodeId(1)), None, "it speaks for term 4");
+    former.speak_for(6);
+    until("a heartbeat", || former.heartbeat(NodeId(1)));
+    node.stop().unwrap();
+}
+
+#[test]
 fn a_node_whose_number_is_taken_ends_and_says_so() {
     let control = ControlPlane::start();
     control.refuse(ApiError::new(Reason::NodeIdTaken, "node-1 is bound to another store"));

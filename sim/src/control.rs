@@ -17,7 +17,7 @@ use ashlar_node_core as node;
 use ashlar_proto::reason::ApiError;
 use ashlar_proto::v1;
 use ashlar_types::message::cluster::{
-    CLUSTER_PROTOCOL_VERSION, ControlDown, ControlUp, Registration,
+    CLUSTER_PROTOCOL_VERSION, ControlDown, ControlUp, Order, Registration,
 };
 use ashlar_types::message::data::Network;
 use ashlar_types::{ChunkConfig, NodeId, Time, ZoneId};
@@ -65,7 +65,7 @@ pub(crate) enum ControlEvent {
     Down {
         session: SessionKey,
         node: NodeId,
-        message: ControlDown,
+        order: Order,
     },
     Close {
         session: SessionKey,
@@ -379,14 +379,14 @@ impl World {
                     self.member_input(known.member, Input::NodeSaid { session, message });
                 }
             }
-            ControlEvent::Down { session, message, .. } => {
+            ControlEvent::Down { session, order, .. } => {
                 let known = self.control.sessions.get(&session).copied();
                 if let Some(known) = known.filter(|s| self.lives(s.node, s.node_life)) {
-                    if let ControlDown::Members(addresses) = &message {
+                    if let ControlDown::Members(addresses) = &order.message {
                         let ids = self.control.numbers(addresses);
                         self.control.node_knows.insert(known.node, ids);
                     }
-                    self.input(known.node, node::Input::Control(message));
+                    self.input(known.node, node::Input::Control(order));
                 }
             }
             ControlEvent::Close { session, leader } => self.end_session(session, leader),
@@ -512,15 +512,15 @@ impl World {
                 let wait = self.net.delay(&mut self.dice);
                 self.control_in(wait, ControlEvent::Answered { call, result });
             }
-            Output::Node { session, message } => {
+            Output::Node { session, term, message } => {
                 let Some(known) = self.control.sessions.get(&session).copied() else { return };
                 if self.is_cut_between(Host::Member(id), Host::Node(known.node)) {
                     self.control_in(REDIAL_MAX, ControlEvent::Close { session, leader: None });
                     return;
                 }
-                let node = known.node;
+                let (node, order) = (known.node, Order { term, message });
                 let at = self.arrival(Host::Member(id), Host::Node(node));
-                self.schedule(at, Event::Control(ControlEvent::Down { session, node, message }));
+                self.schedule(at, Event::Control(ControlEvent::Down { session, node, order }));
             }
             Output::CloseNode { session, error } => {
                 let known = self.control.sessions.get(&session).copied();

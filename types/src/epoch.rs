@@ -39,6 +39,10 @@ number!(
     SessionId
 );
 number!(
+    /// Number of a leadership of the zone's control plane: Raft's term. Not the term of a chunk. From 1.
+    ControlTerm
+);
+number!(
     /// Number of a start of a node's process, durable before the process speaks. From 1.
     StartNumber
 );

@@ -19,7 +19,7 @@ pub mod time;
 
 pub use blocks::{BLOCK_SIZE, BlockData, BlockDataError, BlockRange, Sums};
 pub use config::{ChunkConfig, ConfigError, StaleInfo};
-pub use epoch::{Epoch, Generation, Lsn, SessionId, StartNumber, Term};
+pub use epoch::{ControlTerm, Epoch, Generation, Lsn, SessionId, StartNumber, Term};
 pub use geometry::{ChunkPart, Geometry, GeometryError};
 pub use id::{
     ChunkId, ChunkIndex, IdError, Incarnation, NodeId, ReplicaId, RequestId, StoreId, VolumeId,

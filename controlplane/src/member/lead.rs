@@ -13,7 +13,7 @@ use ashlar_controlplane_core::verdict;
 use ashlar_proto::reason::ApiError;
 use ashlar_types::message::cluster::ControlDown;
 use ashlar_types::message::data::Network;
-use ashlar_types::{ChunkId, Generation, NodeId, ReplicaId, Time, VolumeId};
+use ashlar_types::{ChunkId, ControlTerm, Generation, NodeId, ReplicaId, Time, VolumeId};
 use ashlar_zone_raft::ProposeError;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -185,9 +185,10 @@ impl Member {
         for (proposal, reason) in &plan.refused {
             let (chunk, epoch, reason) = (proposal.chunk, proposal.epoch, reason.clone());
             tracing::info!(%chunk, %epoch, %reason, "a proposal is refused");
+            let term = ControlTerm(lead.term);
             if let Some(session) = lead.session_of(proposal.proposer.node) {
                 let message = ControlDown::ProposalRefused { chunk, epoch, reason };
-                out.push(Output::Node { session: session.key, message });
+                out.push(Output::Node { session: session.key, term, message });
             }
         }
         self.look_around(now);

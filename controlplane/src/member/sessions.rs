@@ -17,7 +17,7 @@ use ashlar_proto::token::Signs;
 use ashlar_types::message::cluster::{
     CLUSTER_PROTOCOL_VERSION, ControlDown, ControlUp, PeerAddress, Registration,
 };
-use ashlar_types::{ChunkId, NodeId, ReplicaId, StartNumber, StoreId};
+use ashlar_types::{ChunkId, ControlTerm, NodeId, ReplicaId, StartNumber, StoreId};
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
@@ -195,13 +195,12 @@ impl Member {
         tracing::info!(%node, "a node's stream is open");
         lead.seen.on_connected(now.time, node);
         lead.plan_due = true;
-        let peers = peers(&self.state);
-        out.push(Output::Node { session: key, message: ControlDown::Peers(peers) });
-        if let Some(message) = zone_key(&self.state) {
-            out.push(Output::Node { session: key, message });
-        }
+        let term = ControlTerm(lead.term);
+        let mut tell = |message| out.push(Output::Node { session: key, term, message });
+        tell(ControlDown::Peers(peers(&self.state)));
+        zone_key(&self.state).into_iter().for_each(&mut tell);
         if let Some(members) = self.changed_addresses() {
-            out.push(Output::Node { session: key, message: ControlDown::Members(members) });
+            tell(ControlDown::Members(members));
         }
         let Some(lead) = &mut self.lead else { return };
         let Some(session) = lead.sessions.get_mut(&key) else { return };
@@ -269,8 +268,9 @@ impl Member {
         let peers = std::mem::take(&mut lead.peers_due).then(|| peers(&self.state));
         let key = std::mem::take(&mut lead.key_due).then(|| zone_key(&self.state)).flatten();
         let members = members.filter(|_| std::mem::take(&mut lead.members_due));
+        let term = ControlTerm(lead.term);
         for session in lead.sessions.values_mut().filter(|session| session.active) {
-            let mut tell = |message| out.push(Output::Node { session: session.key, message });
+            let mut tell = |message| out.push(Output::Node { session: session.key, term, message });
             if let Some(peers) = &peers {
                 tell(ControlDown::Peers(peers.clone()));
             }

@@ -173,7 +173,7 @@ impl World {
             Output::Answer { call, result } => {
                 assert!(self.answers.insert(call, *result).is_none(), "answered twice");
             }
-            Output::Node { session, message } => {
+            Output::Node { session, message, .. } => {
                 let node = self.nodes.iter_mut().find(|(_, n)| n.session == Some((id, session)));
                 if let Some((number, node)) = node {
                     node.hear(*number, message);
@@ -381,7 +381,7 @@ impl Node {
 
 fn registration(number: u32) -> Registration {
     Registration {
-        version: 1,
+        version: 2,
         zone: "a".parse().unwrap(),
         node: NodeId(number),
         store: StoreId(number.into()),

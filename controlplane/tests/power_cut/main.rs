@@ -190,7 +190,7 @@ impl Zone {
         let session = SessionKey(n.into());
         let [_, a, b, c] = n.to_be_bytes();
         let registration = Registration {
-            version: 1,
+            version: 2,
             zone: "a".parse().unwrap(),
             node: NodeId(n),
             store: StoreId(n.into()),

@@ -270,7 +270,7 @@ impl Zone {
     pub(crate) fn registration(&self, node: u32) -> v1::Registration {
         self.nodes.get(&node).map_or_else(
             || v1::Registration {
-                version: 1,
+                version: 2,
                 zone: self.name.clone(),
                 node,
                 store: format!("{node:032x}"),
@@ -385,7 +385,9 @@ async fn session(
                 sender.send(v1::NodeUp { message }).await.ok()?;
             }
             message = stream.message() => match message {
-                Ok(Some(v1::NodeDown { message: Some(v1::node_down::Message::Members(list)) })) => {
+                Ok(Some(v1::NodeDown {
+                    message: Some(v1::node_down::Message::Members(list)), ..
+                })) => {
                     *members = list.addresses;
                 }
                 Ok(Some(down)) => due |= adopt(registration.node, down, &mut known),

@@ -18,12 +18,12 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use ashlar_types::limit::is_short_of_space;
 use ashlar_types::message::cluster::{
-    ControlDown, ControlUp, Heartbeat, ReplicaReport, ReplicaState,
+    ControlDown, ControlUp, Heartbeat, Order, ReplicaReport, ReplicaState,
 };
 use ashlar_types::message::data::{DataMessage, Network, NotReady, PeerRefusal, Refusal, Stamp};
 use ashlar_types::{
-    BlockData, BlockRange, ChunkConfig, ChunkId, Epoch, Generation, NodeId, ReplicaId, SessionId,
-    StartNumber, StoreId, Time, VolumeId,
+    BlockData, BlockRange, ChunkConfig, ChunkId, ControlTerm, Epoch, Generation, NodeId, ReplicaId,
+    SessionId, StartNumber, StoreId, Time, VolumeId,
 };
 use core::ops::Bound;
 
@@ -81,7 +81,7 @@ pub enum Input {
     /// The stream to the control plane is open (again): it must be told everything.
     ControlUp,
     /// A message of the control plane.
-    Control(ControlDown),
+    Control(Order),
     /// Room in the store.
     Space {
         /// What it can hold, in bytes.
@@ -118,6 +118,10 @@ pub struct NodeCore {
     /// The store has lost records: a chunk that it does not know may be one of them.
     has_gaps: bool,
     scrub: Scrub,
+    /// Latest leadership of the control plane that has spoken. Forgotten by a restart: what outlives
+    /// a leader in what it said (configurations, orders to erase) is committed and stays true however
+    /// late it comes, and the rest a new process has not been told by anybody yet.
+    control_term: ControlTerm,
 }
 
 impl NodeCore {
@@ -149,6 +153,7 @@ impl NodeCore {
             erased: recovered.erased().collect(),
             has_gaps: recovered.has_gaps(),
             scrub: Scrub::new(now),
+            control_term: ControlTerm::default(),
         };
         for (chunk, durable) in recovered.into_replicas() {
             core.watch_members(now, &durable.config);
@@ -235,7 +240,7 @@ impl NodeCore {
             Input::Durable { seq } => self.on_durable(now, seq, out),
             Input::BlocksRead { ticket, content } => self.on_blocks(now, ticket, content, out),
             Input::ControlUp => self.report_everything(out),
-            Input::Control(message) => self.on_control(now, message, out),
+            Input::Control(order) => self.on_order(now, order, out),
             Input::Space { capacity_bytes, used_bytes } => {
                 self.space = (capacity_bytes, used_bytes);
             }
@@ -523,6 +528,16 @@ impl NodeCore {
         self.replicas.insert(chunk, replica);
         self.erased.remove(&chunk);
         self.dirty.insert(chunk);
+    }
+
+    /// A message of the control plane, unless a later leader has spoken before: the one that says it
+    /// was replaced, and does not know. The shell ends its stream and finds the other.
+    fn on_order(&mut self, now: Time, order: Order, out: &mut Outbox) {
+        if order.term < self.control_term {
+            return;
+        }
+        self.control_term = order.term;
+        self.on_control(now, order.message, out);
     }
 
     fn on_control(&mut self, now: Time, message: ControlDown, out: &mut Outbox) {

@@ -2,11 +2,10 @@
 
 mod common;
 
-use ashlar_node_core::Input;
 use ashlar_types::message::cluster::ControlDown;
 use ashlar_types::message::data::{DataMessage, Refusal, Stamp};
 use ashlar_types::{ChunkConfig, Generation, NodeId, RequestId, SessionId};
-use common::{block, chunk, config, is_done, lsn, replica, serving, stamp, term, write};
+use common::{block, chunk, config, is_done, lsn, order, replica, serving, stamp, term, write};
 
 /// The number of the newer generation that a client is told of.
 fn told(sent: &[(NodeId, DataMessage)], request: u64) -> Option<Generation> {
@@ -24,7 +23,7 @@ fn a_primary_that_hears_of_a_newer_attachment_late_acknowledges_nothing_of_the_f
     hands.client_says(write(7, 1, block(3, 1)));
     hands.sync();
     let newer = ChunkConfig { generation: Generation(2), ..config(2) };
-    let mut sent = hands.feed(Input::Control(ControlDown::Configs(vec![newer])));
+    let mut sent = hands.feed(order(ControlDown::Configs(vec![newer])));
     assert_eq!(told(&sent, 7), Some(Generation(2)));
     sent.clear();
     // The write has its place: the members take it under the new epoch.
@@ -40,7 +39,7 @@ fn the_same_attachment_under_a_later_epoch_is_answered() {
     let mut hands = serving(config(1));
     hands.client_says(write(7, 1, block(3, 1)));
     hands.sync();
-    let mut sent = hands.feed(Input::Control(ControlDown::Configs(vec![config(2)])));
+    let mut sent = hands.feed(order(ControlDown::Configs(vec![config(2)])));
     for peer in [2, 3] {
         sent.extend(hands.ack(peer, lsn(term(1, 1), 1)));
     }

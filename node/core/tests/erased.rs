@@ -6,12 +6,11 @@
 
 mod common;
 
-use ashlar_node_core::Input;
 use ashlar_node_core::durable::DurableState;
 use ashlar_types::message::cluster::ControlDown;
 use ashlar_types::message::data::{DataMessage, PeerRefusal};
 use ashlar_types::{ChunkConfig, Epoch, Incarnation, ReplicaId};
-use common::{Hands, chunk, config, following, refusal, replica, term};
+use common::{Hands, chunk, config, following, order, refusal, replica, term};
 
 /// Node 2 was a secondary of node 1, has taken over in epoch 2, and was retired and erased later.
 fn erased() -> Hands {
@@ -23,8 +22,8 @@ fn erased() -> Hands {
         stale: vec![(replica(1), Default::default())],
         ..config(2)
     };
-    hands.feed(Input::Control(ControlDown::Configs(vec![elected])));
-    hands.feed(Input::Control(ControlDown::Erase(vec![(chunk(), replica(2))])));
+    hands.feed(order(ControlDown::Configs(vec![elected])));
+    hands.feed(order(ControlDown::Erase(vec![(chunk(), replica(2))])));
     hands.sync();
     assert!(hands.core.durable(chunk()).is_none());
     hands
@@ -43,7 +42,7 @@ fn old_primary_collects(hands: &mut Hands) {
 fn an_erased_replica_is_not_brought_back_by_an_older_configuration() {
     let mut hands = erased();
     old_primary_collects(&mut hands);
-    hands.feed(Input::Control(ControlDown::Configs(vec![config(1)])));
+    hands.feed(order(ControlDown::Configs(vec![config(1)])));
     hands.peer_says(1, DataMessage::Adopt { config: Box::new(config(2)) });
     assert!(hands.core.durable(chunk()).is_none());
 }
@@ -65,7 +64,7 @@ fn a_later_configuration_makes_a_new_replica_where_one_was_erased() {
     let new = ReplicaId { incarnation: Incarnation(7), ..replica(2) };
     let later =
         ChunkConfig { in_sync: vec![replica(1), replica(3)], learners: vec![new], ..config(7) };
-    hands.feed(Input::Control(ControlDown::Configs(vec![later])));
+    hands.feed(order(ControlDown::Configs(vec![later])));
     hands.sync();
     assert_eq!(hands.core.durable(chunk()).map(|durable| durable.replica), Some(new));
     let found = hands.crash();

@@ -5,11 +5,13 @@
 
 mod common;
 
-use ashlar_node_core::{Input, Record};
+use ashlar_node_core::Record;
 use ashlar_types::message::cluster::{Change, ControlDown};
 use ashlar_types::message::data::{DataMessage, PeerRefusal};
 use ashlar_types::{BlockRange, ChunkConfig, ChunkId, ChunkIndex, Epoch, Lsn, NodeId, StartNumber};
-use common::{Hands, block, chunk, config, lsn, mirror, refusal, replica, serving, term, write};
+use common::{
+    Hands, block, chunk, config, lsn, mirror, order, refusal, replica, serving, term, write,
+};
 use std::time::Duration;
 
 type Sent = Vec<(NodeId, DataMessage)>;
@@ -74,7 +76,7 @@ fn a_write_that_overtakes_the_opening_of_a_fill_is_not_lost() {
     // Another chunk keeps the journal busy: what waits for it is overtaken by mirrors.
     let other = ChunkId { index: ChunkIndex(1), ..chunk() };
     let elsewhere = ChunkConfig { chunk: other, primary: replica(2), ..config(1) };
-    primary.feed(Input::Control(ControlDown::Configs(vec![elsewhere])));
+    primary.feed(order(ControlDown::Configs(vec![elsewhere])));
     assert!(!opens_a_fill(&primary.tick_after(Duration::from_millis(50))), "it waits");
     // The learner says again what it has, before it has heard of the fill.
     let mut to_primary = learner.link_up(1, 1);
@@ -174,8 +176,8 @@ fn an_answer_to_a_copy_of_an_earlier_fill_ends_none_of_the_next() {
         ..ChunkConfig { epoch: Epoch(3), ..one_block() }
     };
     let again = ChunkConfig { epoch: Epoch(4), ..one_block() };
-    primary.feed(Input::Control(ControlDown::Configs(vec![without])));
-    primary.feed(Input::Control(ControlDown::Configs(vec![again])));
+    primary.feed(order(ControlDown::Configs(vec![without])));
+    primary.feed(order(ControlDown::Configs(vec![again])));
     primary.tick_after(Duration::from_millis(50));
     primary.sync();
     primary.ack_of(4, base, Some(base));

@@ -2,11 +2,10 @@
 
 mod common;
 
-use ashlar_node_core::Input;
 use ashlar_types::message::cluster::ControlDown;
 use ashlar_types::message::data::DataMessage;
 use ashlar_types::{ChunkConfig, Epoch, Incarnation, ReplicaId};
-use common::{Hands, chunk, config, replica};
+use common::{Hands, chunk, config, order, replica};
 
 #[test]
 fn an_older_configuration_with_another_incarnation_is_no_alarm_an_equal_one_is() {
@@ -16,7 +15,7 @@ fn an_older_configuration_with_another_incarnation_is_no_alarm_an_equal_one_is()
     let older = Box::new(named(3, replica(4)));
     hands.peer_says(1, DataMessage::Adopt { config: older });
     assert_eq!(hands.alarms, 0, "it was on its way for long");
-    hands.feed(Input::Control(ControlDown::Configs(vec![named(4, replica(4))])));
+    hands.feed(order(ControlDown::Configs(vec![named(4, replica(4))])));
     assert_eq!(hands.alarms, 1, "two configurations of one epoch");
 }
 
@@ -28,7 +27,7 @@ fn a_replica_that_a_crash_left_behind_gives_way_to_the_one_that_its_configuratio
     let later = ReplicaId { incarnation: Incarnation(7), ..replica(4) };
     let (mut hands, _) = Hands::with(4, named(2, replica(4)));
     let before = hands.journal.len();
-    hands.feed(Input::Control(ControlDown::Configs(vec![named(3, later)])));
+    hands.feed(order(ControlDown::Configs(vec![named(3, later)])));
     assert_eq!(hands.core.durable(chunk()).unwrap().replica, later);
     // Of what this wrote, the first record survives.
     hands.journal.truncate(before + 1);
@@ -48,7 +47,7 @@ fn an_older_configuration_with_a_later_incarnation_than_is_held_is_no_alarm() {
     let (mut hands, _) = Hands::with(4, named(2, replica(4)));
     hands.peer_says(1, DataMessage::Adopt { config: Box::new(config(9)) });
     let later = ReplicaId { incarnation: Incarnation(7), ..replica(4) };
-    hands.feed(Input::Control(ControlDown::Configs(vec![named(7, later)])));
+    hands.feed(order(ControlDown::Configs(vec![named(7, later)])));
     assert_eq!(hands.alarms, 0);
     let held = hands.core.durable(chunk()).unwrap();
     assert_eq!((held.replica, held.config.epoch), (replica(4), Epoch(9)));

@@ -133,7 +133,7 @@ fn an_excepted_chunk_is_not_covered_until_its_epoch_is_adopted_and_said_so() {
     assert!(asks(&hands.client_says(read(1, 1))));
     let sent = hands.tick_after(Duration::from_millis(150));
     assert_eq!(beat_to(&sent, 3).unwrap().1, [], "told of an epoch that is not adopted here");
-    hands.feed(Input::Control(ControlDown::Configs(vec![config(2)])));
+    hands.feed(order(ControlDown::Configs(vec![config(2)])));
     let sent = hands.tick_after(Duration::from_millis(150));
     let (number, told) = beat_to(&sent, 3).unwrap();
     assert_eq!(told, [(chunk(), Epoch(2))]);
@@ -215,7 +215,7 @@ fn after_a_restart_a_whole_grant_is_waited_for() {
     let mut hands = settled_member();
     hands.peer_says(1, beat());
     // The adoption is durable, its confirmation is not out: the process ends.
-    hands.feed(Input::Control(ControlDown::Configs(vec![taken_from_1(2)])));
+    hands.feed(order(ControlDown::Configs(vec![taken_from_1(2)])));
     hands.sync();
     let (mut hands, _) = Hands::new(2, 2, hands.crash());
     hands.link_up(3, 1);
@@ -236,7 +236,7 @@ fn a_new_primary_waits_for_the_lease_that_its_own_node_gave() {
         stale: vec![(replica(1), Default::default()), (replica(3), Default::default())],
         ..config(2)
     };
-    hands.feed(Input::Control(ControlDown::Configs(vec![alone])));
+    hands.feed(order(ControlDown::Configs(vec![alone])));
     let opened = |hands: &Hands| {
         let last = hands.core.durable(chunk()).unwrap().last;
         last == Lsn::opening(term(2, 1))

@@ -310,7 +310,7 @@ fn a_member_gives_content_only_in_sync_and_exactly_at_the_position_asked_for() {
         learners: vec![replica(2)],
         ..config(2)
     };
-    hands.feed(Input::Control(ControlDown::Configs(vec![learning])));
+    hands.feed(order(ControlDown::Configs(vec![learning])));
     assert!(refusal(&hands.peer_says(1, recall(2, lsn(of, 1)))).is_some(), "it is being filled");
 }
 
@@ -379,7 +379,7 @@ fn a_write_that_only_one_member_has_and_cannot_read_is_dropped() {
         ..config(2)
     };
     let (mut hands, of) = following();
-    hands.feed(Input::Control(ControlDown::Configs(vec![elected])));
+    hands.feed(order(ControlDown::Configs(vec![elected])));
     hands.sync();
     hands.tick_after(Duration::from_secs(1));
     let ours = term(2, 1);

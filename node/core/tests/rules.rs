@@ -7,7 +7,7 @@
 
 mod common;
 
-use ashlar_node_core::{Input, Record};
+use ashlar_node_core::Record;
 use ashlar_types::message::cluster::{Change, ControlDown, ReplicaState};
 use ashlar_types::message::data::{DataMessage, History, PeerRefusal, Refusal, Stamp, Uncommitted};
 use ashlar_types::{
@@ -64,7 +64,7 @@ fn a_member_refuses_a_gap_and_takes_a_repetition_once() {
 #[test]
 fn a_member_refuses_a_lower_epoch_and_one_that_it_has_not_adopted() {
     let (mut hands, of) = following();
-    hands.feed(Input::Control(ControlDown::Configs(vec![config(2)])));
+    hands.feed(order(ControlDown::Configs(vec![config(2)])));
     let sent = hands.peer_says(1, mirror(1, lsn(of, 1), block(0, 1)));
     assert!(
         matches!(refusal(&sent), Some(PeerRefusal::LowerEpoch(known)) if known.epoch == Epoch(2))
@@ -159,7 +159,7 @@ fn a_write_committed_with_too_few_copies_is_acknowledged_only_when_there_are_eno
         stale: vec![(replica(2), Default::default()), (replica(3), Default::default())],
         ..config(2)
     };
-    let sent = hands.feed(Input::Control(ControlDown::Configs(vec![shrunk])));
+    let sent = hands.feed(order(ControlDown::Configs(vec![shrunk])));
     assert!(!is_done(&sent, 1) && !is_done(&hands.sync(), 1));
 }
 
@@ -278,7 +278,7 @@ fn a_new_primary_takes_over_the_longest_history_as_uncommitted_first() {
     let (mut hands, of) = following();
     // Long enough after its start: no lease of an earlier process stands.
     hands.tick_after(Duration::from_secs(1));
-    hands.feed(Input::Control(ControlDown::Configs(vec![elected])));
+    hands.feed(order(ControlDown::Configs(vec![elected])));
     hands.sync();
     let ours = term(2, 1);
     let longer = History {
@@ -418,7 +418,7 @@ fn a_learner_that_restarts_is_filled_from_the_beginning() {
 fn an_adoption_is_reported_only_when_it_is_durable() {
     let (mut hands, _) = following();
     let attached = ChunkConfig { generation: Generation(2), ..config(2) };
-    hands.feed(Input::Control(ControlDown::Configs(vec![attached])));
+    hands.feed(order(ControlDown::Configs(vec![attached])));
     let report = hands.core.reports().next().unwrap();
     assert_eq!((report.adopted, report.generation), (Epoch(1), Generation(1)));
     hands.sync();
@@ -430,9 +430,9 @@ fn an_adoption_is_reported_only_when_it_is_durable() {
 fn a_replica_is_erased_by_its_full_name_only() {
     let (mut hands, _) = following();
     let other = ReplicaId { incarnation: Incarnation(2), ..replica(2) };
-    hands.feed(Input::Control(ControlDown::Erase(vec![(chunk(), other)])));
+    hands.feed(order(ControlDown::Erase(vec![(chunk(), other)])));
     assert!(hands.core.durable(chunk()).is_some(), "another incarnation's order erased it");
-    hands.feed(Input::Control(ControlDown::Erase(vec![(chunk(), replica(2))])));
+    hands.feed(order(ControlDown::Erase(vec![(chunk(), replica(2))])));
     assert!(hands.core.durable(chunk()).is_none());
     assert!(matches!(hands.journal.last(), Some(Record::Erase { .. })));
     assert_eq!(hands.node, 2);
@@ -458,7 +458,7 @@ fn a_silent_secondary_is_proposed_for_removal_and_never_removed_alone() {
         stale: vec![(replica(3), Default::default())],
         ..config(2)
     };
-    let sent = hands.feed(Input::Control(ControlDown::Configs(vec![removed])));
+    let sent = hands.feed(order(ControlDown::Configs(vec![removed])));
     assert!(is_done(&sent, 1) || is_done(&hands.sync(), 1));
 }
 

@@ -183,7 +183,7 @@ fn neither_learners_nor_stale_replicas_are_scrubbed() {
     };
     for config in [learning, stale] {
         let (mut hands, _) = following();
-        hands.feed(Input::Control(ControlDown::Configs(vec![config])));
+        hands.feed(order(ControlDown::Configs(vec![config])));
         hands.tick_after(millis(1_000));
         assert!(hands.reads.is_empty());
     }

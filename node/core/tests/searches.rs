@@ -2,10 +2,9 @@
 
 mod common;
 
-use ashlar_node_core::Input;
 use ashlar_types::ChunkConfig;
 use ashlar_types::message::cluster::{Change, ControlDown};
-use common::{config, replica, serving};
+use common::{config, order, replica, serving};
 use std::time::Duration;
 
 const TICK: Duration = Duration::from_millis(50);
@@ -44,7 +43,7 @@ fn a_node_that_comes_back_lets_the_search_begin_at_once_a_later_epoch_does_not()
         hands.tick_after(TICK);
     }
     hands.proposed.clear();
-    hands.feed(Input::Control(ControlDown::Configs(vec![degraded(2)])));
+    hands.feed(order(ControlDown::Configs(vec![degraded(2)])));
     hands.tick_after(TICK);
     assert_eq!(searches(&hands.proposed), 0);
     for _ in 0..1_200 {

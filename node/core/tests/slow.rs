@@ -96,7 +96,7 @@ fn a_secondary_that_was_too_slow_rests_before_it_is_filled_again() {
         stale: vec![(replica(3), Default::default())],
         ..config(2)
     };
-    hands.feed(Input::Control(ControlDown::Configs(vec![removed])));
+    hands.feed(order(ControlDown::Configs(vec![removed])));
     hands.sync();
     hands.proposed.clear();
     pass(&mut hands, 28_000);
@@ -120,7 +120,7 @@ fn a_copy_that_was_lost_to_slowness_alone_starts_no_search_for_five_minutes() {
         stale: vec![(replica(3), Default::default())],
         ..config(2)
     };
-    hands.feed(Input::Control(ControlDown::Configs(vec![removed])));
+    hands.feed(order(ControlDown::Configs(vec![removed])));
     hands.sync();
     // It cannot be reached, so it is not taken back.
     let (node, network) = (ashlar_types::NodeId(3), Network::Primary);

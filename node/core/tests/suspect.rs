@@ -9,13 +9,16 @@ use ashlar_node_core::{
     Alarm, ConnectionId, Effect, Identity, Input, JournalSeq, Link, NodeCore, Outbox, Record,
     Timing,
 };
-use ashlar_types::message::cluster::{Change, ControlDown, ControlUp, ReplicaReport, ReplicaState};
+use ashlar_types::message::cluster::{
+    Change, ControlDown, ControlUp, Order, ReplicaReport, ReplicaState,
+};
 use ashlar_types::message::data::{
     DataMessage, History, Network, NotReady, PeerRefusal, Refusal, Stamp,
 };
 use ashlar_types::{
-    BlockData, BlockRange, ChunkConfig, ChunkId, ChunkIndex, Epoch, Generation, Incarnation, Lsn,
-    NodeId, ReplicaId, RequestId, SessionId, StartNumber, StoreId, Term, Time, VolumeId,
+    BlockData, BlockRange, ChunkConfig, ChunkId, ChunkIndex, ControlTerm, Epoch, Generation,
+    Incarnation, Lsn, NodeId, ReplicaId, RequestId, SessionId, StartNumber, StoreId, Term, Time,
+    VolumeId,
 };
 use std::time::Duration;
 
@@ -144,7 +147,7 @@ impl Hands {
     }
 
     fn control_says(&mut self, message: ControlDown) -> Vec<DataMessage> {
-        let mut sent = self.feed(Input::Control(message));
+        let mut sent = self.feed(Input::Control(Order { term: ControlTerm(1), message }));
         sent.extend(self.sync());
         sent
     }

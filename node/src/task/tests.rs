@@ -8,6 +8,7 @@ use ashlar_env::clock::ManualClock;
 use ashlar_env::disk::DiskError;
 use ashlar_node_core::record::Record;
 use ashlar_node_core::{ConnectionId, Identity, JournalSeq, Link, Timing};
+use ashlar_types::ControlTerm;
 use ashlar_types::message::data::{DataMessage, Stamp};
 use ashlar_types::{
     BLOCK_SIZE, BlockData, BlockRange, ChunkConfig, ChunkIndex, Epoch, Generation, Incarnation,
@@ -15,6 +16,11 @@ use ashlar_types::{
 };
 use bytes::Bytes;
 use std::net::{IpAddr, Ipv4Addr};
+
+/// The control plane says something.
+fn told(message: ControlDown) -> Order {
+    Order { term: ControlTerm(1), message }
+}
 
 /// Takes records while it has room, and notes what it was given in order.
 #[derive(Debug, Default)]
@@ -116,7 +122,7 @@ impl Rig {
         let machine = Machine::new(core, out, clock, table, Scripted::default());
         let mut rig = Self { machine, next: 0 };
         let configs = ControlDown::Configs(vec![alone(0), alone(1)]);
-        rig.machine.on_control(ControlEvent::Down(configs));
+        rig.machine.on_control(ControlEvent::Down(told(configs)));
         rig.machine.round();
         rig.sync();
         rig
@@ -194,7 +200,7 @@ fn an_erasure_gets_through_a_full_store_with_what_is_kept_for_it() {
     rig.write(0);
     rig.machine.round();
     assert_eq!(rig.machine.store.writes, 0, "what is kept is not for writes alone");
-    rig.machine.on_control(ControlEvent::Down(ControlDown::Erase(vec![(chunk(0), ME)])));
+    rig.machine.on_control(ControlEvent::Down(told(ControlDown::Erase(vec![(chunk(0), ME)]))));
     rig.machine.round();
     assert!(rig.machine.full.records.is_empty(), "the erasure still waits");
     // In order: what the other chunk wrote, and nothing but holes of the one that is erased.

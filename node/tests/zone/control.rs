@@ -6,9 +6,9 @@ use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::v1;
 use ashlar_proto::v1::node_service_server::{NodeService, NodeServiceServer};
 use ashlar_types::message::cluster::{
-    ControlDown, ControlUp, Heartbeat, PeerAddress, Proposal, Registration, ReplicaReport,
+    ControlDown, ControlUp, Heartbeat, Order, PeerAddress, Proposal, Registration, ReplicaReport,
 };
-use ashlar_types::{ChunkConfig, ChunkId, NodeId};
+use ashlar_types::{ChunkConfig, ChunkId, ControlTerm, NodeId};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
@@ -28,12 +28,15 @@ struct State {
     configs: BTreeMap<ChunkId, ChunkConfig>,
     refuses: Option<ApiError>,
     calls: usize,
+    /// Of the leadership that it speaks for.
+    term: u64,
 }
 
 impl State {
     fn tell(&self, node: NodeId, down: &ControlDown) {
         if let Some(stream) = self.streams.get(&node) {
-            stream.try_send(Ok(v1::NodeDown::from(down))).ok();
+            let order = Order { term: ControlTerm(self.term.max(1)), message: down.clone() };
+            stream.try_send(Ok(v1::NodeDown::from(&order))).ok();
         }
     }
 
@@ -149,6 +152,11 @@ impl ControlPlane {
 
     pub fn address(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Another leadership speaks from now on, or one of before does again.
+    pub fn speak_for(&self, term: u64) {
+        self.state.lock().unwrap().term = term;
     }
 
     /// Hands a configuration to all its nodes, and again to those that come back.

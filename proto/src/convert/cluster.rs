@@ -3,10 +3,10 @@
 use super::{ConvertError, Converted, id, node, required};
 use crate::v1;
 use ashlar_types::message::cluster::{
-    Change, ControlDown, ControlUp, Heartbeat, PathState, PeerEvidence, Proposal, Registration,
-    RemovalReason, ReplicaReport, ReplicaState,
+    Change, ControlDown, ControlUp, Heartbeat, Order, PathState, PeerEvidence, Proposal,
+    Registration, RemovalReason, ReplicaReport, ReplicaState,
 };
-use ashlar_types::{Epoch, Generation, StartNumber};
+use ashlar_types::{ControlTerm, Epoch, Generation, StartNumber};
 use v1::path_state::State as WirePath;
 use v1::proposal::Change as WireChange;
 use v1::remove_secondary::Reason as WireReason;
@@ -90,10 +90,10 @@ impl TryFrom<&v1::NodeUp> for NodeMessage {
     }
 }
 
-impl From<&ControlDown> for v1::NodeDown {
-    fn from(down: &ControlDown) -> Self {
+impl From<&Order> for v1::NodeDown {
+    fn from(order: &Order) -> Self {
         use v1::node_down::Message;
-        let message = match down {
+        let message = match &order.message {
             ControlDown::Configs(configs) => Message::Configs(v1::ChunkConfigs {
                 configs: configs.iter().map(Into::into).collect(),
             }),
@@ -121,36 +121,43 @@ impl From<&ControlDown> for v1::NodeDown {
                 })
             }
         };
-        Self { message: Some(message) }
+        Self { term: order.term.0, message: Some(message) }
     }
 }
 
-impl TryFrom<&v1::NodeDown> for ControlDown {
+impl TryFrom<&v1::NodeDown> for Order {
     type Error = ConvertError;
     fn try_from(wire: &v1::NodeDown) -> Converted<Self> {
-        use v1::node_down::Message;
-        Ok(match required(wire.message.as_ref(), "message")? {
-            Message::Configs(list) => {
-                Self::Configs(list.configs.iter().map(TryInto::try_into).collect::<Converted<_>>()?)
-            }
-            Message::Peers(list) => {
-                Self::Peers(list.peers.iter().map(TryInto::try_into).collect::<Converted<_>>()?)
-            }
-            Message::Erase(list) => {
-                Self::Erase(list.replicas.iter().map(erase).collect::<Converted<_>>()?)
-            }
-            Message::ZoneKey(key) => {
-                let wrong = |_| ConvertError::Range("zone_key");
-                Self::ZoneKey(key.as_slice().try_into().map_err(wrong)?)
-            }
-            Message::Members(list) => Self::Members(list.addresses.clone()),
-            Message::Refused(refused) => Self::ProposalRefused {
-                chunk: required(refused.chunk.as_ref(), "refused.chunk")?.try_into()?,
-                epoch: Epoch(refused.epoch),
-                reason: refused.reason.clone(),
-            },
-        })
+        if wire.term == 0 {
+            return Err(ConvertError::Range("term"));
+        }
+        Ok(Self { term: ControlTerm(wire.term), message: down(wire)? })
     }
+}
+
+fn down(wire: &v1::NodeDown) -> Converted<ControlDown> {
+    use v1::node_down::Message;
+    Ok(match required(wire.message.as_ref(), "message")? {
+        Message::Configs(list) => ControlDown::Configs(
+            list.configs.iter().map(TryInto::try_into).collect::<Converted<_>>()?,
+        ),
+        Message::Peers(list) => {
+            ControlDown::Peers(list.peers.iter().map(TryInto::try_into).collect::<Converted<_>>()?)
+        }
+        Message::Erase(list) => {
+            ControlDown::Erase(list.replicas.iter().map(erase).collect::<Converted<_>>()?)
+        }
+        Message::ZoneKey(key) => {
+            let wrong = |_| ConvertError::Range("zone_key");
+            ControlDown::ZoneKey(key.as_slice().try_into().map_err(wrong)?)
+        }
+        Message::Members(list) => ControlDown::Members(list.addresses.clone()),
+        Message::Refused(refused) => ControlDown::ProposalRefused {
+            chunk: required(refused.chunk.as_ref(), "refused.chunk")?.try_into()?,
+            epoch: Epoch(refused.epoch),
+            reason: refused.reason.clone(),
+        },
+    })
 }
 
 fn erase(wire: &v1::EraseReplica) -> Converted<(ashlar_types::ChunkId, ashlar_types::ReplicaId)> {

@@ -1,11 +1,11 @@
 //! Every message survives the wire, and each kind of damage is named.
 
 use super::*;
-use ashlar_types::VolumeId;
 use ashlar_types::message::cluster::{
-    Change, ControlDown, ControlUp, Heartbeat, PathState, PeerEvidence, Proposal, Registration,
-    RemovalReason, ReplicaReport, ReplicaState,
+    Change, ControlDown, ControlUp, Heartbeat, Order, PathState, PeerEvidence, Proposal,
+    Registration, RemovalReason, ReplicaReport, ReplicaState,
 };
+use ashlar_types::{ControlTerm, VolumeId};
 
 fn replica(number: u32) -> ReplicaId {
     ReplicaId {
@@ -122,7 +122,7 @@ fn everything_a_node_says_survives_the_wire() {
         assert_eq!(NodeMessage::try_from(&v1::NodeUp::from(&up)), Ok(NodeMessage::Up(up)));
     }
     let registration = Registration {
-        version: 1,
+        version: 2,
         zone: "b".parse().unwrap(),
         node: NodeId(5),
         store: StoreId(99),
@@ -151,14 +151,19 @@ fn everything_the_control_plane_says_survives_the_wire() {
         ControlDown::Members(vec!["127.0.0.9:7".into()]),
         ControlDown::ProposalRefused { chunk: chunk(), epoch: Epoch(9), reason: "no space".into() },
     ] {
-        assert_eq!(ControlDown::try_from(&v1::NodeDown::from(&down)), Ok(down));
+        let order = Order { term: ControlTerm(7), message: down };
+        assert_eq!(Order::try_from(&v1::NodeDown::from(&order)), Ok(order));
     }
 }
 
 #[test]
 fn empty_messages_and_unknown_states_are_refused() {
     assert!(NodeMessage::try_from(&v1::NodeUp { message: None }).is_err());
-    assert!(ControlDown::try_from(&v1::NodeDown { message: None }).is_err());
+    assert!(Order::try_from(&v1::NodeDown { term: 1, message: None }).is_err());
+    let message = ControlDown::Members(Vec::new());
+    let without_term = Order { term: ControlTerm(0), message };
+    let wire = v1::NodeDown::from(&without_term);
+    assert_eq!(Order::try_from(&wire), Err(ConvertError::Range("term")));
     let report = v1::ReplicaReport { state: 77, ..Default::default() };
     assert_eq!(ReplicaReport::try_from(&report), Err(ConvertError::Range("report.state")));
 }

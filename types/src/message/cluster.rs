@@ -4,13 +4,13 @@
 //! wins, so a lost or repeated message costs nothing (design.md section 9).
 
 use crate::config::ChunkConfig;
-use crate::epoch::{Epoch, Generation, Lsn, StartNumber};
+use crate::epoch::{ControlTerm, Epoch, Generation, Lsn, StartNumber};
 use crate::id::{ChunkId, NodeId, ReplicaId, StoreId, ZoneId};
 use alloc::string::String;
 use alloc::vec::Vec;
 
 /// Version of the node stream that this build speaks.
-pub const CLUSTER_PROTOCOL_VERSION: u32 = 1;
+pub const CLUSTER_PROTOCOL_VERSION: u32 = 2;
 
 /// How a node introduces itself when its stream opens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -182,6 +182,16 @@ pub enum RemovalReason {
         /// For one write.
         millis: u32,
     },
+}
+
+/// A message of the control plane with the term of the leader that sent it. A node refuses it if it
+/// has seen a later one (design.md section 9).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Order {
+    /// Whose it is.
+    pub term: ControlTerm,
+    /// What it says.
+    pub message: ControlDown,
 }
 
 /// Messages from the control plane to a node.

@@ -41,6 +41,20 @@ pub(super) const MUTANTS: &[Mutant] = &[
         tests: NODE_RULES,
     },
     Mutant {
+        rule: "an order of a lower control-plane term is refused",
+        file: "node/core/src/machine.rs",
+        take_out: "if order.term < self.control_term {",
+        put_in: "if false {",
+        tests: &["-p", "ashlar-node-core", "--test", "orders"],
+    },
+    Mutant {
+        rule: "the stream of a leader that was replaced is ended before anything of it counts",
+        file: "node/src/control.rs",
+        take_out: "if order.term < self.term {",
+        put_in: "if false {",
+        tests: &["-p", "ashlar-node", "--test", "registration"],
+    },
+    Mutant {
         rule: "a copy lost to slowness alone starts no search for five minutes",
         file: "node/core/src/primary/propose.rs",
         take_out: "!self.proposals.only_slow(config, context) && ",

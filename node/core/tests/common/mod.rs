@@ -8,12 +8,12 @@ use ashlar_node_core::{
     ConnectionId, Effect, Identity, Input, JournalSeq, Link, NodeCore, Outbox, ReadTicket, Record,
     Timing,
 };
-use ashlar_types::message::cluster::{Change, ControlDown, ControlUp, ReplicaState};
+use ashlar_types::message::cluster::{Change, ControlDown, ControlUp, Order, ReplicaState};
 use ashlar_types::message::data::{DataMessage, History, Network, PeerRefusal, Stamp};
 use ashlar_types::{
-    BLOCK_SIZE, BlockData, BlockRange, ChunkConfig, ChunkId, ChunkIndex, Epoch, Generation,
-    Incarnation, Lsn, NodeId, ReplicaId, RequestId, SessionId, StartNumber, StoreId, Sums, Term,
-    Time, VolumeId,
+    BLOCK_SIZE, BlockData, BlockRange, ChunkConfig, ChunkId, ChunkIndex, ControlTerm, Epoch,
+    Generation, Incarnation, Lsn, NodeId, ReplicaId, RequestId, SessionId, StartNumber, StoreId,
+    Sums, Term, Time, VolumeId,
 };
 use bytes::Bytes;
 use std::cell::Cell;
@@ -50,6 +50,11 @@ pub fn config(epoch: u64) -> ChunkConfig {
         copies_wanted: 3,
         copies_min: 2,
     }
+}
+
+/// The present leader of the control plane says something.
+pub fn order(message: ControlDown) -> Input {
+    Input::Control(Order { term: ControlTerm(1), message })
 }
 
 pub fn block(at: u32, fill: u8) -> BlockData {
@@ -117,7 +122,7 @@ impl Hands {
         for peer in (1..=4).filter(|peer| *peer != node) {
             hands.link_up(peer, 1);
         }
-        let mut sent = hands.feed(Input::Control(ControlDown::Configs(vec![config])));
+        let mut sent = hands.feed(order(ControlDown::Configs(vec![config])));
         sent.extend(hands.sync());
         (hands, sent)
     }
