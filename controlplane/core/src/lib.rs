@@ -9,6 +9,7 @@
 //! | [`observe`] | what this leader sees: heartbeats, evidence, reports; volatile |
 //! | [`verdict`] | who is dead, on evidence (design.md section 6) |
 //! | [`place`] | where replicas go |
+//! | [`elect`] | which chunks need another primary, the most urgent first |
 //! | [`plan`] | what the leader proposes next |
 //! | [`describe`] | how volumes and chunks are, with causes |
 //! | [`bulkhead`] | what calls to another zone may cost (design.md section 10) |
@@ -24,6 +25,7 @@ pub mod change;
 mod codec;
 pub mod command;
 pub mod describe;
+pub mod elect;
 mod members;
 pub mod observe;
 pub mod place;

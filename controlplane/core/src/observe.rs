@@ -114,6 +114,8 @@ pub struct Observations {
     reports: BTreeMap<(ChunkId, ReplicaId), ReplicaReport>,
     proposals: BTreeMap<ChunkId, Proposal>,
     proposed: BTreeMap<ChunkId, (Epoch, Time)>,
+    /// Elections, apart: they wait for no other change.
+    electing: BTreeMap<ChunkId, (Epoch, Time)>,
     stuck_since: BTreeMap<ChunkId, Time>,
     /// Nodes that lost replicas because all others waited for them, and when that began.
     slow: BTreeMap<NodeId, Time>,
@@ -130,6 +132,7 @@ impl Observations {
             reports: BTreeMap::new(),
             proposals: BTreeMap::new(),
             proposed: BTreeMap::new(),
+            electing: BTreeMap::new(),
             stuck_since: BTreeMap::new(),
             slow: BTreeMap::new(),
         }
@@ -157,6 +160,7 @@ impl Observations {
         }
         self.last_tick = now;
         self.proposed.retain(|_, (_, at)| now.since(*at) < PROPOSAL_PATIENCE);
+        self.electing.retain(|_, (_, at)| now.since(*at) < PROPOSAL_PATIENCE);
     }
 
     /// Whether it has listened for long enough to judge silence.
@@ -255,16 +259,30 @@ impl Observations {
         self.proposed.insert(chunk, (epoch, now));
     }
 
+    /// An election was handed to Raft.
+    pub fn on_electing(&mut self, now: Time, chunk: ChunkId, epoch: Epoch) {
+        self.electing.insert(chunk, (epoch, now));
+    }
+
     /// Whether a change of this epoch is on its way.
     #[must_use]
     pub fn is_proposed(&self, chunk: ChunkId, epoch: Epoch) -> bool {
         self.proposed.get(&chunk).is_some_and(|(proposed, _)| *proposed == epoch)
+            || self.is_electing(chunk, epoch)
+    }
+
+    /// Whether an election of this epoch is on its way. Another change of it is no reason to wait:
+    /// whichever is committed first counts, and an election that came too late is made again.
+    #[must_use]
+    pub fn is_electing(&self, chunk: ChunkId, epoch: Epoch) -> bool {
+        self.electing.get(&chunk).is_some_and(|(electing, _)| *electing == epoch)
     }
 
     /// The state changed: forgets what refers to what is gone.
     pub fn on_applied(&mut self, state: &ZoneState, chunks: &BTreeSet<ChunkId>) {
         for chunk in chunks {
             self.proposed.remove(chunk);
+            self.electing.remove(chunk);
             match state.config(*chunk) {
                 None => {
                     self.proposals.remove(chunk);

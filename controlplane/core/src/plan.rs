@@ -1,5 +1,6 @@
-//! What the leader proposes next: elections, answers to primaries, volumes that became ready,
-//! stale replicas that nobody needs any more, erasures that were confirmed, ports to try.
+//! What the leader proposes next, behind the elections (`elect.rs`): answers to primaries, volumes
+//! that became ready, stale replicas that nobody needs any more, erasures that were confirmed, ports
+//! to try.
 //!
 //! Pure: state and observations in, plan out. Planning twice changes nothing, since every change
 //! is a compare-and-set; what is already on its way is left out.
@@ -9,7 +10,7 @@ use crate::observe::{Observations, PROBE_EVERY, SILENT_DOUBT_MILLIS, is_down};
 use crate::place::Space;
 use crate::state::ZoneState;
 use crate::verdict::{self, Verdict, Verdicts};
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -19,7 +20,7 @@ use ashlar_types::{ChunkConfig, ChunkId, NodeId, ReplicaId, Time, VolumeId};
 /// What to do now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
-    /// Changes to commit together: elections first.
+    /// Changes to commit together.
     pub changes: Vec<ChunkChange>,
     /// Proposals that are not carried out, and why.
     pub refused: Vec<(Proposal, String)>,
@@ -35,14 +36,13 @@ pub struct Plan {
     pub slow: Vec<NodeId>,
 }
 
-/// Plans. Spurious calls are harmless; call after input, and at every tick.
+/// Plans what comes after the elections that are due, once they are noted as on their way. Spurious
+/// calls are harmless; call after input, and at every tick.
 #[must_use]
-pub fn plan(now: Time, state: &ZoneState, seen: &Observations) -> Plan {
-    let verdicts = verdict::judge_all(now, state, seen);
+pub fn plan(now: Time, state: &ZoneState, seen: &Observations, verdicts: &Verdicts) -> Plan {
     let mut plan = Plan::default();
-    elect(state, seen, &verdicts, &mut plan);
-    let mut planner =
-        Judge { now, state, seen, verdicts: &verdicts, space: Space::of(state, seen, &verdicts) };
+    let space = Space::of(state, seen, verdicts);
+    let mut planner = Judge { now, state, seen, verdicts, space };
     for proposal in seen.proposals() {
         if plan.changes.len() >= CHANGES_PER_COMMAND_MAX {
             break;
@@ -59,40 +59,6 @@ pub fn plan(now: Time, state: &ZoneState, seen: &Observations) -> Plan {
         .collect();
     plan.probes = probes(now, state, seen);
     plan
-}
-
-/// Gives chunks whose primary is dead, cut off or unfit to a live in-sync member: the one that is
-/// primary of the fewest chunks. Without one, nothing: nobody else has every acknowledged write.
-fn elect(state: &ZoneState, seen: &Observations, verdicts: &Verdicts, plan: &mut Plan) {
-    let mut load: BTreeMap<NodeId, u32> =
-        verdicts.keys().map(|node| (*node, state.primaries_on(*node))).collect();
-    for (node, verdict) in verdicts {
-        for config in state.configs_of_node(*node) {
-            if config.primary.node != *node || seen.is_proposed(config.chunk, config.epoch) {
-                continue;
-            }
-            let Some(evidence) = reason_to_elect(config, verdict, state, seen) else { continue };
-            let fit = |replica: &ReplicaId| {
-                verdicts.get(&replica.node).is_some_and(Verdict::is_usable)
-                    && !state.is_store_gone(*replica)
-                    && !seen.says_unfit(config.chunk, *replica, config.epoch)
-            };
-            let best = config
-                .secondaries()
-                .filter(fit)
-                .min_by_key(|replica| (load.get(&replica.node).copied(), replica.node));
-            let Some(primary) = best else { continue };
-            if plan.changes.len() >= CHANGES_PER_COMMAND_MAX {
-                return;
-            }
-            *load.entry(primary.node).or_default() += 1;
-            plan.changes.push(ChunkChange {
-                chunk: config.chunk,
-                epoch: config.epoch,
-                kind: ChangeKind::Elect { primary, evidence },
-            });
-        }
-    }
 }
 
 /// Gives up stale replicas of chunks that are whole again: all that are wanted are in sync under
@@ -124,26 +90,6 @@ fn owns(config: &ChunkConfig, replica: ReplicaId, seen: &Observations) -> bool {
         report.adopted >= config.epoch
             && matches!(report.state, ReplicaState::Serving | ReplicaState::Following)
     })
-}
-
-fn reason_to_elect(
-    config: &ChunkConfig,
-    verdict: &Verdict,
-    state: &ZoneState,
-    seen: &Observations,
-) -> Option<Evidence> {
-    let unfit = seen.says_unfit(config.chunk, config.primary, config.epoch);
-    if unfit || state.is_store_gone(config.primary) {
-        return Some(Evidence::ReportedGone {});
-    }
-    match verdict {
-        Verdict::Dead { .. } => Some(Evidence::NodeDead {}),
-        // It lives: taking its place must not cost the copies that writes need.
-        Verdict::Up { cut: true } if config.in_sync.len() > usize::from(config.copies_min) => {
-            Some(Evidence::Unreachable {})
-        }
-        Verdict::Up { .. } | Verdict::Unknown { .. } => None,
-    }
 }
 
 fn all_serve(volume: VolumeId, state: &ZoneState, seen: &Observations) -> bool {

@@ -28,7 +28,10 @@ const MESSAGE_BYTES_MAX: u64 = 1 << 20;
 /// Most messages with entries on the way to one member.
 const MESSAGES_IN_FLIGHT_MAX: usize = 64;
 /// Most bytes of proposals that are not committed yet; more are refused.
-const UNCOMMITTED_BYTES_MAX: u64 = 32 << 20;
+const UNCOMMITTED_BYTES_MAX: usize = 32 << 20;
+/// Above this, only urgent proposals are taken.
+const URGENT_BYTES_FROM: usize = 28 << 20;
+const _: () = assert!(URGENT_BYTES_FROM + 2 * ENTRY_BYTES_MAX <= UNCOMMITTED_BYTES_MAX);
 /// Longest entry. A create of the largest volume takes about a third of it.
 pub const ENTRY_BYTES_MAX: usize = 2 << 20;
 
@@ -240,7 +243,7 @@ impl Driver {
             max_inflight_msgs: MESSAGES_IN_FLIGHT_MAX,
             check_quorum: true,
             pre_vote: true,
-            max_uncommitted_size: UNCOMMITTED_BYTES_MAX,
+            max_uncommitted_size: UNCOMMITTED_BYTES_MAX as u64,
             max_committed_size_per_ready: 4 * MESSAGE_BYTES_MAX,
             ..Config::default()
         };
@@ -384,6 +387,17 @@ impl Driver {
     /// # Errors
     /// Not leading, too much uncommitted, too long.
     pub fn propose(&mut self, data: Vec<u8>) -> Result<(u64, u64), ProposeError> {
+        if self.node.raft.uncommitted_size() + data.len() > URGENT_BYTES_FROM {
+            return Err(ProposeError::Busy);
+        }
+        self.propose_urgent(data)
+    }
+
+    /// The same for what must not wait behind others: it may take the room that is kept.
+    ///
+    /// # Errors
+    /// As [`Self::propose`].
+    pub fn propose_urgent(&mut self, data: Vec<u8>) -> Result<(u64, u64), ProposeError> {
         if data.len() > ENTRY_BYTES_MAX {
             return Err(ProposeError::TooLong(data.len()));
         }

@@ -402,3 +402,18 @@ fn followers_refuse_proposals_and_garbage_changes_nothing() {
     let long = vec![0; driver::ENTRY_BYTES_MAX + 1];
     assert!(matches!(leader.propose(long), Err(ProposeError::TooLong(_))));
 }
+
+#[test]
+fn room_is_kept_for_what_must_not_wait_behind_others() {
+    let mut group = Group::new(5);
+    group.commit();
+    let leader = group.leader().unwrap();
+    let driver = group.members.get_mut(&leader).unwrap().driver.as_mut().unwrap();
+    // Nothing is committed meanwhile: no message passes.
+    let longest = || vec![0; driver::ENTRY_BYTES_MAX];
+    let taken = (0..64).take_while(|_| driver.propose(longest()).is_ok()).count();
+    assert!((1..64).contains(&taken), "{taken} were taken");
+    assert_eq!(driver.propose(longest()), Err(ProposeError::Busy));
+    driver.propose_urgent(longest()).unwrap();
+    assert_eq!(driver.propose(longest()), Err(ProposeError::Busy));
+}

@@ -6,6 +6,7 @@ use super::sessions::Session;
 use super::{CallId, Member, Now, Output, SessionKey};
 use ashlar_controlplane_core::command::{Action, ChunkChange, Command};
 use ashlar_controlplane_core::describe;
+use ashlar_controlplane_core::elect::elections;
 use ashlar_controlplane_core::observe::Observations;
 use ashlar_controlplane_core::plan::{Plan, plan};
 use ashlar_controlplane_core::state::{Key, ZoneState};
@@ -175,7 +176,11 @@ impl Member {
         let found = self.note_found(now);
         let Some(lead) = &mut self.lead else { return false };
         lead.plan_due = false;
-        let plan = plan(now.time, &self.state, &lead.seen);
+        let verdicts = verdict::judge_all(now.time, &self.state, &lead.seen);
+        let elections = elections(&self.state, &lead.seen, &verdicts);
+        let found = self.elect(now, elections) || found;
+        let Some(lead) = &mut self.lead else { return found };
+        let plan = plan(now.time, &self.state, &lead.seen, &verdicts);
         lead.seen.forget_proposals(&plan.judged);
         lead.seen.note_slow(now.time, &plan.slow);
         for node in &plan.probes {
@@ -193,6 +198,24 @@ impl Member {
         }
         self.look_around(now);
         self.carry_out(now, plan) || found
+    }
+
+    /// Hands elections to Raft, before anything else and in an entry of their own.
+    fn elect(&mut self, now: Now, changes: Vec<ChunkChange>) -> bool {
+        if changes.is_empty() {
+            return false;
+        }
+        tracing::info!(elections = changes.len(), "proposing elections");
+        let marks: Vec<_> = changes.iter().map(|change| (change.chunk, change.epoch)).collect();
+        let action = Action::Change { changes };
+        let data = Command { at_millis: now.wall_millis, action }.encode();
+        if let Err(error) = self.driver.propose_urgent(data) {
+            tracing::debug!(%error, "elections are not taken now");
+            return false;
+        }
+        let Some(lead) = &mut self.lead else { return true };
+        marks.iter().for_each(|(chunk, epoch)| lead.seen.on_electing(now.time, *chunk, *epoch));
+        true
     }
 
     fn carry_out(&mut self, now: Now, plan: Plan) -> bool {

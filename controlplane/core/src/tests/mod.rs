@@ -1,14 +1,17 @@
 //! A zone to play with: state and observations driven by hand.
 
+mod elections;
 mod members;
 mod rules;
 mod scenes;
 
 use crate::apply::{Answer, Applied, Refusal};
 use crate::command::{Action, ChangeKind, ChunkChange, Command, NodeRecord, TokenUse};
+use crate::elect::elections;
 use crate::observe::{Observations, ProbeResult};
 use crate::plan::{Plan, plan};
 use crate::state::{Volume, ZoneState};
+use crate::verdict::judge_all;
 use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::String;
@@ -105,7 +108,7 @@ impl Zone {
 
     pub(super) fn create(&mut self, token: Option<&str>, name: &str) -> Result<Answer, Refusal> {
         let geometry = Geometry::new(256 * MIB, 64 * MIB).unwrap();
-        let verdicts = crate::verdict::judge_all(self.now, &self.state, &self.seen);
+        let verdicts = judge_all(self.now, &self.state, &self.seen);
         let space = crate::place::Space::of(&self.state, &self.seen, &verdicts);
         let placement = crate::place::place_volume(geometry, 3, space, &self.state).unwrap();
         let used = self.state.volumes().count() as u128;
@@ -181,8 +184,22 @@ impl Zone {
         self.seen.on_probe(self.now, NodeId(node), Network::Replication, replication);
     }
 
+    pub(super) fn elections(&self) -> Vec<ChunkChange> {
+        let verdicts = judge_all(self.now, &self.state, &self.seen);
+        elections(&self.state, &self.seen, &verdicts)
+    }
+
+    /// What is planned, elections first.
     pub(super) fn plan(&self) -> Plan {
-        plan(self.now, &self.state, &self.seen)
+        let mut elections = self.elections();
+        let mut seen = self.seen.clone();
+        for election in &elections {
+            seen.on_electing(self.now, election.chunk, election.epoch);
+        }
+        let verdicts = judge_all(self.now, &self.state, &self.seen);
+        let mut plan = plan(self.now, &self.state, &seen, &verdicts);
+        elections.append(&mut plan.changes);
+        Plan { changes: elections, ..plan }
     }
 
     /// Commits what is planned.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::command::Evidence;
 use crate::describe;
-use crate::verdict::{Verdict, judge_all};
+use crate::verdict::Verdict;
 use ashlar_types::Lsn;
 use ashlar_types::message::cluster::RemovalReason;
 
