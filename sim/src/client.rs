@@ -32,6 +32,9 @@ pub(crate) struct SimClient {
     blocks: u64,
     chunk_blocks: u64,
     pending: BTreeMap<OpId, Pending>,
+    begun: BTreeMap<OpId, Time>,
+    /// Longest time that a request took.
+    pub(crate) longest: Duration,
     next_op: u64,
     /// Version of each content handed out, by its checksum and block.
     versions: BTreeMap<(u64, u32), u64>,
@@ -66,6 +69,8 @@ impl SimClient {
             blocks,
             chunk_blocks,
             pending: BTreeMap::new(),
+            begun: BTreeMap::new(),
+            longest: Duration::ZERO,
             next_op: 0,
             versions: BTreeMap::new(),
             zeroed: BTreeMap::new(),
@@ -100,6 +105,7 @@ impl SimClient {
         next.unreadable = self.unreadable.clone();
         next.zeroed = core::mem::take(&mut self.zeroed);
         next.next_op = self.next_op;
+        next.longest = self.longest;
         next.resting = self.resting;
         next
     }
@@ -162,6 +168,7 @@ impl SimClient {
                 _ => self.write(first, count, judge),
             };
             self.pending.insert(op, pending);
+            self.begun.insert(op, now);
             self.core.handle(now, Input::Submit { op, request }, out);
         }
     }
@@ -209,6 +216,9 @@ impl SimClient {
         result: Result<Done, OpError>,
         judge: &mut Judge,
     ) {
+        if let Some(begun) = self.begun.remove(&op) {
+            self.longest = self.longest.max(now.since(begun));
+        }
         let Some(pending) = self.pending.remove(&op) else {
             judge.violated(now, "unknown content", format!("{op:?} completed twice"));
             return;

@@ -292,28 +292,40 @@ impl FromStr for Kinds {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
     counts: BTreeMap<&'static str, u64>,
+    /// Largest of what was measured.
+    most: BTreeMap<&'static str, u64>,
 }
 
 impl Tally {
+    /// Keeps the largest value that was measured.
+    pub(crate) fn measure(&mut self, what: &'static str, value: u64) {
+        let most = self.most.entry(what).or_default();
+        *most = value.max(*most);
+    }
+
     pub(crate) fn note(&mut self, what: &'static str) {
         *self.counts.entry(what).or_default() += 1;
     }
 
-    /// How often it happened.
+    /// How often it happened, or the largest value of it.
     #[must_use]
     pub fn of(&self, what: &str) -> u64 {
-        self.counts.get(what).copied().unwrap_or(0)
+        let counted = self.counts.get(what).or_else(|| self.most.get(what));
+        counted.copied().unwrap_or(0)
     }
 
     /// Everything that happened, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        self.counts.iter().map(|(what, count)| (*what, *count))
+        self.counts.iter().chain(&self.most).map(|(what, count)| (*what, *count))
     }
 
     /// Takes the counts of another run in.
     pub fn add(&mut self, other: &Self) {
-        for (what, count) in other.iter() {
+        for (what, count) in &other.counts {
             *self.counts.entry(what).or_default() += count;
+        }
+        for (what, value) in &other.most {
+            self.measure(what, *value);
         }
     }
 }

@@ -305,6 +305,9 @@ fn run_world(mut world: World, options: Options, sink: Option<Sink>) -> Outcome 
             world.tally.note("reads refused, damage named");
         }
         world.judge_end();
+        let longest = world.client.as_ref().map(|client| client.longest).unwrap_or_default();
+        let longest = u64::try_from(longest.as_millis()).unwrap_or(u64::MAX);
+        world.tally.measure("longest request, ms", longest);
         if let Some(scenario) = options.scenario {
             world.judge_script(scenario);
         }

@@ -85,6 +85,18 @@ pub fn health(config: &ChunkConfig, seen: &Observations, verdicts: &Verdicts) ->
         let blocked_on = core::iter::once(primary.node).chain(others).collect();
         return Health::Stuck(Stuck { cause, blocked_on, next_action });
     }
+    if let Some(verdict @ Verdict::Hidden { .. }) = verdicts.get(&primary.node) {
+        let next_action = if in_sync > usize::from(config.copies_min) {
+            "another in-sync replica that clients reach is elected"
+        } else {
+            "the primary network comes back, or another copy is in sync and can be elected"
+        };
+        return Health::Stuck(Stuck {
+            cause: format!("clients do not reach the primary: {}", verdict.cause()),
+            blocked_on: [primary.node].into(),
+            next_action: next_action.into(),
+        });
+    }
     if in_sync < usize::from(config.copies_min) {
         return Health::Stuck(Stuck {
             cause: format!("{in_sync} in sync, {} needed to write", config.copies_min),

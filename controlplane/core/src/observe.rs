@@ -33,6 +33,8 @@ pub const SILENT_VOTE_MILLIS: u32 = 1_000;
 /// The same when votes are taken only on whom to believe. Shorter, because the one that is cut off
 /// may have noticed first: three beats, so that one lost beat accuses nobody.
 pub const SILENT_DOUBT_MILLIS: u32 = 500;
+/// How long a node whose primary network has come back is elected only if nobody else can be.
+pub const HIDDEN_REST: Duration = Duration::from_secs(5);
 /// How often the ports of a node without a stream are tried.
 pub const PROBE_EVERY: Duration = Duration::from_millis(250);
 /// A proposed change that is neither committed nor refused after this is proposed again.
@@ -87,6 +89,20 @@ impl NodeView {
         is_short_of_space(self.capacity_bytes, self.used_bytes)
     }
 
+    /// Whether it reaches anybody but `peer` by the primary network.
+    #[must_use]
+    pub fn reaches_others(&self, peer: NodeId) -> bool {
+        self.evidence.iter().any(|e| e.node != peer && e.primary_net == PathState::Up)
+    }
+
+    /// Whether it hears no peer at all, on either network.
+    #[must_use]
+    pub fn hears_nobody(&self, silent_millis: u32) -> bool {
+        let down = |path| is_down(path, silent_millis);
+        !self.evidence.is_empty()
+            && self.evidence.iter().all(|e| down(e.primary_net) && down(e.replication_net))
+    }
+
     /// What it says of a peer.
     #[must_use]
     pub fn evidence_about(&self, peer: NodeId) -> Option<PeerEvidence> {
@@ -119,6 +135,8 @@ pub struct Observations {
     stuck_since: BTreeMap<ChunkId, Time>,
     /// Nodes that lost replicas because all others waited for them, and when that began.
     slow: BTreeMap<NodeId, Time>,
+    /// Nodes that were hidden from clients, and when they were seen so last.
+    hidden: BTreeMap<NodeId, Time>,
 }
 
 impl Observations {
@@ -135,6 +153,7 @@ impl Observations {
             electing: BTreeMap::new(),
             stuck_since: BTreeMap::new(),
             slow: BTreeMap::new(),
+            hidden: BTreeMap::new(),
         }
     }
 
@@ -150,6 +169,18 @@ impl Observations {
         for node in nodes {
             self.slow.entry(*node).or_insert(now);
         }
+    }
+
+    /// Nodes are hidden from clients now.
+    pub fn note_hidden(&mut self, now: Time, nodes: impl Iterator<Item = NodeId>) {
+        self.hidden.retain(|_, seen| now.since(*seen) < HIDDEN_REST);
+        self.hidden.extend(nodes.map(|node| (node, now)));
+    }
+
+    /// Whether a node was hidden from clients a moment ago.
+    #[must_use]
+    pub fn was_hidden(&self, now: Time, node: NodeId) -> bool {
+        self.hidden.get(&node).is_some_and(|seen| now.since(*seen) < HIDDEN_REST)
     }
 
     /// Time passes. Call at least every 100 ms, after waiting input was taken in: a longer gap

@@ -6,6 +6,7 @@
 //! is a compare-and-set; what is already on its way is left out.
 
 use crate::command::{CHANGES_PER_COMMAND_MAX, ChangeKind, ChunkChange, Evidence};
+use crate::elect::successor;
 use crate::observe::{Observations, PROBE_EVERY, SILENT_DOUBT_MILLIS, is_down};
 use crate::place::Space;
 use crate::state::ZoneState;
@@ -189,7 +190,7 @@ impl Judge<'_> {
                 if self.state.is_store_gone(*replica) {
                     return Err(format!("{} has another store now", replica.node));
                 }
-                self.must_be_usable(replica.node)?;
+                self.must_be_able_to_follow(replica.node)?;
                 Ok(ChangeKind::ReadoptStale { proposer, replica: *replica })
             }
             Change::StepDown { .. } => self.succeed(config),
@@ -214,19 +215,15 @@ impl Judge<'_> {
             let needed = config.copies_min;
             return Err(format!("{remaining} in sync would remain, {needed} are needed"));
         }
-        let usable = config.secondaries().filter(|replica| {
-            self.must_be_usable(replica.node).is_ok()
-                && !self.state.is_store_gone(*replica)
-                && !self.seen.says_unfit(config.chunk, *replica, config.epoch)
-        });
-        let next = usable.min_by_key(|r| (self.state.primaries_on(r.node), r.node));
+        let load = |node| self.state.primaries_on(node);
+        let next = successor(self.now, config, load, self.state, self.seen, self.verdicts);
         let primary = next.ok_or("no secondary can take over")?;
         Ok(ChangeKind::Elect { primary, evidence: Evidence::Unreachable {} })
     }
 
-    fn must_be_usable(&self, node: NodeId) -> Result<(), String> {
+    fn must_be_able_to_follow(&self, node: NodeId) -> Result<(), String> {
         match self.verdicts.get(&node) {
-            Some(verdict) if verdict.is_usable() => Ok(()),
+            Some(verdict) if verdict.can_follow() => Ok(()),
             Some(verdict) => Err(format!("{node}: {}", verdict.cause())),
             None => Err(format!("{node} is not known")),
         }

@@ -8,6 +8,19 @@
 //!   Peers that have only just come to this leader are heard first: after a change of leaders the
 //!   first one to come would otherwise outlive all others.
 //! - Until it has listened for two heartbeats, a leader declares nobody dead.
+//!
+//! A node that lives is hidden if clients cannot reach it: they come by the primary network only, so
+//! that peers reach it by the replication network is no voice for it here. It loses its primaries and
+//! may follow as a secondary. The rule:
+//! - a voter is a fresh peer; it speaks against the node if the primary network between them has been
+//!   down for as long as in every other vote (1 s), and for it if that network is up;
+//! - a voter that reaches nobody else by the primary network accuses nobody: it may be the one that
+//!   has lost it. When all nodes have lost it, nobody is hidden;
+//! - the control plane, to which streams go by the primary network, is one more voice: for the node
+//!   while its heartbeats arrive, against it once they have stopped for 1.5 s;
+//! - at least two peers must accuse, whatever the control plane sees; a tie keeps the node;
+//! - what has been hidden is not elected again for 5 s after it was seen so, while another can be: a
+//!   network that flaps moves primaries away once, not to and fro.
 
 use crate::observe::{HEARTBEAT_TIMEOUT, Observations, SILENT_VOTE_MILLIS, is_down};
 use crate::state::ZoneState;
@@ -17,6 +30,9 @@ use alloc::string::String;
 use ashlar_types::message::cluster::PathState;
 use ashlar_types::{NodeId, Time};
 
+/// Peers that must agree at least on who is hidden from clients: one alone may be what is broken.
+pub const ACCUSERS_MIN: u32 = 2;
+
 /// What the control plane thinks of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -24,6 +40,11 @@ pub enum Verdict {
     Up {
         /// Most of its peers do not reach it, on either network.
         cut: bool,
+    },
+    /// It lives, but most voters do not reach it by the primary network, by which clients come.
+    Hidden {
+        /// Heartbeats arrive.
+        fresh: bool,
     },
     /// No heartbeat now, not enough evidence to act on.
     Unknown {
@@ -38,10 +59,16 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Whether it can take over or be filled.
+    /// Whether it can take over or be a new home.
     #[must_use]
     pub const fn is_usable(&self) -> bool {
         matches!(self, Self::Up { cut: false })
+    }
+
+    /// Whether it can follow a primary: over the replication network that suffices.
+    #[must_use]
+    pub const fn can_follow(&self) -> bool {
+        matches!(self, Self::Up { cut: false } | Self::Hidden { .. })
     }
 
     /// Whether it is declared dead.
@@ -56,6 +83,7 @@ impl Verdict {
         match self {
             Self::Up { cut: false } => "",
             Self::Up { cut: true } => "most of its peers do not reach it",
+            Self::Hidden { .. } => "most of its peers do not reach it by the primary network",
             Self::Unknown { cause } | Self::Dead { cause } => cause,
         }
     }
@@ -70,6 +98,10 @@ pub struct Votes {
     pub down: u32,
     /// Of these: both its ports refuse.
     pub refused: u32,
+    /// Peers that reach it by the primary network.
+    pub served: u32,
+    /// Peers that do not, although they reach others by it.
+    pub hidden: u32,
     /// Peers that have come to this leader and have not sent a heartbeat since.
     pub unheard: u32,
 }
@@ -118,15 +150,28 @@ pub fn votes(
         votes.up += u32::from(paths.contains(&PathState::Up));
         votes.down += u32::from(paths.iter().all(|path| is_down(*path, silent_millis)));
         votes.refused += u32::from(paths.iter().all(|path| *path == PathState::Refused));
+        votes.served += u32::from(evidence.primary_net == PathState::Up);
+        let has_network = view.reaches_others(about);
+        votes.hidden += u32::from(has_network && is_down(evidence.primary_net, silent_millis));
     }
     votes
+}
+
+/// Whether clients cannot reach a node that lives. See the module.
+fn is_hidden(votes: Votes, fresh: bool) -> bool {
+    let (for_it, against) = if fresh { (1, 0) } else { (0, 1) };
+    votes.hidden >= ACCUSERS_MIN && votes.hidden + against > votes.served + votes.unheard + for_it
 }
 
 fn judge(now: Time, node: NodeId, state: &ZoneState, seen: &Observations) -> Verdict {
     let votes = votes(now, node, None, SILENT_VOTE_MILLIS, state, seen);
     if is_fresh(now, node, seen) {
         // The control plane itself is one voice that hears it.
-        return Verdict::Up { cut: votes.down > votes.up + 1 };
+        let cut = votes.down > votes.up + 1;
+        if !cut && is_hidden(votes, true) {
+            return Verdict::Hidden { fresh: true };
+        }
+        return Verdict::Up { cut };
     }
     let view = seen.node(node);
     let contact = view.and_then(|view| view.last_contact);
@@ -144,6 +189,9 @@ fn judge(now: Time, node: NodeId, state: &ZoneState, seen: &Observations) -> Ver
     }
     if silence < HEARTBEAT_TIMEOUT {
         return Verdict::Unknown { cause: format!("no heartbeat for {millis} ms") };
+    }
+    if votes.up > votes.down && is_hidden(votes, false) {
+        return Verdict::Hidden { fresh: false };
     }
     if votes.up > votes.down {
         let cause = format!("no heartbeat for {millis} ms, but {} peers reach it", votes.up);

@@ -10,7 +10,7 @@ use ashlar_controlplane_core::elect::elections;
 use ashlar_controlplane_core::observe::Observations;
 use ashlar_controlplane_core::plan::{Plan, plan};
 use ashlar_controlplane_core::state::{Key, ZoneState};
-use ashlar_controlplane_core::verdict;
+use ashlar_controlplane_core::verdict::{self, Verdict};
 use ashlar_proto::reason::ApiError;
 use ashlar_types::message::cluster::ControlDown;
 use ashlar_types::message::data::Network;
@@ -177,7 +177,11 @@ impl Member {
         let Some(lead) = &mut self.lead else { return false };
         lead.plan_due = false;
         let verdicts = verdict::judge_all(now.time, &self.state, &lead.seen);
-        let elections = elections(&self.state, &lead.seen, &verdicts);
+        let hidden = |(node, verdict): (&NodeId, &Verdict)| {
+            matches!(verdict, Verdict::Hidden { .. }).then_some(*node)
+        };
+        lead.seen.note_hidden(now.time, verdicts.iter().filter_map(hidden));
+        let elections = elections(now.time, &self.state, &lead.seen, &verdicts);
         let found = self.elect(now, elections) || found;
         let Some(lead) = &mut self.lead else { return found };
         let plan = plan(now.time, &self.state, &lead.seen, &verdicts);

@@ -79,9 +79,11 @@ impl<'a> View<'a> {
             .map(|record| {
                 let verdict = self.verdicts.get(&record.node);
                 let state = match verdict {
-                    Some(Verdict::Up { .. }) => v1::NodeState::Up,
+                    Some(Verdict::Up { .. } | Verdict::Hidden { fresh: true }) => v1::NodeState::Up,
                     Some(Verdict::Dead { .. }) => v1::NodeState::Dead,
-                    Some(Verdict::Unknown { .. }) | None => v1::NodeState::Unknown,
+                    Some(Verdict::Unknown { .. } | Verdict::Hidden { fresh: false }) | None => {
+                        v1::NodeState::Unknown
+                    }
                 };
                 let seen = self.seen.and_then(|seen| seen.node(record.node));
                 let beat = seen.and_then(|view| view.last_beat);

@@ -1,6 +1,7 @@
 //! A zone to play with: state and observations driven by hand.
 
 mod elections;
+mod hidden;
 mod members;
 mod rules;
 mod scenes;
@@ -33,6 +34,8 @@ pub(super) struct Zone {
     pub(super) seen: Observations,
     /// What each living node says of others; everybody else is up.
     pub(super) down: Vec<(u32, u32, PathState)>,
+    /// The same of the primary network alone.
+    pub(super) off: Vec<(u32, u32, PathState)>,
     pub(super) beating: BTreeSet<u32>,
 }
 
@@ -66,6 +69,7 @@ impl Zone {
             state: ZoneState::new(zone_id()),
             seen: Observations::new(Time::from_millis(10_000)),
             down: Vec::new(),
+            off: Vec::new(),
             beating: BTreeSet::new(),
         };
         for node in 1..=4 {
@@ -162,9 +166,13 @@ impl Zone {
             let peers = (1..=4)
                 .filter(|peer| *peer != node)
                 .map(|peer| {
-                    let said = self.down.iter().find(|(by, of, _)| (*by, *of) == (node, peer));
-                    let state = said.map_or(PathState::Up, |(_, _, state)| *state);
-                    PeerEvidence { node: NodeId(peer), primary_net: state, replication_net: state }
+                    let said = |list: &[(u32, u32, PathState)]| {
+                        let said = list.iter().find(|(by, of, _)| (*by, *of) == (node, peer));
+                        said.map(|(_, _, state)| *state)
+                    };
+                    let replication_net = said(&self.down).unwrap_or(PathState::Up);
+                    let primary_net = said(&self.off).unwrap_or(replication_net);
+                    PeerEvidence { node: NodeId(peer), primary_net, replication_net }
                 })
                 .collect();
             let beat = Heartbeat { capacity_bytes: 1 << 30, used_bytes: 0, peers };
@@ -186,7 +194,7 @@ impl Zone {
 
     pub(super) fn elections(&self) -> Vec<ChunkChange> {
         let verdicts = judge_all(self.now, &self.state, &self.seen);
-        elections(&self.state, &self.seen, &verdicts)
+        elections(self.now, &self.state, &self.seen, &verdicts)
     }
 
     /// What is planned, elections first.
