@@ -17,6 +17,12 @@ impl Zone {
             let stale_too = scene.mutation == Mutation::StaleElected;
             let fit = if stale_too { config.in_sync.union(config.stale) } else { config.in_sync };
             actions.extend(fit.without(primary).iter().map(Action::Elect));
+            // As if agreement were never in the way: whether it was given decides nothing that is
+            // looked at here.
+            if scene.agrees {
+                let others = config.in_sync.without(primary);
+                actions.extend(others.iter().map(Action::ElectAgreed));
+            }
         }
         // Only a primary proposes these, and only one that knows the current epoch.
         let proposes = self.nodes[primary].now.config.epoch == config.epoch;
@@ -61,6 +67,13 @@ impl Zone {
                     let old = std::mem::replace(&mut config.primary, node);
                     config.in_sync = config.in_sync.without(old).with(node);
                     config.stale = config.stale.with(old).without(node);
+                    config.elected = config.epoch;
+                });
+            }
+            Action::ElectAgreed(node) => {
+                self.spent.elections += 1;
+                self.commit(|config| {
+                    config.primary = node;
                     config.elected = config.epoch;
                 });
             }

@@ -33,6 +33,8 @@ pub struct Scene {
     pub(crate) beats: u8,
     pub(crate) restarts: u8,
     pub(crate) elections: u8,
+    /// Primaries that are replaced may stay in sync.
+    pub(crate) agrees: bool,
     pub(crate) removals: u8,
     pub(crate) learners: u8,
     pub(crate) fills: u8,
@@ -61,6 +63,7 @@ impl Scene {
             beats: u8::MAX,
             restarts: 0,
             elections: 0,
+            agrees: false,
             removals: 0,
             learners: 0,
             fills: 0,
@@ -102,6 +105,34 @@ impl Scene {
             restarts: 1,
             reaches: vec![FAILED_OVER],
             ..Self::new("fail-over", 3, &[0, 1, 2])
+        }
+    }
+
+    /// A primary that is replaced stays in sync, with what it had not committed.
+    #[must_use]
+    pub fn agreement(large: bool) -> Self {
+        Self {
+            agrees: true,
+            writes: if large { 3 } else { 2 },
+            elections: 2,
+            restarts: u8::from(large),
+            reaches: vec![FAILED_OVER],
+            ..Self::new("agreement", 3, &[0, 1, 2])
+        }
+    }
+
+    /// The same under leases: it may have been answering reads.
+    #[must_use]
+    pub fn agreement_and_leases(large: bool) -> Self {
+        Self {
+            agrees: true,
+            grant: if large { 2 } else { 1 },
+            ticks: if large { 3 } else { 2 },
+            reads: 2,
+            writes: 1,
+            elections: if large { 2 } else { 1 },
+            reaches: vec![FAILED_OVER, LEASE_READ],
+            ..Self::new("agreement and leases", 2, &[0, 1])
         }
     }
 

@@ -59,6 +59,8 @@ pub(crate) enum Action {
     Restart(NodeId),
     Tick,
     Elect(NodeId),
+    /// The same, and the old primary has agreed to stay in sync.
+    ElectAgreed(NodeId),
     RemoveSecondary(NodeId),
     AddLearner(NodeId),
     ReadoptStale(NodeId),
@@ -152,6 +154,7 @@ impl Zone {
             }
             Action::Tick => self.clock += 1,
             Action::Elect(_)
+            | Action::ElectAgreed(_)
             | Action::RemoveSecondary(_)
             | Action::AddLearner(_)
             | Action::ReadoptStale(_)

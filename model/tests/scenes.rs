@@ -24,6 +24,16 @@ fn a_primary_is_replaced_and_nothing_is_lost() {
 }
 
 #[test]
+fn a_primary_that_agreed_to_follow_loses_nothing() {
+    holds(Scene::agreement);
+}
+
+#[test]
+fn a_primary_that_agreed_to_follow_answers_no_stale_read() {
+    holds(Scene::agreement_and_leases);
+}
+
+#[test]
 fn what_a_crash_takes_from_the_journal_was_never_acknowledged() {
     holds(Scene::power);
 }

@@ -71,10 +71,14 @@ impl World {
         for _ in 0..promoted {
             self.tally.note("promotions");
         }
+        let config_keeps = config.is_in_sync(known.primary);
         let chunk = config.chunk;
         self.watch.configs.insert(chunk, config);
         if elected {
             self.tally.note("elections");
+            if config_keeps {
+                self.tally.note("former primaries in sync");
+            }
             self.moment(chunk, Moment::Elected);
         }
     }

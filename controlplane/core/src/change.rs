@@ -5,7 +5,8 @@
 //! - only the primary proposes removals of secondaries, learners and promotions;
 //! - a removal or election that leaves fewer than `copies_min` in sync needs the node declared
 //!   dead, or the replica's own word that it is stale or gone;
-//! - only a member of the in-sync set is elected; the old primary becomes stale;
+//! - only a member of the in-sync set is elected; the old primary becomes stale, unless it agreed at
+//!   this epoch to follow: then it stays in sync, and nobody leaves;
 //! - only a learner is promoted; only a stale replica is re-adopted; one whose store has lost part
 //!   of it, or whose filling was given up, comes back as another incarnation, from nothing;
 //! - a stale replica is retired only while as many as are wanted are in sync, or when its node has
@@ -194,7 +195,7 @@ fn leave_in_sync(
 ) -> Result<(), ChangeRefusal> {
     config.in_sync.retain(|r| *r != replica);
     let trusted = match evidence {
-        Evidence::Unreachable {} => false,
+        Evidence::Unreachable {} | Evidence::Agreed { .. } => false,
         Evidence::NodeDead {} | Evidence::ReportedGone {} => true,
     };
     if config.in_sync.len() < usize::from(config.copies_min) && !trusted {
@@ -232,7 +233,12 @@ fn elect(
     if !config.is_in_sync(primary) {
         return Err(ChangeRefusal::NotInSync);
     }
-    leave_in_sync(config, config.primary, evidence, epoch)?;
+    match evidence {
+        Evidence::Agreed { by } => by_primary(config, by)?,
+        Evidence::Unreachable {} | Evidence::NodeDead {} | Evidence::ReportedGone {} => {
+            leave_in_sync(config, config.primary, evidence, epoch)?;
+        }
+    }
     config.primary = primary;
     config.elected = config.epoch;
     Ok(())

@@ -22,7 +22,7 @@ use ashlar_types::{
 use thiserror::Error;
 
 /// Version of the command's bytes that this build writes, and the newest that it reads.
-pub const COMMAND_VERSION: u16 = 2;
+pub const COMMAND_VERSION: u16 = 3;
 
 /// Most chunk changes in one command: some 60 bytes each keep it far below a Raft message.
 pub const CHANGES_PER_COMMAND_MAX: usize = 4_096;
@@ -225,7 +225,7 @@ pub enum ChangeKind {
         /// Why fewer than `copies_min` may remain, if they would.
         evidence: Evidence,
     },
-    /// Another in-sync replica becomes primary; the old one becomes stale.
+    /// Another in-sync replica becomes primary; the old one becomes stale, unless it agreed to stay.
     Elect {
         /// The new primary.
         primary: ReplicaId,
@@ -279,6 +279,11 @@ pub enum Evidence {
     NodeDead {},
     /// It says itself that it is stale or gone.
     ReportedGone {},
+    /// It does not leave: the primary agreed to follow the one that is elected.
+    Agreed {
+        /// Who agreed, at the epoch of the change.
+        by: ReplicaId,
+    },
 }
 
 wire_struct! {
@@ -287,7 +292,7 @@ wire_struct! {
     TokenUse { token, request_hash }
     ChunkChange { chunk, epoch, kind }
 }
-wire_enum! { Evidence { 0 => Unreachable {}, 1 => NodeDead {}, 2 => ReportedGone {} } }
+wire_enum! { Evidence { 0 => Unreachable {}, 1 => NodeDead {}, 2 => ReportedGone {}, 3 => Agreed { by } } }
 wire_enum! { ChangeKind {
     0 => RemoveSecondary { proposer, replica, evidence },
     1 => Elect { primary, evidence },

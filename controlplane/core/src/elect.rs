@@ -13,46 +13,75 @@ use crate::state::ZoneState;
 use crate::verdict::{self, Verdict, Verdicts};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
-use ashlar_types::{ChunkConfig, NodeId, ReplicaId, Time};
+use ashlar_types::{ChunkConfig, ChunkId, Epoch, NodeId, ReplicaId, Time};
+use core::time::Duration;
 
-/// Elections to commit now, the most urgent first. Those whose outcome is not known yet are left out.
+/// How long a primary that lives and is connected may take to agree, where another can be elected
+/// without it: one heartbeat.
+pub const AGREE_WITHIN: Duration = Duration::from_millis(300);
+
+/// What to do about primaries now, the most urgent first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Elections {
+    /// To commit. Those whose outcome is not known yet are left out.
+    pub changes: Vec<ChunkChange>,
+    /// Primaries that should be asked to follow another: they live, and an election either needs
+    /// their agreement or keeps a copy by it.
+    pub asks: Vec<(NodeId, ChunkId, Epoch)>,
+}
+
+/// What can be done about a primary.
+enum Step {
+    Elect(Evidence),
+    Ask,
+}
+
+/// Elections that are due.
 #[must_use]
 pub fn elections(
     now: Time,
     state: &ZoneState,
     seen: &Observations,
     verdicts: &Verdicts,
-) -> Vec<ChunkChange> {
+) -> Elections {
     let mut due = Vec::new();
     for (node, verdict) in verdicts {
         for config in state.configs_of_node(*node) {
             if config.primary.node != *node || seen.is_electing(config.chunk, config.epoch) {
                 continue;
             }
-            if let Some(evidence) = reason_to_elect(now, config, verdict, state, seen) {
-                due.push((config, evidence));
+            if let Some(step) = step(now, config, verdict, state, seen) {
+                due.push((config, step));
             }
         }
     }
     due.sort_by_cached_key(|(config, _)| urgency(config, state, seen));
     let mut load: BTreeMap<NodeId, u32> =
         verdicts.keys().map(|node| (*node, state.primaries_on(*node))).collect();
-    let mut changes = Vec::new();
-    for (config, evidence) in due {
-        if changes.len() >= CHANGES_PER_COMMAND_MAX {
-            break;
-        }
+    let mut elections = Elections::default();
+    for (config, step) in due {
+        let (chunk, epoch) = (config.chunk, config.epoch);
         let primaries = |node| load.get(&node).copied().unwrap_or(0);
         let next = successor(now, config, primaries, state, seen, verdicts);
         let Some(primary) = next else { continue };
-        *load.entry(primary.node).or_default() += 1;
-        changes.push(ChunkChange {
-            chunk: config.chunk,
-            epoch: config.epoch,
-            kind: ChangeKind::Elect { primary, evidence },
-        });
+        match step {
+            Step::Elect(evidence) if elections.changes.len() < CHANGES_PER_COMMAND_MAX => {
+                *load.entry(primary.node).or_default() += 1;
+                let kind = ChangeKind::Elect { primary, evidence };
+                elections.changes.push(ChunkChange { chunk, epoch, kind });
+            }
+            Step::Ask if is_ask_due(now, chunk, epoch, seen) => {
+                elections.asks.push((config.primary.node, chunk, epoch));
+            }
+            Step::Elect(_) | Step::Ask => {}
+        }
     }
-    changes
+    elections
+}
+
+/// Lost on the way, the question is asked again.
+fn is_ask_due(now: Time, chunk: ChunkId, epoch: Epoch, seen: &Observations) -> bool {
+    seen.asked(chunk, epoch).is_none_or(|(_, last)| now.since(last) >= AGREE_WITHIN)
 }
 
 /// Sorts before whatever can wait for longer: attached first, then by when it began to wait.
@@ -84,26 +113,39 @@ pub(crate) fn successor(
     secondaries.min_by_key(|r| (seen.was_hidden(now, r.node), load(r.node), r.node))
 }
 
-fn reason_to_elect(
+fn step(
     now: Time,
     config: &ChunkConfig,
     verdict: &Verdict,
     state: &ZoneState,
     seen: &Observations,
-) -> Option<Evidence> {
+) -> Option<Step> {
     let unfit = seen.says_unfit(config.chunk, config.primary, config.epoch);
     if unfit || state.is_store_gone(config.primary) {
-        return Some(Evidence::ReportedGone {});
+        return Some(Step::Elect(Evidence::ReportedGone {}));
     }
-    let useless = match verdict {
-        Verdict::Dead { .. } => return Some(Evidence::NodeDead {}),
-        Verdict::Up { cut: true } | Verdict::Hidden { .. } => true,
-        Verdict::Up { cut: false } => is_alone(now, config, seen),
-        Verdict::Unknown { .. } => false,
+    let (useless, may_stay) = match verdict {
+        Verdict::Dead { .. } => return Some(Step::Elect(Evidence::NodeDead {})),
+        Verdict::Hidden { fresh } => (true, *fresh),
+        Verdict::Up { cut: true } => (true, false),
+        Verdict::Up { cut: false } => (is_alone(now, config, seen), false),
+        Verdict::Unknown { .. } => (false, false),
     };
-    // It lives: taking its place must not cost the copies that writes need.
+    if !useless {
+        return None;
+    }
+    if seen.has_agreed(config) {
+        return Some(Step::Elect(Evidence::Agreed { by: config.primary }));
+    }
+    // It lives: without its agreement it leaves the in-sync set, and that must not cost the copies
+    // that writes need. Where it does not, one that others reach is asked and not waited for.
     let enough = config.in_sync.len() > usize::from(config.copies_min);
-    (useless && enough).then_some(Evidence::Unreachable {})
+    let asked = seen.asked(config.chunk, config.epoch);
+    let has_had_time = asked.is_some_and(|(first, _)| now.since(first) >= AGREE_WITHIN);
+    if enough && (!may_stay || has_had_time) {
+        return Some(Step::Elect(Evidence::Unreachable {}));
+    }
+    Some(Step::Ask)
 }
 
 /// Whether a primary hears nobody but the control plane, and its secondaries say the same: at least

@@ -9,10 +9,10 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use ashlar_types::limit::is_short_of_space;
 use ashlar_types::message::cluster::{
-    Heartbeat, PathState, PeerEvidence, Proposal, ReplicaReport, ReplicaState,
+    Change, Heartbeat, PathState, PeerEvidence, Proposal, ReplicaReport, ReplicaState,
 };
 use ashlar_types::message::data::Network;
-use ashlar_types::{ChunkId, Epoch, Generation, NodeId, ReplicaId, Time};
+use ashlar_types::{ChunkConfig, ChunkId, Epoch, Generation, NodeId, ReplicaId, Time};
 use core::time::Duration;
 
 /// How long a node that was slow counts against the zone's budget of slow nodes (design.md 4.7).
@@ -133,6 +133,10 @@ pub struct Observations {
     /// Elections, apart: they wait for no other change.
     electing: BTreeMap<ChunkId, (Epoch, Time)>,
     stuck_since: BTreeMap<ChunkId, Time>,
+    /// Primaries that agreed to follow, at which epoch.
+    agreed: BTreeMap<ChunkId, (Epoch, ReplicaId)>,
+    /// Primaries that were asked to: at which epoch, since when, and when last.
+    asked: BTreeMap<ChunkId, (Epoch, Time, Time)>,
     /// Nodes that lost replicas because all others waited for them, and when that began.
     slow: BTreeMap<NodeId, Time>,
     /// Nodes that were hidden from clients, and when they were seen so last.
@@ -152,6 +156,8 @@ impl Observations {
             proposed: BTreeMap::new(),
             electing: BTreeMap::new(),
             stuck_since: BTreeMap::new(),
+            agreed: BTreeMap::new(),
+            asked: BTreeMap::new(),
             slow: BTreeMap::new(),
             hidden: BTreeMap::new(),
         }
@@ -216,6 +222,7 @@ impl Observations {
         view.evidence.clear();
         self.reports.retain(|(_, replica), _| replica.node != node);
         self.proposals.retain(|_, proposal| proposal.proposer.node != node);
+        self.agreed.retain(|_, (_, primary)| primary.node != node);
     }
 
     /// A node's stream ended.
@@ -267,7 +274,12 @@ impl Observations {
     /// A primary asks for changes; the newest wish for a chunk counts.
     pub fn on_proposals(&mut self, state: &ZoneState, node: NodeId, proposals: Vec<Proposal>) {
         for proposal in proposals {
-            if proposal.proposer.node == node && state.config(proposal.chunk).is_some() {
+            if proposal.proposer.node != node || state.config(proposal.chunk).is_none() {
+                continue;
+            }
+            if proposal.change == Change::Follow {
+                self.agreed.insert(proposal.chunk, (proposal.epoch, proposal.proposer));
+            } else {
                 self.proposals.insert(proposal.chunk, proposal);
             }
         }
@@ -288,6 +300,29 @@ impl Observations {
     /// A change was handed to Raft.
     pub fn on_proposed(&mut self, now: Time, chunk: ChunkId, epoch: Epoch) {
         self.proposed.insert(chunk, (epoch, now));
+    }
+
+    /// A primary is asked to follow another.
+    pub fn on_asked(&mut self, now: Time, chunk: ChunkId, epoch: Epoch) {
+        match self.asked.get_mut(&chunk) {
+            Some((asked, _, last)) if *asked == epoch => *last = now,
+            _ => {
+                self.asked.insert(chunk, (epoch, now, now));
+            }
+        }
+    }
+
+    /// Since when a primary has been asked to follow another, and when last.
+    #[must_use]
+    pub fn asked(&self, chunk: ChunkId, epoch: Epoch) -> Option<(Time, Time)> {
+        let (asked, first, last) = self.asked.get(&chunk)?;
+        (*asked == epoch).then_some((*first, *last))
+    }
+
+    /// Whether the primary of a configuration has agreed to follow another at this very epoch.
+    #[must_use]
+    pub fn has_agreed(&self, config: &ChunkConfig) -> bool {
+        self.agreed.get(&config.chunk) == Some(&(config.epoch, config.primary))
     }
 
     /// An election was handed to Raft.
@@ -314,6 +349,8 @@ impl Observations {
         for chunk in chunks {
             self.proposed.remove(chunk);
             self.electing.remove(chunk);
+            self.agreed.remove(chunk);
+            self.asked.remove(chunk);
             match state.config(*chunk) {
                 None => {
                     self.proposals.remove(chunk);

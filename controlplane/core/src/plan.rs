@@ -194,6 +194,8 @@ impl Judge<'_> {
                 Ok(ChangeKind::ReadoptStale { proposer, replica: *replica })
             }
             Change::StepDown { .. } => self.succeed(config),
+            // Kept apart, and used when somebody is elected.
+            Change::Follow => Err("nobody takes over".into()),
             Change::SeekLearner => {
                 let node = self.seek(config)?;
                 Ok(ChangeKind::AddLearner { proposer, node })

@@ -6,7 +6,7 @@ use super::sessions::Session;
 use super::{CallId, Member, Now, Output, SessionKey};
 use ashlar_controlplane_core::command::{Action, ChunkChange, Command};
 use ashlar_controlplane_core::describe;
-use ashlar_controlplane_core::elect::elections;
+use ashlar_controlplane_core::elect::{Elections, elections};
 use ashlar_controlplane_core::observe::Observations;
 use ashlar_controlplane_core::plan::{Plan, plan};
 use ashlar_controlplane_core::state::{Key, ZoneState};
@@ -14,7 +14,7 @@ use ashlar_controlplane_core::verdict::{self, Verdict};
 use ashlar_proto::reason::ApiError;
 use ashlar_types::message::cluster::ControlDown;
 use ashlar_types::message::data::Network;
-use ashlar_types::{ChunkId, ControlTerm, Generation, NodeId, ReplicaId, Time, VolumeId};
+use ashlar_types::{ChunkId, ControlTerm, Epoch, Generation, NodeId, ReplicaId, Time, VolumeId};
 use ashlar_zone_raft::ProposeError;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -182,7 +182,7 @@ impl Member {
         };
         lead.seen.note_hidden(now.time, verdicts.iter().filter_map(hidden));
         let elections = elections(now.time, &self.state, &lead.seen, &verdicts);
-        let found = self.elect(now, elections) || found;
+        let found = self.elect(now, elections, out) || found;
         let Some(lead) = &mut self.lead else { return found };
         let plan = plan(now.time, &self.state, &lead.seen, &verdicts);
         lead.seen.forget_proposals(&plan.judged);
@@ -204,8 +204,24 @@ impl Member {
         self.carry_out(now, plan) || found
     }
 
-    /// Hands elections to Raft, before anything else and in an entry of their own.
-    fn elect(&mut self, now: Now, changes: Vec<ChunkChange>) -> bool {
+    /// Hands elections to Raft, before anything else and in an entry of their own, and asks primaries
+    /// that live to follow.
+    fn elect(&mut self, now: Now, elections: Elections, out: &mut Vec<Output>) -> bool {
+        let Elections { changes, asks } = elections;
+        let Some(lead) = &mut self.lead else { return false };
+        let term = ControlTerm(lead.term);
+        let mut asked: BTreeMap<NodeId, Vec<(ChunkId, Epoch)>> = BTreeMap::new();
+        for (node, chunk, epoch) in asks {
+            lead.seen.on_asked(now.time, chunk, epoch);
+            asked.entry(node).or_default().push((chunk, epoch));
+        }
+        for (node, chunks) in asked {
+            tracing::info!(%node, chunks = chunks.len(), "a primary is asked to follow another");
+            if let Some(Session { key: session, .. }) = lead.session_of(node) {
+                let (session, message) = (*session, ControlDown::AskToFollow(chunks));
+                out.push(Output::Node { session, term, message });
+            }
+        }
         if changes.is_empty() {
             return false;
         }

@@ -374,6 +374,7 @@ impl Node {
             ControlDown::Members(members) => self.members = members,
             ControlDown::Peers(_)
             | ControlDown::ZoneKey(_)
+            | ControlDown::AskToFollow(_)
             | ControlDown::ProposalRefused { .. } => {}
         }
     }

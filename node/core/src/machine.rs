@@ -560,6 +560,15 @@ impl NodeCore {
                     self.peers.watch(now, peer.node);
                 }
             }
+            ControlDown::AskToFollow(chunks) => {
+                for (chunk, epoch) in chunks {
+                    self.with_replica(now, chunk, out, |replica, context| {
+                        if let Role::Primary(primary) = &mut replica.role {
+                            primary.asked_to_follow(epoch, &replica.durable, context);
+                        }
+                    });
+                }
+            }
             // Clients are admitted, and members dialled, by the shell.
             ControlDown::ZoneKey(_)
             | ControlDown::Members(_)

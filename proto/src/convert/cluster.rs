@@ -109,6 +109,15 @@ impl From<&Order> for v1::NodeDown {
                     })
                     .collect(),
             }),
+            ControlDown::AskToFollow(chunks) => Message::AskToFollow(v1::FollowRequests {
+                requests: chunks
+                    .iter()
+                    .map(|(chunk, epoch)| v1::FollowRequest {
+                        chunk: Some((*chunk).into()),
+                        epoch: epoch.0,
+                    })
+                    .collect(),
+            }),
             ControlDown::ZoneKey(key) => Message::ZoneKey(key.to_vec()),
             ControlDown::Members(addresses) => {
                 Message::Members(v1::MemberList { addresses: addresses.clone() })
@@ -146,6 +155,13 @@ fn down(wire: &v1::NodeDown) -> Converted<ControlDown> {
         }
         Message::Erase(list) => {
             ControlDown::Erase(list.replicas.iter().map(erase).collect::<Converted<_>>()?)
+        }
+        Message::AskToFollow(list) => {
+            let request = |wire: &v1::FollowRequest| {
+                let chunk = required(wire.chunk.as_ref(), "follow.chunk")?.try_into()?;
+                Ok((chunk, Epoch(wire.epoch)))
+            };
+            ControlDown::AskToFollow(list.requests.iter().map(request).collect::<Converted<_>>()?)
         }
         Message::ZoneKey(key) => {
             let wrong = |_| ConvertError::Range("zone_key");
@@ -291,6 +307,7 @@ impl From<&Proposal> for v1::Proposal {
                 WireChange::ReadoptStale(v1::ReadoptStale { replica: Some((*replica).into()) })
             }
             Change::SeekLearner => WireChange::SeekLearner(v1::SeekLearner {}),
+            Change::Follow => WireChange::Follow(v1::Follow {}),
             Change::StepDown { millis } => WireChange::StepDown(v1::StepDown { millis: *millis }),
             Change::RemoveLearner { replica } => {
                 WireChange::RemoveLearner(v1::RemoveLearner { replica: Some((*replica).into()) })
@@ -331,6 +348,7 @@ impl TryFrom<&v1::Proposal> for Proposal {
                 Change::ReadoptStale { replica: replica(&change.replica)? }
             }
             WireChange::SeekLearner(_) => Change::SeekLearner,
+            WireChange::Follow(_) => Change::Follow,
             WireChange::StepDown(change) => Change::StepDown { millis: change.millis },
             WireChange::RemoveLearner(change) => {
                 Change::RemoveLearner { replica: replica(&change.replica)? }

@@ -104,6 +104,7 @@ fn ups() -> Vec<ControlUp> {
             propose(remove(RemovalReason::Slow { millis: 1_000 })),
             propose(Change::SeekLearner),
             propose(Change::StepDown { millis: 1_000 }),
+            propose(Change::Follow),
             propose(Change::RemoveLearner { replica: replica(3) }),
             propose(Change::PromoteLearner {
                 replica: replica(3),
@@ -148,6 +149,7 @@ fn everything_the_control_plane_says_survives_the_wire() {
         ControlDown::Configs(vec![config()]),
         ControlDown::Peers(vec![peer]),
         ControlDown::Erase(vec![(chunk(), replica(1))]),
+        ControlDown::AskToFollow(vec![(chunk(), Epoch(4))]),
         ControlDown::Members(vec!["127.0.0.9:7".into()]),
         ControlDown::ProposalRefused { chunk: chunk(), epoch: Epoch(9), reason: "no space".into() },
     ] {

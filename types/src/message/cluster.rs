@@ -156,6 +156,9 @@ pub enum Change {
         /// How long writes have waited for it.
         millis: u32,
     },
+    /// Asked by the control plane ([`ControlDown::AskToFollow`]): the primary agrees that another
+    /// in-sync replica is elected in its place, and stays in sync as its secondary.
+    Follow,
     /// A learner has everything; it becomes in sync.
     PromoteLearner {
         /// The learner.
@@ -208,6 +211,9 @@ pub enum ControlDown {
     Erase(Vec<(ChunkId, ReplicaId)>),
     /// Public key of the zone: tokens of attachments are signed by it (`proto/src/token.rs`).
     ZoneKey([u8; 32]),
+    /// The primary of each chunk, at that epoch: clients or peers do not reach it, and another should
+    /// take over. It agrees ([`Change::Follow`]) if it can be of use as a secondary.
+    AskToFollow(Vec<(ChunkId, Epoch)>),
     /// A proposal was not carried out; the reason is for logs and status.
     ProposalRefused {
         /// The chunk.

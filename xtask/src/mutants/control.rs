@@ -37,8 +37,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "that a replica is unreachable is no proof of its death",
         file: "controlplane/core/src/change.rs",
-        take_out: "Evidence::Unreachable {} => false,",
-        put_in: "Evidence::Unreachable {} => true,",
+        take_out: "Evidence::Unreachable {} | Evidence::Agreed { .. } => false,",
+        put_in: "Evidence::Unreachable {} | Evidence::Agreed { .. } => true,",
         tests: CORE,
     },
     Mutant {
@@ -51,8 +51,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "the old primary leaves the in-sync set",
         file: "controlplane/core/src/change.rs",
-        take_out: "leave_in_sync(config, config.primary, evidence, epoch)?;",
-        put_in: "let _ = (evidence, epoch);",
+        take_out: "leave_in_sync(config, config.primary, evidence, epoch)?;\n        }",
+        put_in: "let _ = epoch;\n        }",
         tests: CORE,
     },
     Mutant {
@@ -142,15 +142,15 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "a living primary is not replaced at the price of a needed copy",
         file: "controlplane/core/src/elect.rs",
-        take_out: "(useless && enough).then_some(",
-        put_in: "useless.then_some(",
+        take_out: "if enough && (!may_stay || has_had_time) {",
+        put_in: "if !may_stay || has_had_time {",
         tests: CORE,
     },
     Mutant {
         rule: "a primary that clients cannot reach is replaced",
         file: "controlplane/core/src/elect.rs",
-        take_out: "Verdict::Up { cut: true } | Verdict::Hidden { .. } => true,",
-        put_in: "Verdict::Up { cut: true } => true, Verdict::Hidden { .. } => false,",
+        take_out: "Verdict::Hidden { fresh } => (true, *fresh),",
+        put_in: "Verdict::Hidden { fresh } => (false, *fresh),",
         tests: CORE,
     },
     Mutant {
@@ -184,8 +184,29 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "a primary that hears nobody is replaced by its secondaries' votes",
         file: "controlplane/core/src/elect.rs",
-        take_out: "Verdict::Up { cut: false } => is_alone(now, config, seen),",
-        put_in: "Verdict::Up { cut: false } => false,",
+        take_out: "(is_alone(now, config, seen), false)",
+        put_in: "(false, false)",
+        tests: CORE,
+    },
+    Mutant {
+        rule: "an agreement to follow is of the primary and of this epoch",
+        file: "controlplane/core/src/observe.rs",
+        take_out: "self.agreed.get(&config.chunk) == Some(&(config.epoch, config.primary))",
+        put_in: "self.agreed.contains_key(&config.chunk)",
+        tests: CORE,
+    },
+    Mutant {
+        rule: "nobody but the primary agrees to follow in its name",
+        file: "controlplane/core/src/change.rs",
+        take_out: "Evidence::Agreed { by } => by_primary(config, by)?,",
+        put_in: "Evidence::Agreed { .. } => {}",
+        tests: CORE,
+    },
+    Mutant {
+        rule: "a primary that others reach is asked before it loses its copy",
+        file: "controlplane/core/src/elect.rs",
+        take_out: "if enough && (!may_stay || has_had_time) {",
+        put_in: "if enough {",
         tests: CORE,
     },
     Mutant {

@@ -48,6 +48,20 @@ pub(super) const MUTANTS: &[Mutant] = &[
         tests: &["-p", "ashlar-node-core", "--test", "orders"],
     },
     Mutant {
+        rule: "a primary agrees to follow only while it reaches every other replica in sync",
+        file: "node/core/src/primary/propose.rs",
+        take_out: "config.secondaries().all(reaches)",
+        put_in: "config.secondaries().any(reaches)",
+        tests: &["-p", "ashlar-node-core", "--test", "follow"],
+    },
+    Mutant {
+        rule: "a question to follow is about one epoch",
+        file: "node/core/src/primary/propose.rs",
+        take_out: "if config.epoch != epoch || self.is_unfit() || !of_use {",
+        put_in: "if self.is_unfit() || !of_use {",
+        tests: &["-p", "ashlar-node-core", "--test", "follow"],
+    },
+    Mutant {
         rule: "the stream of a leader that was replaced is ended before anything of it counts",
         file: "node/src/control.rs",
         take_out: "if order.term < self.term {",

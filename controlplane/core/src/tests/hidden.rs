@@ -33,6 +33,10 @@ fn a_node_without_its_primary_network_loses_its_primaries_and_can_be_filled_agai
         zone.run(600);
         assert!(is_hidden(&zone, 1));
         let old = zone.config(index);
+        // While its stream is open it is asked to stay in sync, and not waited for.
+        assert_eq!(zone.elections().is_empty(), heard_by_control);
+        assert_eq!(zone.ask() > 0, heard_by_control);
+        zone.run(300);
         let plan = zone.carry_out();
         let evidence = Evidence::Unreachable {};
         assert!(plan.changes.iter().any(|change| {
@@ -135,4 +139,57 @@ fn a_primary_that_hears_nobody_is_replaced_by_the_votes_of_its_secondaries_alone
     zone.down.retain(|(by, of, _)| (*by, *of) != (primary, second));
     zone.run(600);
     assert!(!elected(&zone));
+}
+
+#[test]
+fn a_living_primary_whose_copy_is_needed_is_replaced_only_if_it_agrees_to_follow() {
+    let mut zone = Zone::with_volume();
+    let config = zone.config(0);
+    let (proposer, replica) = (config.primary, config.secondaries().next().unwrap());
+    let evidence = Evidence::Unreachable {};
+    zone.change(0, ChangeKind::RemoveSecondary { proposer, replica, evidence }).unwrap();
+    let primary = proposer.node.0;
+    let others: Vec<u32> = (1..=4).filter(|node| *node != primary).collect();
+    part(&mut zone, primary, &others);
+    zone.run(600);
+    let is_due = |zone: &Zone| zone.elections().iter().any(|change| change.chunk == chunk(0));
+    let asks =
+        |zone: &Zone| zone.elections_and_asks().asks.iter().any(|(_, asked, _)| *asked == chunk(0));
+    assert!(asks(&zone));
+    zone.ask();
+    assert!(!asks(&zone), "not twice at once");
+    zone.run(5_000);
+    assert!(asks(&zone) && !is_due(&zone), "without its word the copy would be lost");
+    // A word about another epoch is none.
+    let old = Proposal { chunk: chunk(0), epoch: config.epoch, proposer, change: Change::Follow };
+    zone.seen.on_proposals(&zone.state, proposer.node, [old].into());
+    assert!(!is_due(&zone));
+    zone.propose(0, Change::Follow);
+    assert!(is_due(&zone));
+    let before = zone.config(0);
+    zone.carry_out();
+    let after = zone.config(0);
+    assert!(after.primary != before.primary && after.is_in_sync(before.primary));
+    assert_eq!((after.in_sync, after.stale), (before.in_sync, before.stale));
+}
+
+#[test]
+fn only_the_primary_agrees_for_itself() {
+    let mut zone = Zone::with_volume();
+    let config = zone.config(0);
+    let [primary, by] = config.secondaries().collect::<Vec<_>>()[..] else { panic!() };
+    let evidence = Evidence::Agreed { by };
+    let refused = zone.change(0, ChangeKind::Elect { primary, evidence }).unwrap_err();
+    assert!(refused.contains("not the primary"), "{refused}");
+    let replica = by;
+    let proposer = config.primary;
+    zone.change(
+        0,
+        ChangeKind::RemoveSecondary { proposer, replica, evidence: Evidence::Unreachable {} },
+    )
+    .unwrap();
+    // Agreement is no word about who leaves.
+    let evidence = Evidence::Agreed { by: proposer };
+    let kind = ChangeKind::RemoveSecondary { proposer, replica: primary, evidence };
+    assert!(zone.change(0, kind).unwrap_err().contains("would remain"));
 }

@@ -8,7 +8,7 @@ mod scenes;
 
 use crate::apply::{Answer, Applied, Refusal};
 use crate::command::{Action, ChangeKind, ChunkChange, Command, NodeRecord, TokenUse};
-use crate::elect::elections;
+use crate::elect::{Elections, elections};
 use crate::observe::{Observations, ProbeResult};
 use crate::plan::{Plan, plan};
 use crate::state::{Volume, ZoneState};
@@ -193,8 +193,21 @@ impl Zone {
     }
 
     pub(super) fn elections(&self) -> Vec<ChunkChange> {
+        self.elections_and_asks().changes
+    }
+
+    pub(super) fn elections_and_asks(&self) -> Elections {
         let verdicts = judge_all(self.now, &self.state, &self.seen);
         elections(self.now, &self.state, &self.seen, &verdicts)
+    }
+
+    /// Asks primaries to follow that should be; gives how many.
+    pub(super) fn ask(&mut self) -> usize {
+        let asks = self.elections_and_asks().asks;
+        for (_, chunk, epoch) in &asks {
+            self.seen.on_asked(self.now, *chunk, *epoch);
+        }
+        asks.len()
     }
 
     /// What is planned, elections first.

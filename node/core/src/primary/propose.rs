@@ -15,7 +15,7 @@ use alloc::vec;
 use alloc::vec::Vec;
 use ashlar_types::backoff::{Backoff, BackoffPolicy};
 use ashlar_types::message::cluster::{Change, ControlUp, Proposal, RemovalReason};
-use ashlar_types::{ChunkConfig, ReplicaId, Time};
+use ashlar_types::{ChunkConfig, Epoch, ReplicaId, Time};
 use core::time::Duration;
 
 /// How searches for a new home that bring nothing follow each other (section 7).
@@ -153,6 +153,31 @@ impl Primary {
             self.proposals.next_at = context.now + context.timing.retry;
             self.propose_promotion(durable, context);
         }
+    }
+
+    /// The control plane wants another primary, and asks this one to stay as its secondary. The answer
+    /// is no promise: until a later epoch is adopted, this replica goes on as before, and what it
+    /// acknowledges meanwhile every other in-sync replica has (docs/decisions/0009). It agrees only
+    /// while it reaches all of them, by either network: otherwise writes would wait for it.
+    pub(crate) fn asked_to_follow(
+        &mut self,
+        epoch: Epoch,
+        durable: &ReplicaDurable,
+        context: &mut Context<'_>,
+    ) {
+        let config = &durable.config;
+        let reaches = |replica: ReplicaId| {
+            let silence = context.timing.silence;
+            context.peers.reachable(replica.node)
+                && context.peers.unresponsive(context.now, replica.node, silence).is_none()
+        };
+        let of_use = config.in_sync.len() > 1 && config.secondaries().all(reaches);
+        if config.epoch != epoch || self.is_unfit() || !of_use {
+            return;
+        }
+        let (chunk, proposer) = (config.chunk, durable.replica);
+        let proposal = Proposal { chunk, epoch, proposer, change: Change::Follow };
+        context.out.push(Effect::Control(ControlUp::Propose(vec![proposal])));
     }
 
     fn note_degraded(&mut self, durable: &ReplicaDurable, now: Time) {
