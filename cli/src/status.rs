@@ -111,6 +111,35 @@ struct StatusView {
     volumes: Vec<VolumeView>,
     stuck: Vec<StuckView>,
     erasing_replicas: u32,
+    /// Many nodes are lost, or were a while ago.
+    interruption: Option<InterruptionView>,
+}
+
+#[derive(Debug, Serialize)]
+struct InterruptionView {
+    on: bool,
+    since_millis: u64,
+    lost: u32,
+    searches_per_second: u32,
+}
+
+impl InterruptionView {
+    fn sentence(&self) -> String {
+        let Self { on, since_millis, lost, searches_per_second } = self;
+        if *on {
+            format!(
+                "large interruption for {} s: {lost} nodes are lost; copies that may come back are \
+                 waited for, and only chunks with a single copy left or waiting writes look for \
+                 another node",
+                since_millis / 1000
+            )
+        } else {
+            format!(
+                "after a large interruption: each node looks for at most {searches_per_second} new \
+                 homes a second"
+            )
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -129,8 +158,9 @@ impl From<&v1::GetStatusResponse> for StatusView {
         let chunks = answer.chunks.as_ref().map(ChunksView::from).unwrap_or_default();
         let all_here =
             members.iter().all(MemberView::is_whole) && nodes.iter().all(NodeView::is_up);
+        let interrupted = answer.interruption.as_ref().is_some_and(|i| i.on);
         let health = match chunks.health() {
-            "whole" if all_here => "ok",
+            "whole" if all_here && !interrupted => "ok",
             "stuck" => "impaired",
             _ => "warning",
         };
@@ -146,6 +176,12 @@ impl From<&v1::GetStatusResponse> for StatusView {
             volumes: answer.volumes.iter().map(VolumeView::from).collect(),
             stuck: answer.stuck.iter().map(StuckView::from).collect(),
             erasing_replicas: answer.erasing_replicas,
+            interruption: answer.interruption.as_ref().map(|i| InterruptionView {
+                on: i.on,
+                since_millis: i.since_millis,
+                lost: i.lost,
+                searches_per_second: i.searches_per_second,
+            }),
         }
     }
 }
@@ -175,6 +211,7 @@ impl Show for StatusView {
         parts.push(String::new());
         parts.push(columns(NodeView::HEADER, self.nodes.iter().map(NodeView::row)));
         parts.push(String::new());
+        parts.extend(self.interruption.as_ref().map(InterruptionView::sentence));
         parts.push(self.chunks.sentence());
         if !self.volumes.is_empty() {
             parts.push(columns(VolumeView::HEADER, self.volumes.iter().map(VolumeView::row)));

@@ -428,7 +428,7 @@ impl Member {
         }
         self.expire(now, out);
         self.finish_attachments(now, out);
-        self.flush_sessions(out);
+        self.flush_sessions(now, out);
         self.tell_members(out);
         self.check_removed()?;
         self.compact_if_due()

@@ -379,16 +379,7 @@ impl World {
                     self.member_input(known.member, Input::NodeSaid { session, message });
                 }
             }
-            ControlEvent::Down { session, order, .. } => {
-                let known = self.control.sessions.get(&session).copied();
-                if let Some(known) = known.filter(|s| self.lives(s.node, s.node_life)) {
-                    if let ControlDown::Members(addresses) = &order.message {
-                        let ids = self.control.numbers(addresses);
-                        self.control.node_knows.insert(known.node, ids);
-                    }
-                    self.input(known.node, node::Input::Control(order));
-                }
-            }
+            ControlEvent::Down { session, order, .. } => self.order_arrives(session, order),
             ControlEvent::Close { session, leader } => self.end_session(session, leader),
             ControlEvent::Gone { session, member, life } => {
                 if self.control.is_up(member, life) {
@@ -424,6 +415,20 @@ impl World {
             }
             ControlEvent::Answered { call, result } => self.answered(call, *result),
         }
+    }
+
+    /// A message of a member reaches a node, if its stream is still open.
+    fn order_arrives(&mut self, session: SessionKey, order: Order) {
+        let known = self.control.sessions.get(&session).copied();
+        let Some(known) = known.filter(|s| self.lives(s.node, s.node_life)) else { return };
+        if let ControlDown::Members(addresses) = &order.message {
+            let ids = self.control.numbers(addresses);
+            self.control.node_knows.insert(known.node, ids);
+        }
+        if matches!(&order.message, ControlDown::Search(budget) if budget.only_urgent) {
+            self.tally.note("told of a large interruption");
+        }
+        self.input(known.node, node::Input::Control(order));
     }
 
     fn start_member(&mut self, id: u64) {

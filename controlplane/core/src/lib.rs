@@ -10,6 +10,7 @@
 //! | [`verdict`] | who is dead, on evidence (design.md section 6) |
 //! | [`place`] | where replicas go |
 //! | [`elect`] | which chunks need another primary, the most urgent first |
+//! | [`interruption`] | whether so many nodes are lost that searching for new homes stops |
 //! | [`plan`] | what the leader proposes next |
 //! | [`describe`] | how volumes and chunks are, with causes |
 //! | [`bulkhead`] | what calls to another zone may cost (design.md section 10) |
@@ -26,6 +27,7 @@ mod codec;
 pub mod command;
 pub mod describe;
 pub mod elect;
+pub mod interruption;
 mod members;
 pub mod observe;
 pub mod place;

@@ -15,7 +15,7 @@ use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use ashlar_types::message::cluster::{Change, Proposal, RemovalReason, ReplicaState};
+use ashlar_types::message::cluster::{Change, Proposal, RemovalReason, ReplicaState, SearchBudget};
 use ashlar_types::{ChunkConfig, ChunkId, NodeId, ReplicaId, Time, VolumeId};
 
 /// What to do now.
@@ -40,10 +40,16 @@ pub struct Plan {
 /// Plans what comes after the elections that are due, once they are noted as on their way. Spurious
 /// calls are harmless; call after input, and at every tick.
 #[must_use]
-pub fn plan(now: Time, state: &ZoneState, seen: &Observations, verdicts: &Verdicts) -> Plan {
+pub fn plan(
+    now: Time,
+    state: &ZoneState,
+    seen: &Observations,
+    verdicts: &Verdicts,
+    search: SearchBudget,
+) -> Plan {
     let mut plan = Plan::default();
     let space = Space::of(state, seen, verdicts);
-    let mut planner = Judge { now, state, seen, verdicts, space };
+    let mut planner = Judge { now, state, seen, verdicts, search, space };
     for proposal in seen.proposals() {
         if plan.changes.len() >= CHANGES_PER_COMMAND_MAX {
             break;
@@ -126,6 +132,7 @@ struct Judge<'a> {
     state: &'a ZoneState,
     seen: &'a Observations,
     verdicts: &'a Verdicts,
+    search: SearchBudget,
     space: Space,
 }
 
@@ -300,6 +307,10 @@ impl Judge<'_> {
         let filled = config.in_sync.len() + config.learners.len();
         if filled >= usize::from(config.copies_wanted) {
             return Err(format!("{filled} replicas are in sync or being filled already"));
+        }
+        let urgent = config.in_sync.len() <= 1 || !config.may_acknowledge();
+        if self.search.only_urgent && !urgent {
+            return Err("a large interruption: the copies that are away may come back".into());
         }
         // A node that still has to erase an older replica of the chunk holds one too.
         let erasing = self.state.erasures().filter(|(chunk, _)| *chunk == config.chunk);

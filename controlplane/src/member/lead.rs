@@ -7,6 +7,7 @@ use super::{CallId, Member, Now, Output, SessionKey};
 use ashlar_controlplane_core::command::{Action, ChunkChange, Command};
 use ashlar_controlplane_core::describe;
 use ashlar_controlplane_core::elect::{Elections, elections};
+use ashlar_controlplane_core::interruption::{Interruption, lost_nodes};
 use ashlar_controlplane_core::observe::Observations;
 use ashlar_controlplane_core::plan::{Plan, plan};
 use ashlar_controlplane_core::state::{Key, ZoneState};
@@ -89,6 +90,8 @@ pub(super) struct Lead {
     key_proposed: bool,
     /// The list of members changed.
     pub(super) members_due: bool,
+    /// Whether many nodes are lost at once.
+    pub(super) interruption: Interruption,
     /// Members that were lost, since this leader knows.
     pub(super) lost_since: BTreeMap<u64, Time>,
     /// Proposed, not applied yet.
@@ -99,7 +102,7 @@ pub(super) struct Lead {
 }
 
 impl Lead {
-    pub(super) const fn new(now: Time, term: u64) -> Self {
+    pub(super) fn new(now: Time, term: u64) -> Self {
         Self {
             term,
             since: now,
@@ -113,6 +116,7 @@ impl Lead {
             key_due: false,
             key_proposed: false,
             members_due: false,
+            interruption: Interruption::default(),
             lost_since: BTreeMap::new(),
             readying: BTreeSet::new(),
             forgetting: BTreeSet::new(),
@@ -124,6 +128,19 @@ impl Lead {
     /// The open stream of a node.
     pub(super) fn session_of(&mut self, node: NodeId) -> Option<&mut Session> {
         self.sessions.values_mut().find(|session| session.active && session.node() == node)
+    }
+
+    /// Takes in which nodes are lost now.
+    fn on_losses(&mut self, now: Now, nodes: usize, lost: BTreeSet<NodeId>) {
+        let before = self.interruption.is_on().is_some();
+        self.interruption.on_losses(now.time, nodes, lost);
+        match self.interruption.is_on() {
+            Some((_, lost)) if !before => {
+                tracing::info!(lost, nodes, "a large interruption: searches for new homes stop");
+            }
+            None if before => tracing::info!("the large interruption is over"),
+            Some(_) | None => {}
+        }
     }
 
     /// Notes for whom changed entries matter.
@@ -184,7 +201,10 @@ impl Member {
         let elections = elections(now.time, &self.state, &lead.seen, &verdicts);
         let found = self.elect(now, elections, out) || found;
         let Some(lead) = &mut self.lead else { return found };
-        let plan = plan(now.time, &self.state, &lead.seen, &verdicts);
+        let lost = lost_nodes(now.time, &self.state, &lead.seen, &verdicts);
+        lead.on_losses(now, self.state.nodes().count(), lost);
+        let search = lead.interruption.budget(now.time);
+        let plan = plan(now.time, &self.state, &lead.seen, &verdicts, search);
         lead.seen.forget_proposals(&plan.judged);
         lead.seen.note_slow(now.time, &plan.slow);
         for node in &plan.probes {

@@ -15,7 +15,7 @@ use ashlar_controlplane_core::verdict;
 use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::token::Signs;
 use ashlar_types::message::cluster::{
-    CLUSTER_PROTOCOL_VERSION, ControlDown, ControlUp, PeerAddress, Registration,
+    CLUSTER_PROTOCOL_VERSION, ControlDown, ControlUp, PeerAddress, Registration, SearchBudget,
 };
 use ashlar_types::{ChunkId, ControlTerm, NodeId, ReplicaId, StartNumber, StoreId};
 use std::collections::BTreeSet;
@@ -38,6 +38,8 @@ pub(super) struct Session {
     waiting: Vec<ControlUp>,
     pub(super) configs_due: BTreeSet<ChunkId>,
     pub(super) erase_due: BTreeSet<(ChunkId, ReplicaId)>,
+    /// The budget for searches as the node knows it.
+    search_told: Option<SearchBudget>,
 }
 
 impl Session {
@@ -74,6 +76,7 @@ impl Member {
                         waiting: Vec::new(),
                         configs_due: BTreeSet::new(),
                         erase_due: BTreeSet::new(),
+                        search_told: None,
                     },
                 );
                 if committed {
@@ -262,19 +265,23 @@ impl Member {
     }
 
     /// Tells nodes what has changed for them.
-    pub(super) fn flush_sessions(&mut self, out: &mut Vec<Output>) {
+    pub(super) fn flush_sessions(&mut self, now: Now, out: &mut Vec<Output>) {
         let members = self.changed_addresses();
         let Some(lead) = &mut self.lead else { return };
         let peers = std::mem::take(&mut lead.peers_due).then(|| peers(&self.state));
         let key = std::mem::take(&mut lead.key_due).then(|| zone_key(&self.state)).flatten();
         let members = members.filter(|_| std::mem::take(&mut lead.members_due));
         let term = ControlTerm(lead.term);
+        let search = lead.interruption.budget(now.time);
         for session in lead.sessions.values_mut().filter(|session| session.active) {
             let mut tell = |message| out.push(Output::Node { session: session.key, term, message });
             if let Some(peers) = &peers {
                 tell(ControlDown::Peers(peers.clone()));
             }
             key.iter().for_each(|key| tell(key.clone()));
+            if session.search_told.replace(search) != Some(search) {
+                tell(ControlDown::Search(search));
+            }
             if let Some(members) = &members {
                 tell(ControlDown::Members(members.clone()));
             }

@@ -375,6 +375,7 @@ impl Node {
             ControlDown::Peers(_)
             | ControlDown::ZoneKey(_)
             | ControlDown::AskToFollow(_)
+            | ControlDown::Search(_)
             | ControlDown::ProposalRefused { .. } => {}
         }
     }

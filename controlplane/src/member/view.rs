@@ -1,5 +1,6 @@
 //! The state as operators see it: volumes, maps, nodes, status.
 
+use super::lead::Lead;
 use super::{Member, Now, sessions};
 use ashlar_controlplane_core::describe::{self, Counts, Health};
 use ashlar_controlplane_core::observe::Observations;
@@ -7,6 +8,7 @@ use ashlar_controlplane_core::state::{Volume, ZoneState};
 use ashlar_controlplane_core::verdict::{self, Verdict, Verdicts};
 use ashlar_proto::v1;
 use ashlar_types::ZoneId;
+use ashlar_types::message::cluster::SearchBudget;
 
 /// Most stuck chunks that are listed.
 const STUCK_LISTED_MAX: usize = 100;
@@ -131,6 +133,19 @@ impl<'a> View<'a> {
     }
 }
 
+fn interruption(now: Now, lead: &Lead) -> Option<v1::Interruption> {
+    let budget = lead.interruption.budget(now.time);
+    let on = lead.interruption.is_on();
+    (budget != SearchBudget::FULL).then(|| v1::Interruption {
+        on: on.is_some(),
+        since_millis: on.map_or(0, |(since, _)| {
+            u64::try_from(now.time.since(since).as_millis()).unwrap_or(u64::MAX)
+        }),
+        lost: on.map_or(0, |(_, lost)| u32::try_from(lost).unwrap_or(u32::MAX)),
+        searches_per_second: budget.per_second,
+    })
+}
+
 fn wire_counts(counts: Counts) -> v1::ChunkCounts {
     v1::ChunkCounts {
         total: counts.total,
@@ -165,6 +180,7 @@ impl Member {
             volumes,
             stuck: view.seen.map(|seen| view.stuck(seen)).unwrap_or_default(),
             erasing_replicas: u32::try_from(self.state.erasures().count()).unwrap_or(u32::MAX),
+            interruption: self.lead.as_ref().and_then(|lead| interruption(now, lead)),
         }
     }
 }

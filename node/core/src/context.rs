@@ -6,6 +6,7 @@ use crate::lease::Leases;
 use crate::outbox::{Effect, Link, Outbox, ReadTicket};
 use crate::peers::Peers;
 use crate::record::{JournalSeq, Record};
+use crate::search::Searches;
 use crate::timing::Timing;
 use alloc::collections::{BTreeMap, BTreeSet};
 use ashlar_types::message::data::DataMessage;
@@ -85,6 +86,8 @@ pub(crate) struct Context<'a> {
     pub(crate) fills: &'a mut usize,
     /// This node's own store has little room left.
     pub(crate) short_of_space: bool,
+    /// How many more new homes may be searched for.
+    pub(crate) searches: &'a mut Searches,
     pub(crate) out: &'a mut Outbox,
 }
 

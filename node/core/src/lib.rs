@@ -20,6 +20,7 @@ mod lease;
 mod primary;
 mod replica;
 mod scrub;
+mod search;
 
 pub use context::Identity;
 pub use line::{Level, Line};

@@ -12,6 +12,7 @@ use crate::peers::Peers;
 use crate::record::{JournalSeq, Record};
 use crate::replica::{Replica, Role};
 use crate::scrub::{Scrub, digest};
+use crate::search::Searches;
 use crate::timing::Timing;
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -103,6 +104,7 @@ pub struct NodeCore {
     tickets: Tickets,
     dirty: BTreeSet<ChunkId>,
     fills: usize,
+    searches: Searches,
     /// Newest session of each volume's attachment.
     sessions: BTreeMap<VolumeId, (Generation, SessionId)>,
     /// Chunks that had reads or writes since the last end of a batch.
@@ -144,6 +146,7 @@ impl NodeCore {
             tickets: Tickets::default(),
             dirty: BTreeSet::new(),
             fills: 0,
+            searches: Searches::default(),
             sessions: BTreeMap::new(),
             touched: BTreeSet::new(),
             last_tick: now,
@@ -181,6 +184,7 @@ impl NodeCore {
             dirty: &mut self.dirty,
             fills: &mut self.fills,
             short_of_space: is_short_of_space(self.space.0, self.space.1),
+            searches: &mut self.searches,
             out,
         };
         (&mut self.replicas, context)
@@ -560,6 +564,7 @@ impl NodeCore {
                     self.peers.watch(now, peer.node);
                 }
             }
+            ControlDown::Search(budget) => self.searches.set(now, budget),
             ControlDown::AskToFollow(chunks) => {
                 for (chunk, epoch) in chunks {
                     self.with_replica(now, chunk, out, |replica, context| {

@@ -2,8 +2,10 @@
 
 mod common;
 
-use ashlar_types::ChunkConfig;
-use ashlar_types::message::cluster::{Change, ControlDown};
+use ashlar_node_core::{Input, Link};
+use ashlar_types::message::cluster::{Change, ControlDown, SearchBudget};
+use ashlar_types::message::data::{DataMessage, Network};
+use ashlar_types::{ChunkConfig, NodeId};
 use common::{config, order, replica, serving};
 use std::time::Duration;
 
@@ -53,4 +55,30 @@ fn a_node_that_comes_back_lets_the_search_begin_at_once_a_later_epoch_does_not()
     hands.link_up(4, 2);
     hands.tick_after(TICK);
     assert_eq!(searches(&hands.proposed), 1);
+}
+
+#[test]
+fn in_a_large_interruption_only_a_chunk_with_one_copy_left_searches() {
+    let within = |config: ChunkConfig, budget| {
+        let mut hands = serving(config);
+        hands.feed(order(ControlDown::Search(budget)));
+        for _ in 0..400 {
+            hands.feed(Input::Frame { from: beat_of(2), message: heard() });
+            hands.tick_after(TICK);
+        }
+        searches(&hands.proposed)
+    };
+    let interrupted = SearchBudget { only_urgent: true, per_second: 1 };
+    let two_left = ChunkConfig { in_sync: vec![replica(1), replica(2)], ..config(1) };
+    assert_eq!(within(two_left.clone(), interrupted), 0);
+    assert!(within(two_left, SearchBudget::FULL) > 0);
+    assert!(within(degraded(1), interrupted) > 0);
+}
+
+fn beat_of(node: u32) -> Link {
+    Link::Peer(NodeId(node), Network::Primary)
+}
+
+fn heard() -> DataMessage {
+    DataMessage::Beat { number: 1, adopted: vec![], short_of_space: false }
 }

@@ -4,7 +4,7 @@ use super::{ConvertError, Converted, id, node, required};
 use crate::v1;
 use ashlar_types::message::cluster::{
     Change, ControlDown, ControlUp, Heartbeat, Order, PathState, PeerEvidence, Proposal,
-    Registration, RemovalReason, ReplicaReport, ReplicaState,
+    Registration, RemovalReason, ReplicaReport, ReplicaState, SearchBudget,
 };
 use ashlar_types::{ControlTerm, Epoch, Generation, StartNumber};
 use v1::path_state::State as WirePath;
@@ -118,6 +118,10 @@ impl From<&Order> for v1::NodeDown {
                     })
                     .collect(),
             }),
+            ControlDown::Search(budget) => Message::Search(v1::SearchBudget {
+                only_urgent: budget.only_urgent,
+                per_second: budget.per_second,
+            }),
             ControlDown::ZoneKey(key) => Message::ZoneKey(key.to_vec()),
             ControlDown::Members(addresses) => {
                 Message::Members(v1::MemberList { addresses: addresses.clone() })
@@ -163,6 +167,13 @@ fn down(wire: &v1::NodeDown) -> Converted<ControlDown> {
             };
             ControlDown::AskToFollow(list.requests.iter().map(request).collect::<Converted<_>>()?)
         }
+        Message::Search(budget) if budget.per_second == 0 => {
+            return Err(ConvertError::Range("search.per_second"));
+        }
+        Message::Search(budget) => ControlDown::Search(SearchBudget {
+            only_urgent: budget.only_urgent,
+            per_second: budget.per_second,
+        }),
         Message::ZoneKey(key) => {
             let wrong = |_| ConvertError::Range("zone_key");
             ControlDown::ZoneKey(key.as_slice().try_into().map_err(wrong)?)

@@ -3,7 +3,7 @@
 use super::*;
 use ashlar_types::message::cluster::{
     Change, ControlDown, ControlUp, Heartbeat, Order, PathState, PeerEvidence, Proposal,
-    Registration, RemovalReason, ReplicaReport, ReplicaState,
+    Registration, RemovalReason, ReplicaReport, ReplicaState, SearchBudget,
 };
 use ashlar_types::{ControlTerm, VolumeId};
 
@@ -150,6 +150,7 @@ fn everything_the_control_plane_says_survives_the_wire() {
         ControlDown::Peers(vec![peer]),
         ControlDown::Erase(vec![(chunk(), replica(1))]),
         ControlDown::AskToFollow(vec![(chunk(), Epoch(4))]),
+        ControlDown::Search(SearchBudget { only_urgent: true, per_second: 1 }),
         ControlDown::Members(vec!["127.0.0.9:7".into()]),
         ControlDown::ProposalRefused { chunk: chunk(), epoch: Epoch(9), reason: "no space".into() },
     ] {

@@ -16,6 +16,8 @@ pub(crate) enum Aim {
     OtherSecondary,
     /// A node without a replica of the chunk.
     Outsider,
+    /// Another one.
+    OtherOutsider,
     /// A replica being filled.
     Learner,
     /// Every node with a replica in sync.
@@ -57,6 +59,10 @@ impl World {
             Aim::Outsider => of_config(&|config| {
                 let holds = |node: &NodeId| config.replicas().any(|r| r.node == *node);
                 self.nodes.keys().copied().find(|node| !holds(node))
+            }),
+            Aim::OtherOutsider => of_config(&|config| {
+                let holds = |node: &NodeId| config.replicas().any(|r| r.node == *node);
+                self.nodes.keys().copied().rfind(|node| !holds(node))
             }),
             Aim::Holders => config
                 .iter()

@@ -211,6 +211,8 @@ pub enum ControlDown {
     Erase(Vec<(ChunkId, ReplicaId)>),
     /// Public key of the zone: tokens of attachments are signed by it (`proto/src/token.rs`).
     ZoneKey([u8; 32]),
+    /// How much may be searched for from now on.
+    Search(SearchBudget),
     /// The primary of each chunk, at that epoch: clients or peers do not reach it, and another should
     /// take over. It agrees ([`Change::Follow`]) if it can be of use as a secondary.
     AskToFollow(Vec<(ChunkId, Epoch)>),
@@ -223,6 +225,20 @@ pub enum ControlDown {
         /// Why, in words.
         reason: String,
     },
+}
+
+/// What a node may search new homes for, and how often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SearchBudget {
+    /// A large interruption: only chunks with a single copy left, or whose writes wait, search.
+    pub only_urgent: bool,
+    /// Searches of one node in a second; at least 1.
+    pub per_second: u32,
+}
+
+impl SearchBudget {
+    /// Nothing is wrong (design.md section 7).
+    pub const FULL: Self = Self { only_urgent: false, per_second: 100 };
 }
 
 /// Where a node listens.

@@ -62,6 +62,20 @@ pub(super) const MUTANTS: &[Mutant] = &[
         tests: &["-p", "ashlar-node-core", "--test", "follow"],
     },
     Mutant {
+        rule: "a node obeys the search budget of the control plane",
+        file: "node/core/src/primary/propose.rs",
+        take_out: "&& context.searches.may(context.now, urgent)",
+        put_in: "",
+        tests: &["-p", "ashlar-node-core", "--test", "searches"],
+    },
+    Mutant {
+        rule: "searches of a node are as many a second as its budget says",
+        file: "node/core/src/search.rs",
+        take_out: "self.turn = self.turn.max(now) + self.interval();",
+        put_in: "self.turn = self.turn.max(now) + self.interval() / 2;",
+        tests: &["-p", "ashlar-node-core", "--lib"],
+    },
+    Mutant {
         rule: "the stream of a leader that was replaced is ended before anything of it counts",
         file: "node/src/control.rs",
         take_out: "if order.term < self.term {",

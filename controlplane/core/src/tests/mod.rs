@@ -2,6 +2,7 @@
 
 mod elections;
 mod hidden;
+mod interrupted;
 mod members;
 mod rules;
 mod scenes;
@@ -18,7 +19,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use ashlar_types::message::cluster::{
-    Change, Heartbeat, PathState, PeerEvidence, Proposal, ReplicaReport, ReplicaState,
+    Change, Heartbeat, PathState, PeerEvidence, Proposal, ReplicaReport, ReplicaState, SearchBudget,
 };
 use ashlar_types::message::data::Network;
 use ashlar_types::{
@@ -37,6 +38,7 @@ pub(super) struct Zone {
     /// The same of the primary network alone.
     pub(super) off: Vec<(u32, u32, PathState)>,
     pub(super) beating: BTreeSet<u32>,
+    pub(super) search: SearchBudget,
 }
 
 pub(super) fn zone_id() -> ZoneId {
@@ -71,6 +73,7 @@ impl Zone {
             down: Vec::new(),
             off: Vec::new(),
             beating: BTreeSet::new(),
+            search: SearchBudget::FULL,
         };
         for node in 1..=4 {
             zone.apply(Action::RegisterNode { node: record(node) }).answer.unwrap();
@@ -218,7 +221,7 @@ impl Zone {
             seen.on_electing(self.now, election.chunk, election.epoch);
         }
         let verdicts = judge_all(self.now, &self.state, &self.seen);
-        let mut plan = plan(self.now, &self.state, &seen, &verdicts);
+        let mut plan = plan(self.now, &self.state, &seen, &verdicts, self.search);
         elections.append(&mut plan.changes);
         Plan { changes: elections, ..plan }
     }

@@ -144,6 +144,7 @@ impl Primary {
             let config = &durable.config;
             let (chunk, epoch, proposer) = (config.chunk, config.epoch, durable.replica);
             if change == Change::SeekLearner {
+                context.searches.take(context.now);
                 let salt = u64::from(chunk.index.0) ^ u64::from(context.me.node.0).rotate_left(16);
                 self.proposals.searched(context.now, salt, context.timing.retry);
             }
@@ -236,7 +237,9 @@ impl Primary {
             .is_some_and(|since| context.now.since(since) >= context.timing.readopt_window);
         let wanted = urgent
             || (!self.proposals.only_slow(config, context) && (waited || config.stale.is_empty()));
-        (wanted && self.proposals.may_search(context.now)).then_some(Change::SeekLearner)
+        let may =
+            || self.proposals.may_search(context.now) && context.searches.may(context.now, urgent);
+        (wanted && may()).then_some(Change::SeekLearner)
     }
 }
 
