@@ -455,6 +455,10 @@ impl World {
         for node in self.nodes.values_mut() {
             node.heal_disk();
         }
+        // The ends of faults are dropped with the faults.
+        for node in core::mem::take(&mut self.short_of_space) {
+            self.tell_space(node);
+        }
         let down: Vec<NodeId> =
             self.nodes.iter().filter(|(_, node)| !node.is_up()).map(|(id, _)| *id).collect();
         for node in down {
