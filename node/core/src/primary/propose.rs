@@ -158,7 +158,7 @@ impl Primary {
 
     /// The control plane wants another primary, and asks this one to stay as its secondary. The answer
     /// is no promise: until a later epoch is adopted, this replica goes on as before, and what it
-    /// acknowledges meanwhile every other in-sync replica has (docs/decisions/0009). It agrees only
+    /// acknowledges meanwhile every other in-sync replica has (docs/decisions/0010). It agrees only
     /// while it reaches all of them, by either network: otherwise writes would wait for it.
     pub(crate) fn asked_to_follow(
         &mut self,
