@@ -266,10 +266,10 @@ impl Drop for Cluster {
         if self.dev.is_some() {
             self.power_off();
         }
-        // Also after a power-off: the mount of a dead daemon stays until it is taken off.
-        let mount_point = self.mount_point();
-        if is_mounted(&mount_point) {
-            Command::new("umount").args(["-l"]).arg(&mount_point).status().ok();
+        // Also after a power-off: the mounts of a dead daemon stay until they are taken off.
+        let folder = self.folder();
+        for mount_point in mounts().iter().rev().filter(|path| path.starts_with(&folder)) {
+            Command::new("umount").args(["-l"]).arg(mount_point).status().ok();
         }
         if std::thread::panicking() {
             let kept = std::env::temp_dir().join(format!("ashlar-failed-{}", std::process::id()));
@@ -329,6 +329,11 @@ fn is_alive(pid: Pid) -> bool {
 /// Whether something is mounted exactly there.
 #[must_use]
 pub fn is_mounted(path: &Path) -> bool {
+    mounts().iter().any(|mount_point| mount_point == path)
+}
+
+/// Where something is mounted, in the order of mounting.
+fn mounts() -> Vec<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    mounts.lines().any(|line| line.split(' ').nth(1) == path.to_str())
+    mounts.lines().filter_map(|line| Some(line.split(' ').nth(1)?.into())).collect()
 }
