@@ -4,21 +4,18 @@
 //! depends on a control plane (design.md section 2). Only a hint: who a peer really is shows in its
 //! hello, what it holds in the chunk configurations. A damaged file is as good as none.
 
+use crate::hint;
 use ashlar_types::message::cluster::PeerAddress;
 use ashlar_types::{NodeId, StoreId};
 use serde::{Deserialize, Serialize};
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 /// Name of the file within the node's folder.
 const NAME: &str = "peers.toml";
-/// Version of the file; another one is as good as none.
-const VERSION: u32 = 1;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct List {
-    version: u32,
     #[serde(default)]
     peer: Vec<Entry>,
 }
@@ -33,43 +30,16 @@ struct Entry {
 
 /// The list as it was saved last; empty if there is none that can be used.
 pub(crate) fn load(folder: &Path) -> Vec<PeerAddress> {
-    let path = folder.join(NAME);
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
-        Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "cannot read the list of peers");
-            return Vec::new();
-        }
-    };
-    match toml::from_str::<List>(&text) {
-        Ok(list) if list.version == VERSION => {
-            list.peer.into_iter().filter_map(Entry::parsed).collect()
-        }
-        Ok(list) => {
-            tracing::warn!(version = list.version, "the list of peers is of another version");
-            Vec::new()
-        }
-        Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "the list of peers is damaged");
-            Vec::new()
-        }
-    }
+    let list: Option<List> = hint::load(folder, NAME);
+    list.into_iter().flat_map(|list| list.peer).filter_map(Entry::parsed).collect()
 }
 
-/// Saves the list; a crash leaves the former one or this one.
+/// Saves the list.
 ///
 /// # Errors
 /// What the disk says; the former list is still there.
 pub(crate) fn save(folder: &Path, peers: &[PeerAddress]) -> io::Result<()> {
-    let list = List { version: VERSION, peer: peers.iter().map(Entry::from).collect() };
-    let text = toml::to_string(&list).map_err(io::Error::other)?;
-    let draft = folder.join("peers.toml.new");
-    let mut file = File::create(&draft)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&draft, folder.join(NAME))?;
-    File::open(folder)?.sync_all()
+    hint::save(folder, NAME, List { peer: peers.iter().map(Entry::from).collect() })
 }
 
 impl Entry {
@@ -98,6 +68,7 @@ impl From<&PeerAddress> for Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn a_list_comes_back_and_a_damaged_one_is_none() {

@@ -8,6 +8,7 @@ pub mod store;
 
 mod admission;
 mod control;
+mod hint;
 mod known_members;
 mod known_peers;
 mod log_line;
