@@ -126,6 +126,26 @@ impl Committer {
         Ok(Step::Wrote)
     }
 
+    /// Nothing comes any more, for now: a group without entries says that the one before it was
+    /// durable. Does nothing if that is said already, or while the ring has no room: the checkpoint
+    /// that makes room says it too.
+    pub(crate) fn seal(&mut self) -> Result<(), StoreFailure> {
+        self.see_done();
+        if self.journal.is_sealed() || !self.batch.is_empty() || self.is_ahead() {
+            return Ok(());
+        }
+        let seal = self.journal.stage_records(&[]);
+        if self.has_room(&seal) {
+            self.journal.write(&seal)?;
+        }
+        Ok(())
+    }
+
+    /// See [`Journal::is_sealed`].
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.journal.is_sealed()
+    }
+
     /// Bytes of the journal in use.
     #[cfg(test)]
     pub(crate) fn journalled(&self) -> u64 {

@@ -5,7 +5,8 @@
 //! where the one before ended. Groups are numbered without gaps, and a group is written only after
 //! the one before it is durable. So at replay, when no continuing group is found at position p:
 //! an intact group with a number above the one expected proves that durable content is gone
-//! (damage); without one, what is missing was never durable (a torn tail).
+//! (damage); without one, what is missing was never durable (a torn tail). A journal that falls idle
+//! gets a *seal*, a group without entries, so that its last content has a group behind it too.
 //!
 //! Damage to blocks alone concerns the replicas that they belong to: what was recorded is known. Damage
 //! to a head ends the replay there: what follows is unknown, and no replica is to be believed.
@@ -52,6 +53,8 @@ pub(crate) struct Journal {
     cursor: Cursor,
     /// Replay begins here; nothing from here on may be overwritten.
     tail: u64,
+    /// The last group needs no other to say that it was durable: it holds nothing of its own.
+    sealed: bool,
     /// Reused: head and entries, then the whole group.
     head: Vec<u8>,
     group: AlignedBuf,
@@ -77,7 +80,9 @@ impl Journal {
         tail: u64,
     ) -> Self {
         let group = AlignedBuf::zeroed(IO_ALIGN);
-        Self { file, size, store, start, cursor, tail, head: Vec::new(), group }
+        // What replay accepted is durable, but its last group may have nothing behind it.
+        let sealed = cursor.number == 1;
+        Self { file, size, store, start, cursor, tail, sealed, head: Vec::new(), group }
     }
 
     /// Bytes between tail and end.
@@ -91,6 +96,12 @@ impl Journal {
 
     pub(crate) fn cursor(&self) -> Cursor {
         self.cursor
+    }
+
+    /// Whether damage to any group with content can be told from a torn tail: an intact group
+    /// behind it says that it was durable.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.sealed
     }
 
     /// Gives the space before `tail` back.
@@ -195,6 +206,8 @@ impl Journal {
         let bytes = self.group.get(..as_usize(head.len())).unwrap_or_default();
         self.file.write_durable(bytes, head.position % self.size)?;
         self.cursor = Cursor { end: staged.end(), number: head.number + 1, chain };
+        // A seal has no entries; a checkpoint repeats what the groups before it say.
+        self.sealed = head.entries == 0 || head.kind != GroupKind::Records;
         Ok(())
     }
 }

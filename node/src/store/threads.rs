@@ -25,6 +25,10 @@ use super::{
 /// Between two parts of a verification, so that it leaves the disk to others: at most 80 MiB/s.
 const VERIFY_PAUSE: Duration = Duration::from_millis(50);
 
+/// How long nothing comes before the journal is sealed: long beside the gaps between the writes of a
+/// busy client, which pay no second sync, and short beside the time in which a disk rots.
+const SEAL_AFTER: Duration = Duration::from_millis(200);
+
 /// A running store. Dropping it writes what was handed over, then stops the threads.
 #[derive(Debug)]
 pub struct Store {
@@ -173,21 +177,11 @@ fn journal_thread(mut committer: Committer, reporter: &Reporter) {
     while shared.lock().failed.is_none() {
         match committer.step() {
             Ok(Step::Wrote) => shared.grow_ahead(),
-            Ok(Step::Idle) => {
-                let mut state = shared.lock();
-                if state.stopping && state.queue.is_empty() {
-                    break;
-                }
-                while !state.journal_has_work() {
-                    if state.queue.is_empty() {
-                        state = shared.journal_wake.wait(state);
-                    } else {
-                        let (after, passed) = shared.journal_wake.wait_for(state, PATIENCE);
-                        state = after;
-                        state.overdue |= passed;
-                    }
-                }
-            }
+            Ok(Step::Idle) => match idle(&mut committer, &shared) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(failure) => fail(&shared, reporter, failure),
+            },
             Ok(Step::NeedsApply) => {
                 let mut state = shared.lock();
                 let seen = state.progress;
@@ -202,6 +196,33 @@ fn journal_thread(mut committer: Committer, reporter: &Reporter) {
     shared.lock().finished = true;
     shared.apply_wake.notify();
     shared.read_wake.notify();
+}
+
+/// Waits for work of the journal thread, and seals the journal if none comes for a while; false when
+/// there will be none any more.
+fn idle(committer: &mut Committer, shared: &Shared) -> Result<bool, StoreFailure> {
+    let mut state = shared.lock();
+    while !state.journal_has_work() {
+        let (after, passed) = match (state.queue.is_empty(), committer.is_sealed()) {
+            (true, true) => (shared.journal_wake.wait(state), false),
+            (true, false) => shared.journal_wake.wait_for(state, SEAL_AFTER),
+            (false, _) => shared.journal_wake.wait_for(state, PATIENCE),
+        };
+        state = after;
+        if passed && state.queue.is_empty() {
+            drop(state);
+            committer.seal()?;
+            state = shared.lock();
+        } else {
+            state.overdue |= passed;
+        }
+    }
+    if state.stopping && state.queue.is_empty() {
+        drop(state);
+        committer.seal()?;
+        return Ok(false);
+    }
+    Ok(true)
 }
 
 fn apply_thread(mut applier: Applier, reporter: &Reporter) {

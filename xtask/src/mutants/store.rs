@@ -287,6 +287,27 @@ pub(super) const MUTANTS: &[Mutant] = &[
         tests: STORE,
     },
     Mutant {
+        rule: "a journal that falls idle is sealed",
+        file: "node/src/store/threads.rs",
+        take_out: "if passed && state.queue.is_empty() {",
+        put_in: "if false {",
+        tests: STORE,
+    },
+    Mutant {
+        rule: "a journal is sealed before its process ends in order",
+        file: "node/src/store/threads.rs",
+        take_out: "        committer.seal()?;\n        return Ok(false);\n",
+        put_in: "        return Ok(false);\n",
+        tests: STORE,
+    },
+    Mutant {
+        rule: "a group with content does not count as sealed",
+        file: "node/src/store/journal.rs",
+        take_out: "self.sealed = head.entries == 0 || head.kind != GroupKind::Records;",
+        put_in: "self.sealed = true;",
+        tests: STORE,
+    },
+    Mutant {
         rule: "slots are kept back for what an erasure waits behind",
         file: "node/src/store/map.rs",
         take_out: "let kept = if before_erasure { 0 } else",

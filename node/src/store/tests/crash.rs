@@ -38,6 +38,7 @@ enum Op {
     },
     Step,
     Apply,
+    Seal,
     Checkpoint,
     Reopen,
 }
@@ -80,6 +81,7 @@ fn arbitrary_op() -> impl Strategy<Value = Op> {
         1 => n.prop_map(|n| Op::Erase { n }),
         10 => Just(Op::Step),
         4 => Just(Op::Apply),
+        2 => Just(Op::Seal),
         1 => Just(Op::Checkpoint),
         1 => Just(Op::Reopen),
     ]
@@ -118,7 +120,7 @@ fn record(op: &Op, model: &Model, mark: u8) -> Option<Record> {
             adopt(n, Epoch(epoch).next().0, if again { incarnation } else { incarnation + 1 })
         }
         Op::Erase { n } => Record::Erase { chunk: chunk(n) },
-        Op::Step | Op::Apply | Op::Checkpoint | Op::Reopen => return None,
+        Op::Step | Op::Apply | Op::Seal | Op::Checkpoint | Op::Reopen => return None,
     })
 }
 
@@ -149,6 +151,7 @@ impl Run {
         match op {
             Op::Step => self.rig.step().map(|_| ()),
             Op::Apply => self.rig.apply().map(|_| ()),
+            Op::Seal => self.rig.parts.committer.seal(),
             Op::Checkpoint => self.rig.checkpoint(),
             Op::Reopen => {
                 self.rig.settle()?;
@@ -307,6 +310,9 @@ fn everything() -> Vec<Op> {
             ops.push(Op::Write { n: i % 2, first: (round * 97 + i * 31) % 900, count: 1 + i % 3 });
             ops.push(Op::Fill { n: 2, first: i * 3, count: 2, mixed: true });
             ops.extend([Op::Step, Op::Step]);
+            if i % 3 == 0 {
+                ops.push(Op::Seal);
+            }
             if i == 5 {
                 ops.push(Op::Apply);
             }

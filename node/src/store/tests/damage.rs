@@ -66,6 +66,55 @@ fn the_last_group_cannot_be_told_from_a_torn_one() {
     }
 }
 
+/// [`two_replicas`], and then nothing came for a while.
+fn two_replicas_at_rest() -> MemDisk {
+    let disk = two_replicas();
+    let mut rig = Rig::open(&disk);
+    rig.parts.committer.seal().unwrap();
+    let written = disk.changes();
+    rig.parts.committer.seal().unwrap();
+    assert_eq!(disk.changes(), written, "one seal is enough");
+    disk
+}
+
+#[test]
+fn the_last_group_of_a_sealed_journal_is_told_from_a_torn_one() {
+    // The blocks of the last record; its head.
+    for (at, suspected, gaps) in [(5 * 4096 + 9, vec![1], false), (4 * 4096 + 3, vec![0, 1], true)]
+    {
+        let disk = two_replicas_at_rest();
+        disk.flip("journal", at).unwrap();
+        let rig = Rig::open(&disk);
+        assert_eq!(suspects(&rig), suspected, "{at}");
+        assert_eq!(rig.parts.state.has_gaps(), gaps, "{at}");
+    }
+}
+
+#[test]
+fn a_damaged_seal_costs_nothing() {
+    let disk = two_replicas_at_rest();
+    disk.flip("journal", 6 * 4096 + 3).unwrap();
+    let mut rig = Rig::open(&disk);
+    assert_eq!(suspects(&rig), [0; 0]);
+    assert_eq!(rig.blocks().unwrap().len(), 2);
+    // It is sealed again, in the same place.
+    rig.parts.committer.seal().unwrap();
+    disk.flip("journal", 5 * 4096 + 9).unwrap();
+    assert_eq!(suspects(&Rig::open(&disk)), [1]);
+}
+
+#[test]
+fn seals_of_one_start_after_another_do_not_fill_the_ring() {
+    let disk = two_replicas();
+    for start in 0..200 {
+        let mut rig = Rig::open(&disk);
+        rig.settle().unwrap();
+        rig.parts.committer.seal().unwrap();
+        assert!(rig.parts.committer.journalled() < 128 << 10, "start {start}");
+        assert_eq!(rig.blocks().unwrap().len(), 2, "start {start}");
+    }
+}
+
 #[test]
 fn damage_to_blocks_concerns_their_replica_alone_and_what_follows_is_kept() {
     let disk = two_replicas();

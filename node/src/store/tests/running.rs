@@ -181,6 +181,46 @@ fn dropping_the_store_writes_what_was_handed_over() {
     assert_eq!(live.answer(1), Some(42));
 }
 
+/// A bit of the last block of the journal that is not zero.
+fn flip_last_block(folder: &std::path::Path, blocks_behind: usize) {
+    let path = folder.join("journal");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let written = bytes.iter().rposition(|byte| *byte != 0).unwrap() / BLOCK_SIZE;
+    bytes[(written - blocks_behind) * BLOCK_SIZE + 100] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+}
+
+#[test]
+fn damage_to_the_last_block_is_noticed_after_an_orderly_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut live = Live::new(open_in(dir.path(), SMALL), Model::default());
+    live.append(adopt(0, 1, 1));
+    live.append(fill(0, 7, 1, 42));
+    live.await_durable();
+    drop(live);
+    flip_last_block(dir.path(), 1);
+    let (opened, _events) = open_in(dir.path(), SMALL);
+    assert!(opened.state.get(chunk(0)).unwrap().suspect);
+}
+
+#[test]
+fn a_journal_that_falls_idle_is_sealed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut live = Live::new(open_in(dir.path(), SMALL), Model::default());
+    live.append(fill(0, 7, 1, 42));
+    live.await_durable();
+    let blocks = || {
+        let bytes = std::fs::read(dir.path().join("journal")).unwrap();
+        bytes.iter().rposition(|byte| *byte != 0).unwrap() / BLOCK_SIZE
+    };
+    // The record is a page of head and a block.
+    let since = std::time::Instant::now();
+    while blocks() < 2 {
+        assert!(since.elapsed() < PATIENCE, "no seal came");
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn a_record_that_may_wait_does_not_wait_for_ever() {
     let dir = tempfile::tempdir().unwrap();
