@@ -23,10 +23,21 @@ pub(crate) enum Command {
         /// Its configuration (TOML).
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// A folder for a store, in place of those of the configuration; once for each disk.
+        #[arg(long = "store", value_name = "DIR")]
+        stores: Vec<PathBuf>,
     },
     /// List the nodes of all zones.
     List {
         /// Only those of this zone.
+        #[arg(long)]
+        zone: Option<String>,
+    },
+    /// Show a node with its stores: room, replicas, how far their scrubs are.
+    Show {
+        /// Its name, as `node list` shows it (node-1), or its number.
+        node: String,
+        /// The zone, if several have a node of that number.
         #[arg(long)]
         zone: Option<String>,
     },
@@ -38,32 +49,114 @@ pub(crate) enum Command {
 /// What the node or the control plane refused.
 pub(crate) fn run(command: Command, global: &Global, output: &Output) -> Result<(), Failure> {
     match command {
-        Command::Run { config } => {
+        Command::Run { config, stores } => {
             process::die_with_parent();
             crate::logging::start("info");
-            run_node(&config)
+            run_node(&config, stores)
         }
         Command::List { zone: named } => {
             process::end_on_broken_pipe();
-            let request = v1::ListNodesRequest { zone: named.unwrap_or_default() };
-            let answer = Zone::find(global)?.ask("list nodes", |channel| {
-                let request = request.clone();
-                async move { ClusterServiceClient::new(channel).list_nodes(request).await }
-            })?;
-            let mut unreachable_zones = Vec::new();
-            missing::add(&mut unreachable_zones, &answer.unreachable_zones);
-            let nodes = answer.nodes.iter().map(NodeView::from).collect();
-            output.show(&NodeList { nodes, unreachable_zones })
+            output.show(&list(named, global)?)
+        }
+        Command::Show { node, zone } => {
+            process::end_on_broken_pipe();
+            output.show(&find(&node, list(zone, global)?)?)
         }
     }
 }
 
-fn run_node(path: &Path) -> Result<(), Failure> {
+fn list(zone: Option<String>, global: &Global) -> Result<NodeList, Failure> {
+    let request = v1::ListNodesRequest { zone: zone.unwrap_or_default() };
+    let answer = Zone::find(global)?.ask("list nodes", |channel| {
+        let request = request.clone();
+        async move { ClusterServiceClient::new(channel).list_nodes(request).await }
+    })?;
+    let mut unreachable_zones = Vec::new();
+    missing::add(&mut unreachable_zones, &answer.unreachable_zones);
+    let nodes = answer.nodes.iter().map(NodeView::from).collect();
+    Ok(NodeList { nodes, unreachable_zones })
+}
+
+/// The one node of that name.
+fn find(name: &str, list: NodeList) -> Result<NodeView, Failure> {
+    let what = || format!("show node {name}");
+    let named = |node: &NodeView| node.id == name || node.id.strip_prefix("node-") == Some(name);
+    let known = list.nodes.iter().map(|node| format!("{} of zone {}", node.id, node.zone));
+    let known: Vec<String> = known.collect();
+    let mut found = list.nodes.into_iter().filter(named);
+    match (found.next(), found.next()) {
+        (Some(node), None) => Ok(node),
+        (Some(one), Some(other)) => Err(Failure::new(Kind::Usage, what()).because(format!(
+            "zones {} and {} both have it; name one by --zone",
+            one.zone, other.zone
+        ))),
+        (None, _) => {
+            let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+            let why = format!("there is no such node; there are: {known}");
+            Err(Failure::new(Kind::NotFound, what()).because(why))
+        }
+    }
+}
+
+fn run_node(path: &Path, stores: Vec<PathBuf>) -> Result<(), Failure> {
     let what = || format!("run the node of {}", path.display());
-    let config = ashlar_node::Config::load(path)
-        .map_err(|error| Failure::new(Kind::Usage, what()).because(error))?;
+    let usage = |error| Failure::new(Kind::Usage, what()).because(error);
+    let mut config = ashlar_node::Config::load(path).map_err(usage)?;
+    if !stores.is_empty() {
+        config = config.with_stores(stores).map_err(usage)?;
+    }
     ashlar_node::run_blocking(&config)
         .map_err(|error| Failure::new(Kind::Error, what()).because(error))
+}
+
+/// A store as it is printed.
+#[derive(Debug, Serialize)]
+struct StoreView {
+    id: String,
+    capacity_bytes: u64,
+    used_bytes: u64,
+    replicas: u32,
+    /// Times that every block was read since the process started.
+    scrub_cycles: u64,
+    /// Thousandths of the present cycle; all of them between two cycles.
+    scrub_done_permille: u32,
+    scrub_bytes_per_second: u64,
+}
+
+impl From<&v1::Store> for StoreView {
+    fn from(store: &v1::Store) -> Self {
+        let scrub = store.scrub.unwrap_or_default();
+        Self {
+            id: store.id.clone(),
+            capacity_bytes: store.capacity_bytes,
+            used_bytes: store.used_bytes,
+            replicas: store.replicas,
+            scrub_cycles: scrub.cycles,
+            scrub_done_permille: scrub.done_permille,
+            scrub_bytes_per_second: scrub.bytes_per_second,
+        }
+    }
+}
+
+impl StoreView {
+    const HEADER: [&'static str; 7] =
+        ["STORE", "USED", "CAPACITY", "REPLICAS", "SCRUBBED", "THIS CYCLE", "SCRUB RATE"];
+
+    fn row(&self) -> [String; 7] {
+        let done = match self.scrub_done_permille {
+            1_000.. => "done".to_owned(),
+            permille => format!("{}.{} %", permille / 10, permille % 10),
+        };
+        [
+            self.id.clone(),
+            size::show(self.used_bytes),
+            size::show(self.capacity_bytes),
+            self.replicas.to_string(),
+            format!("{} times", self.scrub_cycles),
+            done,
+            format!("{}/s", size::show(self.scrub_bytes_per_second)),
+        ]
+    }
 }
 
 /// A node as it is printed.
@@ -73,7 +166,7 @@ pub(crate) struct NodeView {
     id: String,
     state: &'static str,
     cause: String,
-    store: String,
+    stores: Vec<StoreView>,
     primary_address: String,
     replication_address: String,
     capacity_bytes: u64,
@@ -95,7 +188,7 @@ impl From<&v1::Node> for NodeView {
                 v1::NodeState::Dead => "dead",
             },
             cause: node.cause.clone(),
-            store: node.store.clone(),
+            stores: node.stores.iter().map(StoreView::from).collect(),
             primary_address: node.primary_address.clone(),
             replication_address: node.replication_address.clone(),
             capacity_bytes: node.capacity_bytes,
@@ -110,13 +203,14 @@ impl From<&v1::Node> for NodeView {
 
 impl NodeView {
     /// Heads of [`NodeView::row`].
-    pub(crate) const HEADER: [&'static str; 8] = [
+    pub(crate) const HEADER: [&'static str; 9] = [
         "NODE",
         "STATE",
         "PRIMARY NET",
         "REPLICATION NET",
         "USED",
         "CAPACITY",
+        "STORES",
         "REPLICAS",
         "CAUSE",
     ];
@@ -127,7 +221,7 @@ impl NodeView {
     }
 
     /// The node as a row of a list.
-    pub(crate) fn row(&self) -> [String; 8] {
+    pub(crate) fn row(&self) -> [String; 9] {
         [
             self.id.clone(),
             self.state.to_owned(),
@@ -135,9 +229,18 @@ impl NodeView {
             self.replication_address.clone(),
             size::show(self.used_bytes),
             size::show(self.capacity_bytes),
+            self.stores.len().to_string(),
             format!("{} ({} primary)", self.replicas, self.primaries),
             if self.cause.is_empty() { "-".to_owned() } else { self.cause.clone() },
         ]
+    }
+}
+
+impl Show for NodeView {
+    fn table(&self) -> String {
+        let node = columns(Self::HEADER, [self.row()]);
+        let stores = columns(StoreView::HEADER, self.stores.iter().map(StoreView::row));
+        format!("{node}\n{stores}")
     }
 }
 
@@ -151,12 +254,15 @@ struct NodeList {
 impl Show for NodeList {
     fn table(&self) -> String {
         let in_zone = |node: &NodeView| {
-            let [id, state, primary, replication, used, capacity, replicas, cause] = node.row();
+            let [id, state, primary, replication, used, capacity, stores, replicas, cause] =
+                node.row();
             let zone = node.zone.clone();
-            [zone, id, state, primary, replication, used, capacity, replicas, cause]
+            [zone, id, state, primary, replication, used, capacity, stores, replicas, cause]
         };
-        let [id, state, primary, replication, used, capacity, replicas, cause] = NodeView::HEADER;
-        let header = ["ZONE", id, state, primary, replication, used, capacity, replicas, cause];
+        let [id, state, primary, replication, used, capacity, stores, replicas, cause] =
+            NodeView::HEADER;
+        let header =
+            ["ZONE", id, state, primary, replication, used, capacity, stores, replicas, cause];
         let table = columns(header, self.nodes.iter().map(in_zone));
         missing::below(table, &self.unreachable_zones)
     }

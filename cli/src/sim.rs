@@ -85,6 +85,11 @@ pub(crate) struct What {
     /// is otherwise.
     #[arg(long, value_parser = span)]
     storm: Option<Duration>,
+    /// Stores of each node: what strikes a disk strikes one of them.
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=8))]
+    #[arg(conflicts_with = "scenario")]
+    stores: u32,
     /// A scenario by name, instead of a swarm; see `ashlar sim scenarios`.
     #[arg(long, value_parser = ashlar_sim::scenario, conflicts_with_all = ["faults", "storm", "scene"])]
     scenario: Option<&'static Scenario>,
@@ -99,11 +104,11 @@ impl What {
     fn options(self, seed: u64) -> Options {
         match (self.scenario, self.pair) {
             (Some(scenario), _) => Options::of_scenario(scenario, seed),
-            (None, Some(pair)) => Options::of_pair(pair, seed),
+            (None, Some(pair)) => Options { stores: self.stores, ..Options::of_pair(pair, seed) },
             (None, None) => {
                 let usual = Options::of_scene(self.scene, seed);
                 let storm = self.storm.unwrap_or(usual.storm);
-                Options { kinds: self.faults, storm, ..usual }
+                Options { kinds: self.faults, storm, stores: self.stores, ..usual }
             }
         }
     }

@@ -39,6 +39,7 @@ fn main() -> anyhow::Result<()> {
         journal_bytes: mib << 20,
         capacity_bytes: 4 << 30,
         engine: EngineChoice::Threads,
+        ..StoreOptions::default()
     };
     if arguments.next().as_deref() == Some("fill") {
         return fill(&folder, options);

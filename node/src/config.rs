@@ -9,11 +9,15 @@
 //! control = ["http://10.1.0.11:7100", "http://10.1.0.12:7100", "http://10.1.0.13:7100"]
 //! capacity_bytes = 1099511627776
 //! ```
+//! One disk, in the folder `store` of `data_dir`; several are named, each with that capacity:
+//! `stores = ["/disks/1/ashlar", "/disks/2/ashlar"]`.
 //! The rest has defaults. A key that is not known is an error, so that a mistyped one is noticed.
 
 use ashlar_env::disk::EngineChoice;
+use ashlar_types::limit::STORES_PER_NODE_MAX;
 use ashlar_types::{NodeId, ZoneId};
 use serde::Deserialize;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -45,8 +49,10 @@ pub struct Config {
     pub zone: ZoneId,
     /// Its number, unique in the zone.
     pub node: NodeId,
-    /// Folder of its store; made if it is not there.
+    /// Folder of the node; made if it is not there.
     pub data_dir: PathBuf,
+    /// Folders of its stores, one for each disk: at least one.
+    pub stores: Vec<PathBuf>,
     /// Listener on the primary network. Peers and clients are told this address; with port 0 the
     /// host chooses one at each start.
     pub primary_address: SocketAddr,
@@ -54,9 +60,9 @@ pub struct Config {
     pub replication_address: SocketAddr,
     /// Members of the zone's control plane, as `http://ip:port`.
     pub control: Vec<String>,
-    /// Bytes of the journal, preallocated.
+    /// Bytes of each store's journal, preallocated.
     pub journal_bytes: u64,
-    /// Bytes that replicas may take.
+    /// Bytes that replicas may take in each store.
     pub capacity_bytes: u64,
     /// How disk work is handed to the kernel.
     pub io_engine: EngineChoice,
@@ -101,6 +107,8 @@ struct Raw {
     zone: String,
     node: u32,
     data_dir: PathBuf,
+    #[serde(default)]
+    stores: Vec<PathBuf>,
     primary_address: String,
     replication_address: String,
     control: Vec<String>,
@@ -153,6 +161,14 @@ impl Config {
             .map_err(|cause| ConfigError::Unreadable { path: path.to_owned(), cause })?;
         text.parse()
     }
+
+    /// The same node with these folders for its stores.
+    ///
+    /// # Errors
+    /// If one of them is empty or named twice.
+    pub fn with_stores(self, folders: Vec<PathBuf>) -> Result<Self, ConfigError> {
+        Ok(Self { stores: stores(&self.data_dir, folders)?, ..self })
+    }
 }
 
 impl FromStr for Config {
@@ -182,10 +198,12 @@ impl FromStr for Config {
             .io_engine
             .parse()
             .map_err(|e: String| wrong("io_engine", e, "choose one of them"))?;
+        let stores = stores(&raw.data_dir, raw.stores)?;
         Ok(Self {
             zone,
             node: NodeId(raw.node),
             data_dir: raw.data_dir,
+            stores,
             primary_address,
             replication_address,
             control: raw.control.iter().map(|one| endpoint(one)).collect::<Result<_, _>>()?,
@@ -197,6 +215,33 @@ impl FromStr for Config {
             scrub_cycle: Duration::from_secs(raw.scrub_cycle_seconds),
         })
     }
+}
+
+/// Folder of the store within the node's folder, if no other is named.
+const STORE_FOLDER: &str = "store";
+
+/// The folders of the stores: those that are named, none of them twice.
+fn stores(data_dir: &Path, named: Vec<PathBuf>) -> Result<Vec<PathBuf>, ConfigError> {
+    if named.is_empty() {
+        return Ok(vec![data_dir.join(STORE_FOLDER)]);
+    }
+    if named.len() > STORES_PER_NODE_MAX {
+        let problem = format!("{} folders; a node has {STORES_PER_NODE_MAX} at most", named.len());
+        return Err(wrong("stores", problem, "run a second node on this host"));
+    }
+    let mut seen = BTreeSet::new();
+    for folder in &named {
+        if folder.as_os_str().is_empty() {
+            return Err(wrong("stores", "one of them is empty", "name a folder for each disk"));
+        }
+        // Links and dots may lead to one folder in two ways.
+        let real = folder.canonicalize().unwrap_or_else(|_not_there_yet| folder.clone());
+        if !seen.insert(real) {
+            let problem = format!("{} is named twice", folder.display());
+            return Err(wrong("stores", problem, "name each disk's folder once"));
+        }
+    }
+    Ok(named)
 }
 
 fn check_sizes(raw: &Raw) -> Result<(), ConfigError> {
@@ -289,6 +334,7 @@ mod tests {
     fn a_plain_file_gets_the_defaults() {
         let config: Config = GOOD.parse().unwrap();
         assert_eq!(config.node, NodeId(3));
+        assert_eq!(config.stores, [Path::new("/tmp/node-3/store")]);
         assert_eq!(config.journal_bytes, 256 << 20);
         assert_eq!(config.readopt_window, Duration::from_secs(600));
         assert_eq!(config.scrub_bytes_per_second, 16 << 20);
@@ -312,6 +358,9 @@ mod tests {
             ("17179869184", "4096", "capacity_bytes"),
             ("node = 3", "node = 3\njournal_bytes = 1", "journal_bytes"),
             ("node = 3", "node = 3\nio_engine = \"magic\"", "io_engine"),
+            ("node = 3", "node = 3\nstores = [\"/a\", \"\"]", "stores"),
+            ("node = 3", "node = 3\nstores = [\"/a\", \"/b\", \"/a\"]", "stores"),
+            ("node = 3", "node = 3\nstores = [\"/tmp\", \"/tmp/../tmp/.\"]", "stores"),
             ("node = 3", "node = 3\nscrub_cycle_seconds = 0", "scrub_cycle_seconds"),
         ] {
             let text = GOOD.replace(from, to);

@@ -19,15 +19,15 @@ use ashlar_proto::GRPC_MESSAGE_BYTES_MAX;
 use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::v1;
 use ashlar_proto::v1::node_service_client::NodeServiceClient;
-use ashlar_types::ControlTerm;
 use ashlar_types::backoff::{Backoff, BackoffPolicy};
 use ashlar_types::message::cluster::{ControlDown, Order, PeerAddress, Registration};
+use ashlar_types::{ControlTerm, StoreId};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
@@ -61,8 +61,10 @@ pub(crate) struct Control {
     pub(crate) configured: Vec<String>,
     /// Members that the control plane named last, `ip:port`: dialled first.
     pub(crate) members: Vec<String>,
-    /// How the node introduces itself.
+    /// How the node introduces itself, with the stores that work.
     pub(crate) registration: Registration,
+    /// Those, whenever they change: the stream is opened anew then.
+    pub(crate) stores: watch::Receiver<Vec<StoreId>>,
     /// The address that the connection starts from.
     pub(crate) source: IpAddr,
     /// Learns the zone's key.
@@ -100,6 +102,9 @@ enum StreamEnd {
     /// The member led once, and does not know yet that another does.
     #[error("a leader of term {theirs} speaks, and one of term {seen} has spoken before")]
     Replaced { theirs: ControlTerm, seen: ControlTerm },
+    /// A store has failed: the node introduces itself without it.
+    #[error("the node has other stores now")]
+    OtherStores,
     /// The machine's task has ended.
     #[error("the node is stopping")]
     Stopping,
@@ -128,6 +133,7 @@ impl StreamEnd {
             | Self::Late
             | Self::Ended
             | Self::Replaced { .. }
+            | Self::OtherStores
             | Self::Stopping => None,
         }
     }
@@ -162,6 +168,11 @@ pub(crate) async fn keep(mut control: Control) -> ApiError {
         if matches!(end, StreamEnd::Stopping) {
             return std::future::pending().await;
         }
+        if matches!(end, StreamEnd::OtherStores) {
+            tracing::info!(%member, "the node introduces itself with the stores that work");
+            pointed = Some(member);
+            continue;
+        }
         let text = end.to_string();
         if text != last_error {
             tracing::info!(%member, reason = %text, "no stream to the control plane");
@@ -179,6 +190,13 @@ pub(crate) async fn keep(mut control: Control) -> ApiError {
         pointers = 0;
         at = at.wrapping_add(1);
         tokio::time::sleep(backoff.next_wait(dice.next_u64())).await;
+    }
+}
+
+/// Waits until the stores that work are others; for ever if the machine has ended.
+async fn changed(stores: &mut watch::Receiver<Vec<StoreId>>) {
+    if stores.changed().await.is_err() {
+        std::future::pending::<()>().await;
     }
 }
 
@@ -202,7 +220,11 @@ impl Control {
         };
         let mut up = Some(up);
         loop {
-            let message = match down.message().await {
+            let message = tokio::select! {
+                message = down.message() => message,
+                () = changed(&mut self.stores) => return StreamEnd::OtherStores,
+            };
+            let message = match message {
                 Ok(Some(message)) => message,
                 Ok(None) => return StreamEnd::Ended,
                 Err(status) => return status.into(),
@@ -240,13 +262,14 @@ impl Control {
     }
 
     async fn open(
-        &self,
+        &mut self,
         member: &str,
     ) -> Result<(mpsc::Sender<v1::NodeUp>, Streaming<v1::NodeDown>), StreamEnd> {
         let mut client = NodeServiceClient::new(self.channel(member).await?)
             .max_decoding_message_size(GRPC_MESSAGE_BYTES_MAX)
             .max_encoding_message_size(GRPC_MESSAGE_BYTES_MAX);
         let (up, messages) = mpsc::channel(UP_MAX);
+        self.registration.stores.clone_from(&self.stores.borrow_and_update());
         if up.try_send(v1::NodeUp::from(&self.registration)).is_err() {
             return Err(StreamEnd::Stopping);
         }

@@ -14,8 +14,10 @@ mod known_peers;
 mod log_line;
 mod mailbox;
 mod net;
+mod seat;
 mod server;
+mod stores;
 mod task;
 
 pub use config::{Config, ConfigError};
-pub use server::{RunError, run_blocking, run_until};
+pub use server::{RunError, Twins, run_blocking, run_until};

@@ -1,14 +1,16 @@
-//! From the store's threads to the machine's task: one box, merged while nobody looks.
+//! From the stores' threads to the machine's task: one box with a part for each store, merged while
+//! nobody looks.
 //!
-//! The store must never wait for the machine, and the machine wakes once for all that has come. A
+//! A store must never wait for the machine, and the machine wakes once for all that has come. A
 //! later durable position covers an earlier one; reads are bounded by what the core has asked.
 
 use crate::store::{ReadDone, StoreEvent, StoreFailure};
 use ashlar_node_core::JournalSeq;
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use tokio::sync::Notify;
 
-/// What the store has reported since the box was emptied.
+/// What one store has reported since the box was emptied.
 #[derive(Debug, Default)]
 pub(crate) struct Mail {
     /// Everything up to here is on stable media.
@@ -24,15 +26,17 @@ pub(crate) struct Mail {
 /// The box.
 #[derive(Debug, Default)]
 pub(crate) struct Mailbox {
-    mail: Mutex<Mail>,
+    /// By the number of the store in this process.
+    mail: Mutex<BTreeMap<usize, Mail>>,
     came: Notify,
 }
 
 impl Mailbox {
-    /// Puts an event in; called from the store's threads.
-    pub(crate) fn put(&self, event: StoreEvent) {
+    /// Puts an event of a store in; called from its threads.
+    pub(crate) fn put(&self, store: usize, event: StoreEvent) {
         // A panic while the lock is held ends the process.
-        let mut mail = self.mail.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.mail.lock().unwrap_or_else(PoisonError::into_inner);
+        let mail = all.entry(store).or_default();
         match event {
             StoreEvent::Durable(seq) => mail.durable = mail.durable.max(Some(seq)),
             StoreEvent::Read(done) => mail.reads.extend(done),
@@ -41,12 +45,12 @@ impl Mailbox {
                 mail.failed.get_or_insert(failure);
             }
         }
-        drop(mail);
+        drop(all);
         self.came.notify_one();
     }
 
     /// Empties the box.
-    pub(crate) fn take(&self) -> Mail {
+    pub(crate) fn take(&self) -> BTreeMap<usize, Mail> {
         let mut mail = self.mail.lock().unwrap_or_else(PoisonError::into_inner);
         core::mem::take(&mut mail)
     }
@@ -67,11 +71,13 @@ mod tests {
         std::thread::scope(|scope| {
             for seq in [3, 9, 5] {
                 let mailbox = &mailbox;
-                scope.spawn(move || mailbox.put(StoreEvent::Durable(JournalSeq(seq))));
+                scope.spawn(move || mailbox.put(1, StoreEvent::Durable(JournalSeq(seq))));
             }
         });
+        mailbox.put(0, StoreEvent::Durable(JournalSeq(20)));
         mailbox.came().await;
-        assert_eq!(mailbox.take().durable, Some(JournalSeq(9)));
-        assert!(mailbox.take().durable.is_none());
+        let durable = mailbox.take().into_values().map(|mail| mail.durable);
+        assert!(durable.eq([Some(JournalSeq(20)), Some(JournalSeq(9))]));
+        assert!(mailbox.take().is_empty());
     }
 }

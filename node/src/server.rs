@@ -14,20 +14,19 @@ use crate::net::dial::{Diallers, Sources};
 use crate::net::listen;
 use crate::net::table::Table;
 use crate::net::{EVENTS_MAX, Net};
+use crate::seat::Seat;
 use crate::store::{
-    Events, NoSpace, Numbered, OpenError, Opened, Owner, ReadDone, ReadRequest, Space, Store,
-    StoreFailure, StoreOptions,
+    NoSpace, Numbered, OpenError, Opened, ReadDone, ReadRequest, Space, Store, StoreFailure,
 };
+use crate::stores;
 use crate::task::{CONTROL_EVENTS_MAX, ControlEvent, Inlets, Machine, Storage};
 use ashlar_env::clock::{Clock, SystemClock};
-use ashlar_env::dice::SeededDice;
 use ashlar_env::task::{Task, spawn_named};
-use ashlar_node_core::durable::DurableState;
 use ashlar_node_core::{Identity, NodeCore, Outbox, Timing};
 use ashlar_proto::reason::ApiError;
 use ashlar_types::message::cluster::{CLUSTER_PROTOCOL_VERSION, Registration};
 use ashlar_types::message::data::Network;
-use ashlar_types::{ControlTerm, Time};
+use ashlar_types::{ControlTerm, StoreId, Time};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
@@ -35,10 +34,7 @@ use std::sync::Arc;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
-
-/// Folder of the store within the node's folder.
-const STORE_FOLDER: &str = "store";
+use tokio::sync::{mpsc, watch};
 
 /// Why a node could not start, or had to end.
 #[derive(Debug, Error)]
@@ -51,6 +47,13 @@ pub enum RunError {
         /// Why.
         cause: OpenError,
     },
+    /// Two folders hold a store with the same id: one is a copy of the other, and which of them has what
+    /// was written last cannot be known.
+    #[error(
+        "{} and {} hold the same {}: one of them is a copy; name the one that was in use",
+        .0.one, .0.other, .0.store
+    )]
+    SameStore(Box<Twins>),
     /// An address cannot be listened on.
     #[error("cannot listen on {address} for the {network} network: {cause}")]
     Listen {
@@ -64,12 +67,23 @@ pub enum RunError {
     /// The host refuses what every process needs.
     #[error("cannot start: {0}")]
     Host(#[from] io::Error),
-    /// The store failed while the node ran. Nothing is known about its disk any more.
+    /// The last store failed while the node ran. Nothing is known about its disk any more.
     #[error("the store failed; its replicas are stale until they are filled again: {0}")]
     StoreFailed(#[from] StoreFailure),
     /// The control plane does not know this node as the one it says it is.
     #[error("the control plane refuses this node: {0}")]
     Refused(ApiError),
+}
+
+/// Two folders that hold one store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Twins {
+    /// The id.
+    pub store: StoreId,
+    /// A folder.
+    pub one: String,
+    /// Another one.
+    pub other: String,
 }
 
 /// Runs a node until the process is told to end (SIGTERM, SIGINT).
@@ -97,7 +111,7 @@ pub fn run_blocking(config: &Config) -> Result<(), RunError> {
 /// See [`RunError`].
 pub fn run_until(config: &Config, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
     let mailbox = Arc::new(Mailbox::default());
-    let opened = open_store(config, &mailbox)?;
+    let opened = stores::open_all(config, &mailbox)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(serve(config, opened, mailbox, shutdown));
     // Connections end first, then the journal writes what it was given.
@@ -105,21 +119,6 @@ pub fn run_until(config: &Config, shutdown: impl Future<Output = ()>) -> Result<
     drop(outcome?);
     tracing::info!(node = config.node.0, "stopped");
     Ok(())
-}
-
-fn open_store(config: &Config, mailbox: &Arc<Mailbox>) -> Result<Opened, RunError> {
-    let folder = config.data_dir.join(STORE_FOLDER);
-    let failed = |cause| RunError::Store { folder: folder.display().to_string(), cause };
-    let options = StoreOptions {
-        journal_bytes: config.journal_bytes,
-        capacity_bytes: config.capacity_bytes,
-        engine: config.io_engine,
-    };
-    let owner = Owner { zone: config.zone, node: config.node };
-    let box_of_events = Arc::clone(mailbox);
-    let events: Events = Arc::new(move |event| box_of_events.put(event));
-    std::fs::create_dir_all(&config.data_dir)?;
-    Store::open_folder(&folder, options, owner, &mut SeededDice::system(), events).map_err(failed)
 }
 
 /// The networks and the stream of a node, which run beside its machine.
@@ -130,29 +129,35 @@ struct Beside {
 
 async fn serve(
     config: &Config,
-    opened: Opened,
+    opened: Vec<(usize, Opened)>,
     mailbox: Arc<Mailbox>,
     shutdown: impl Future<Output = ()>,
-) -> Result<Store, RunError> {
-    let Opened { store, state, id, start, new } = opened;
-    let me = Identity { zone: config.zone, node: config.node, store: id, start };
-    let serves = !state.is_empty();
+) -> Result<Vec<Store>, RunError> {
+    let start = opened.iter().map(|(_, opened)| opened.start).max().unwrap_or_default();
+    let me = Identity { zone: config.zone, node: config.node, start };
+    let replicas: usize = opened.iter().map(|(_, opened)| opened.state.len()).sum();
+    let serves = replicas > 0;
+    let ids: Vec<StoreId> = opened.iter().map(|(_, opened)| opened.id).collect();
+    let (living, stores) = watch::channel(ids.clone());
     let primary = listener(config.primary_address, Network::Primary)?;
     let replication = listener(config.replication_address, Network::Replication)?;
     let addresses = (primary.local_addr()?, replication.local_addr()?);
     tracing::info!(
-        zone = %me.zone, node = me.node.0, store = %me.store, start = me.start.0,
-        primary = %addresses.0, replication = %addresses.1,
-        replicas = state.len(), new, "node starts"
+        zone = %me.zone, node = me.node.0, start = me.start.0,
+        primary = %addresses.0, replication = %addresses.1, replicas, "node starts"
     );
+    for (number, Opened { id, state, new, .. }) in &opened {
+        let folder = config.stores.get(*number).map(|folder| folder.display());
+        tracing::info!(store = %id, folder = ?folder, replicas = state.len(), new, "store open");
+    }
 
     let (net_events, net) = mpsc::channel(EVENTS_MAX);
     let (control_events, control) = mpsc::channel(CONTROL_EVENTS_MAX);
     let admission = Arc::new(Admission::load(&config.data_dir));
-    let network = Net::new(me, Arc::clone(&admission), net_events.clone());
+    let network = Net::new(me, stores.clone(), Arc::clone(&admission), net_events.clone());
     let sources = Sources { primary: addresses.0.ip(), replication: addresses.1.ip() };
     let table = Table::new(Diallers::new(network.clone(), sources), net_events);
-    let mut machine = machine(config, me, state, table, store);
+    let mut machine = machine(config, me, opened, table, living);
     let known = known_peers::load(&config.data_dir);
     machine.on_control(ControlEvent::KnownPeers(known.clone()));
 
@@ -163,11 +168,12 @@ async fn serve(
             version: CLUSTER_PROTOCOL_VERSION,
             zone: me.zone,
             node: me.node,
-            store: me.store,
+            stores: ids,
             start: me.start,
             primary_address: addresses.0.to_string(),
             replication_address: addresses.1.to_string(),
         },
+        stores,
         source: addresses.0.ip(),
         admission,
         folder: config.data_dir.clone(),
@@ -193,9 +199,9 @@ async fn serve(
 fn machine(
     config: &Config,
     me: Identity,
-    state: DurableState,
+    opened: Vec<(usize, Opened)>,
     table: Table,
-    store: Store,
+    living: watch::Sender<Vec<StoreId>>,
 ) -> Machine<Store> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let timing = Timing {
@@ -206,8 +212,14 @@ fn machine(
     };
     let mut out = Outbox::default();
     let now = Time::from_nanos(clock.now_nanos());
-    let core = NodeCore::new(now, me, timing, state, &mut out);
-    Machine::new(core, out, clock, table, store)
+    let mut seats = Vec::new();
+    let mut states = Vec::new();
+    for (number, Opened { store, state, id, .. }) in opened {
+        seats.push(Seat::new(number, id, store));
+        states.push((id, state));
+    }
+    let core = NodeCore::new(now, me, timing, states, &mut out);
+    Machine::new((core, out), clock, table, seats, living)
 }
 
 fn listener(address: SocketAddr, network: Network) -> Result<TcpListener, RunError> {

@@ -7,26 +7,28 @@
 //!
 //! Path of a write: client 3 of 9 (primary) and 5 of 9 (secondary), around the core.
 //!
-//! When the store fails, the task ends with its error and with it the process: nothing is known
-//! about the disk after a failed write, so the replica turns stale by being unreachable.
+//! When a store fails, nothing is known about its disk any more: it leaves the table, and its replicas
+//! leave the node, which introduces itself anew without it. When the last one fails, the task ends with
+//! its error and with it the process: its replicas turn stale by being unreachable.
 
 use crate::log_line::log_line;
 use crate::mailbox::{Mail, Mailbox};
 use crate::net::NetEvent;
 use crate::net::table::Table;
+use crate::seat::{Seat, take_reads};
 use crate::store::{NoSpace, Numbered, ReadDone, ReadRequest, Space, StoreFailure};
 use ashlar_env::clock::Clock;
-use ashlar_node_core::{Alarm, Effect, Input, Line, NodeCore, Outbox, ReadTicket, Record};
+use ashlar_env::task::spawn_thread;
+use ashlar_node_core::{Alarm, Effect, Input, NodeCore, Outbox};
 use ashlar_proto::v1;
 use ashlar_types::message::cluster::{ControlDown, ControlUp, Order};
-use ashlar_types::{BlockData, ChunkId, Time};
-use std::collections::{BTreeSet, VecDeque};
+use ashlar_types::{StoreId, Time};
 use std::fmt;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
 /// Between two ticks of the core. Its shortest duration is the beat of 150 ms.
@@ -36,8 +38,6 @@ const TICK: Duration = Duration::from_millis(50);
 const PASSES_MAX: usize = 8;
 /// News of the control plane that may wait for the machine's task.
 pub(crate) const CONTROL_EVENTS_MAX: usize = 16;
-/// Bytes of a slot of the store.
-const SLOT_BYTES: u64 = 1 << 20;
 
 /// What the machine needs of a store. One implementation; tests bring others that fail.
 pub(crate) trait Storage: Send + fmt::Debug {
@@ -89,47 +89,23 @@ pub(crate) struct Machine<S> {
     out: Outbox,
     clock: Arc<dyn Clock>,
     table: Table,
-    store: S,
+    /// The stores that work: never none.
+    stores: Vec<Seat<S>>,
+    /// Tells their ids to those who introduce this node.
+    living: watch::Sender<Vec<StoreId>>,
     control: Option<mpsc::Sender<v1::NodeUp>>,
     inputs: Vec<Input>,
     last_tick: Time,
-    /// Room as the core was told last.
-    space: Option<Space>,
-    /// Cycles of the scrub after which the store was told to verify its own part.
-    scrubbed: u64,
-    records: Vec<Numbered>,
-    reads: Vec<ReadRequest>,
-    /// Records that the store has no room for, in order, and reads that must come after them.
-    full: Full,
 }
 
-#[derive(Debug, Default)]
-struct Full {
-    records: VecDeque<Numbered>,
-    chunks: BTreeSet<ChunkId>,
-    reads: Vec<ReadRequest>,
-}
-
-impl Full {
-    /// A replica is erased by what comes next: the content that waits for it needs no room. It is
-    /// named by no configuration any more, so nobody rests on what it acknowledges meanwhile.
-    fn forget_content(&mut self, chunk: ChunkId) {
-        for (_, record) in self.records.iter_mut().filter(|(_, record)| record.chunk() == chunk) {
-            if let Record::Write { data, .. } | Record::Fill { data, .. } = record {
-                *data = BlockData::holes(data.range);
-            }
-        }
-    }
-}
-
-impl<S: Storage> Machine<S> {
+impl<S: Storage + 'static> Machine<S> {
     /// A machine around a core; `out` holds what the core wanted done when it was made.
     pub(crate) fn new(
-        core: NodeCore,
-        out: Outbox,
+        (core, out): (NodeCore, Outbox),
         clock: Arc<dyn Clock>,
         table: Table,
-        store: S,
+        stores: Vec<Seat<S>>,
+        living: watch::Sender<Vec<StoreId>>,
     ) -> Self {
         // Never: so the first round tells the core what room there is.
         let last_tick = Time::ZERO;
@@ -138,27 +114,23 @@ impl<S: Storage> Machine<S> {
             out,
             clock,
             table,
-            store,
+            stores,
+            living,
             control: None,
             inputs: Vec::new(),
             last_tick,
-            space: None,
-            scrubbed: 0,
-            records: Vec::new(),
-            reads: Vec::new(),
-            full: Full::default(),
         }
     }
 
-    /// Runs until `shutdown`; gives the store back, to be closed.
+    /// Runs until `shutdown`; gives the stores back, to be closed.
     ///
     /// # Errors
-    /// The store has failed: the process must end.
+    /// The last store has failed: the process must end.
     pub(crate) async fn run(
         mut self,
         mut inlets: Inlets,
         shutdown: impl Future<Output = ()>,
-    ) -> Result<S, StoreFailure> {
+    ) -> Result<Vec<S>, StoreFailure> {
         let mut shutdown = pin!(shutdown);
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -167,7 +139,9 @@ impl<S: Storage> Machine<S> {
             if self.inputs.is_empty() {
                 tokio::select! {
                     biased;
-                    () = &mut shutdown => return Ok(self.store),
+                    () = &mut shutdown => {
+                        return Ok(self.stores.into_iter().map(|seat| seat.store).collect());
+                    }
                     _ = inlets.net.recv_many(&mut events, crate::net::EVENTS_MAX) => {}
                     () = inlets.store.came() => {}
                     Some(event) = inlets.control.recv() => self.on_control(event),
@@ -185,7 +159,9 @@ impl<S: Storage> Machine<S> {
             while let Ok(event) = inlets.control.try_recv() {
                 self.on_control(event);
             }
-            self.on_mail(inlets.store.take())?;
+            for (number, mail) in inlets.store.take() {
+                self.on_mail(number, mail)?;
+            }
             for event in events.drain(..) {
                 self.table.on_event(event, &mut self.inputs);
             }
@@ -198,15 +174,12 @@ impl<S: Storage> Machine<S> {
         let now = Time::from_nanos(self.clock.now_nanos());
         if now.since(self.last_tick) >= TICK {
             self.last_tick = now;
-            self.look_at_space();
-            let cycles = self.core.scrub_cycles();
-            if self.scrubbed < cycles {
-                self.scrubbed = cycles;
-                tracing::debug!(cycles, "every block was scrubbed; the store verifies its map");
-                self.store.verify();
+            for seat in &mut self.stores {
+                seat.look_at_space(&mut self.inputs);
+                seat.look_at_scrub(&self.core);
             }
             self.inputs.push(Input::Tick);
-            self.retry_full();
+            self.stores.iter_mut().for_each(|seat| seat.retry_full(&mut self.inputs));
         }
         for _pass in 0..PASSES_MAX {
             if self.inputs.is_empty() && self.out.is_empty() {
@@ -227,113 +200,60 @@ impl<S: Storage> Machine<S> {
         for effect in self.out.drain() {
             match effect {
                 Effect::Send { to, message } => self.table.send(to, &message, &mut self.inputs),
-                Effect::Persist { seq, record } => self.records.push((seq, record)),
-                Effect::Read { ticket, chunk, range } => {
-                    self.reads.push(ReadRequest { ticket: ticket.0, chunk, range });
+                Effect::Persist { store, seq, record } => {
+                    if let Some(seat) = Self::seat(&mut self.stores, store) {
+                        seat.records.push((seq, record));
+                    }
+                }
+                Effect::Read { store, ticket, chunk, range } => {
+                    if let Some(seat) = Self::seat(&mut self.stores, store) {
+                        seat.reads.push(ReadRequest { ticket: ticket.0, chunk, range });
+                    }
                 }
                 Effect::Control(up) => tell_control(&mut self.control, &up),
                 Effect::Alarm(alarm) => sound(&alarm),
             }
         }
-        // The journal's thread starts its write while the mirrors are on their way.
-        self.append();
+        // The journals' threads start their writes while the mirrors are on their way.
+        self.stores.iter_mut().for_each(|seat| seat.append(&mut self.inputs));
         self.table.flush(&mut self.inputs);
-        self.read();
+        self.stores.iter_mut().for_each(|seat| seat.read(&mut self.inputs));
     }
 
-    fn append(&mut self) {
-        if self.records.is_empty() {
-            return;
-        }
-        if self.full.records.is_empty() {
-            match self.store.append(&mut self.records) {
-                Ok(()) => return,
-                Err(full) => log_line!(Line::Full, %full),
-            }
-        }
-        // The order of records is fixed, so all of them wait behind the one that finds no room.
-        self.full.chunks.extend(self.records.iter().map(|(_, record)| record.chunk()));
-        for (seq, record) in self.records.drain(..) {
-            if let Record::Erase { chunk } = &record {
-                self.full.forget_content(*chunk);
-            }
-            self.full.records.push_back((seq, record));
-        }
-        self.retry_full();
-    }
-
-    /// Offers waiting records again, one by one, up to the first that still finds no room.
-    fn retry_full(&mut self) {
-        if self.full.records.is_empty() {
-            return;
-        }
-        let mut one = Vec::with_capacity(1);
-        while let Some(record) = self.full.records.pop_front() {
-            one.push(record);
-            let frees = |(_, record): &Numbered| matches!(record, Record::Erase { .. });
-            let taken = if one.iter().chain(&self.full.records).any(frees) {
-                self.store.append_before_erasure(&mut one)
-            } else {
-                self.store.append(&mut one)
-            };
-            if taken.is_err() {
-                self.full.records.extend(one.drain(..));
-                self.full.records.rotate_right(1);
-                return;
-            }
-        }
-        tracing::info!("the store has room again");
-        self.full.chunks.clear();
-        self.reads.append(&mut self.full.reads);
-        self.read();
-    }
-
-    fn read(&mut self) {
-        if self.reads.is_empty() {
-            return;
-        }
-        let mut reads = core::mem::take(&mut self.reads);
-        if !self.full.chunks.is_empty() {
-            // A read must see every record before it, and these are not in the store yet.
-            let chunks = &self.full.chunks;
-            let waits = |read: &mut ReadRequest| chunks.contains(&read.chunk);
-            self.full.reads.extend(reads.extract_if(.., waits));
-        }
-        let done = self.store.read(reads);
-        self.on_reads(done);
-    }
-
-    fn on_reads(&mut self, done: Vec<ReadDone>) {
-        self.inputs.extend(done.into_iter().map(|ReadDone { ticket, result }| {
-            let content = result.inspect_err(|error| log_line!(Line::ReadFailed, %error)).ok();
-            Input::BlocksRead { ticket: ReadTicket(ticket), content }
-        }));
-    }
-
-    fn on_mail(&mut self, mail: Mail) -> Result<(), StoreFailure> {
+    /// What a store has reported. One that failed leaves the table, and the machine goes on with the
+    /// others; without any the process must end.
+    fn on_mail(&mut self, number: usize, mail: Mail) -> Result<(), StoreFailure> {
+        let Some(at) = self.stores.iter().position(|seat| seat.number == number) else {
+            return Ok(());
+        };
         if let Some(failure) = mail.failed {
-            return Err(failure);
+            if self.stores.len() == 1 {
+                return Err(failure);
+            }
+            let Seat { id, store, .. } = self.stores.remove(at);
+            self.inputs.push(Input::StoreFailed { store: id });
+            let ids = self.stores.iter().map(|seat| seat.id).collect();
+            self.living.send_replace(ids);
+            // Its threads may hang in the disk: nobody waits for them.
+            if spawn_thread("store-close", move || drop(store)).is_err() {
+                tracing::warn!(store = %id, "what is left of a failed store cannot be closed");
+            }
+            return Ok(());
         }
+        let Some(seat) = self.stores.get_mut(at) else { return Ok(()) };
         if let Some(seq) = mail.durable {
-            self.inputs.push(Input::Durable { seq });
+            self.inputs.push(Input::Durable { store: seat.id, seq });
         }
-        self.on_reads(mail.reads);
+        take_reads(mail.reads, &mut self.inputs);
         if mail.space {
-            self.retry_full();
+            seat.retry_full(&mut self.inputs);
         }
         Ok(())
     }
 
-    /// Tells the core what room there is, if that has changed: its heartbeats carry it.
-    fn look_at_space(&mut self) {
-        let space = self.store.space();
-        if self.space != Some(space) {
-            self.space = Some(space);
-            self.inputs.push(Input::Space {
-                capacity_bytes: u64::from(space.total_slots) * SLOT_BYTES,
-                used_bytes: u64::from(space.used_slots) * SLOT_BYTES,
-            });
-        }
+    /// The store that an effect is for; `None` if it has failed since.
+    fn seat(stores: &mut [Seat<S>], id: StoreId) -> Option<&mut Seat<S>> {
+        stores.iter_mut().find(|seat| seat.id == id)
     }
 
     pub(crate) fn on_control(&mut self, event: ControlEvent) {
@@ -377,6 +297,7 @@ fn sound(alarm: &Alarm) {
         }
         Alarm::ConfigRefused { chunk } => log_line!(line, %chunk),
         Alarm::ClockRunsAhead { node } => log_line!(line, node = node.0),
+        Alarm::StoreLost { store, replicas } => log_line!(line, %store, replicas),
         Alarm::Unreadable { chunk, range }
         | Alarm::Repaired { chunk, range }
         | Alarm::Lost { chunk, range } => log_line!(line, %chunk, %range),

@@ -315,6 +315,7 @@ fn open_store(folder: &Path, events: Events) -> Opened {
         journal_bytes: 16 << 20,
         capacity_bytes: 32 << 20,
         engine: EngineChoice::Auto,
+        ..StoreOptions::default()
     };
     let mut dice = SeededDice::new(1);
     Store::open_folder(&folder.join("store"), options, owner, &mut dice, events).unwrap()

@@ -18,7 +18,7 @@ fn a_node_follows_a_member_that_points_at_the_leader() {
     until("the first heartbeat", || leader.heartbeat(NodeId(1)));
     assert_eq!(leader.registration(NodeId(1)).unwrap().start.0, 1);
     let heartbeat = leader.heartbeat(NodeId(1)).unwrap();
-    assert!(heartbeat.capacity_bytes >= 255 << 20, "{heartbeat:?}");
+    assert!(heartbeat.stores[0].capacity_bytes >= 255 << 20, "{heartbeat:?}");
     node.stop().unwrap();
 }
 

@@ -20,7 +20,7 @@ fn a_write_is_acknowledged_by_three_nodes_and_outlives_its_primary() {
     assert_eq!(client.must_read(1, BlockRange::new(3, 3)), [2, 2, 0]);
     until("a heartbeat with the space taken", || {
         let heartbeat = zone.control().heartbeat(ashlar_types::NodeId(2))?;
-        (heartbeat.used_bytes > 0).then_some(())
+        heartbeat.stores.iter().all(|store| store.used_bytes > 0).then_some(())
     });
 
     let registrations: Vec<_> = (1..=3).map(|node| zone.registration(node)).collect();
@@ -31,7 +31,7 @@ fn a_write_is_acknowledged_by_three_nodes_and_outlives_its_primary() {
     next.stale = vec![(
         ashlar_types::ReplicaId {
             node: registrations[0].node,
-            store: registrations[0].store,
+            store: registrations[0].stores[0],
             incarnation: ashlar_types::Incarnation(1),
         },
         ashlar_types::StaleInfo { last_in_sync: ashlar_types::Epoch(1), suspect: false },

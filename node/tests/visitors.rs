@@ -169,7 +169,7 @@ fn a_client_that_speaks_as_a_node_is_shut_out() {
     client.send(&Frame::Message(DataMessage::Beat {
         number: 1,
         adopted: vec![],
-        short_of_space: false,
+        short_of_space: vec![],
     }));
     assert_eq!(client.receive(), None);
     let mut client = zone.client(1);

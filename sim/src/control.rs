@@ -639,12 +639,13 @@ impl World {
             self.control_dial(id, life);
             return;
         }
-        let Some(identity) = self.nodes.get(&id).map(|node| node.identity) else { return };
+        let Some(node) = self.nodes.get(&id) else { return };
+        let (identity, stores) = (node.identity, node.living());
         let registration = Registration {
             version: CLUSTER_PROTOCOL_VERSION,
             zone: identity.zone,
             node: id,
-            store: identity.store,
+            stores,
             start: identity.start,
             primary_address: format!("127.1.1.{}:1", id.0),
             replication_address: format!("127.2.1.{}:1", id.0),
@@ -663,8 +664,17 @@ impl World {
         let capacity_bytes = 1 << 40;
         let short = self.short_of_space.contains(&id);
         let used_bytes = if short { capacity_bytes } else { self.used_bytes };
-        if self.nodes.get(&id).is_some_and(SimNode::is_up) {
-            self.input(id, node::Input::Space { capacity_bytes, used_bytes });
+        let up = self.nodes.get(&id).filter(|node| node.is_up());
+        for store in up.map(SimNode::living).unwrap_or_default() {
+            self.input(id, node::Input::Space { store, capacity_bytes, used_bytes });
+        }
+    }
+
+    /// A node's stores are others now: it introduces itself anew.
+    pub(crate) fn introduce_again(&mut self, id: NodeId) {
+        if let Some(session) = self.control.stream_of.get(&id).copied() {
+            let leader = self.control.sessions.get(&session).map(|known| known.member);
+            self.control_in(Duration::ZERO, ControlEvent::Close { session, leader });
         }
     }
 

@@ -37,6 +37,16 @@ pub(crate) struct DiskFaults {
 }
 
 impl DiskFaults {
+    /// Nothing is read or synced until then.
+    pub(crate) fn stall(&mut self, until: Time) {
+        self.stalled_until = self.stalled_until.max(until);
+    }
+
+    /// Reads fail until then.
+    pub(crate) fn fail_reads(&mut self, until: Time) {
+        self.unreadable_until = self.unreadable_until.max(until);
+    }
+
     /// The next write of content goes wrong.
     pub(crate) fn spoil_next_write(&mut self, how: WriteFault) {
         self.next_write = Some(how);

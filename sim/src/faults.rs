@@ -10,11 +10,12 @@ use crate::kinds::{FaultKind, Kinds};
 use crate::net::{Host, Wire};
 use crate::node::{End, SimNode};
 use crate::run::Options;
+use crate::store::SimStore;
 use crate::world::{Event, World};
 use ashlar_env::dice::{Dice, SeededDice};
-use ashlar_node_core::Line;
+use ashlar_node_core::{Input, Line};
 use ashlar_types::message::data::Network;
-use ashlar_types::{NodeId, Time};
+use ashlar_types::{ChunkId, NodeId, ReplicaId, Time};
 use std::time::Duration;
 
 /// One fault, with everything about it decided.
@@ -188,6 +189,9 @@ impl World {
             Fault::FailSync { node, away } => {
                 if self.nodes.get(&node).is_some_and(SimNode::is_up) {
                     self.node_logs(node, Line::StoreEnds, "a sync failed");
+                    if self.fail_one_store(node, away) {
+                        return;
+                    }
                 }
                 self.strike(Fault::Crash { node, away });
             }
@@ -316,12 +320,13 @@ impl World {
             }
             Fault::LoseRecords { node, away } => {
                 self.end_node(node, End::Killed);
-                self.with_node(node, |node, _, _| node.lose_records());
+                self.with_store(node, |store, _| store.lose_records());
                 self.schedule_in(away, Event::Start { node });
             }
             Fault::NewDisk { node, away } => {
                 self.end_node(node, End::Killed);
-                self.with_node(node, |node, _, dice| node.replace_disk(dice));
+                let chunk = self.first_chunk();
+                self.with_node(node, |node, _, dice| node.replace_disk(node.struck(chunk), dice));
                 self.schedule_in(away, Event::Start { node });
             }
             _not_of_a_machine => {}
@@ -330,23 +335,23 @@ impl World {
 
     fn strike_disk(&mut self, fault: Fault) {
         let until = |length| self.now + length;
-        let first = self.control.configs().next().map(|config| config.chunk);
+        let first = self.first_chunk();
         match fault {
             Fault::StallDisk { node, length } => {
                 let until = until(length);
-                self.with_node(node, |node, _, _| node.stall_disk(until));
+                self.with_store(node, |store, _| store.disk.stall(until));
             }
             Fault::FailReads { node, length } => {
                 let until = until(length);
-                self.with_node(node, |node, _, _| node.fail_reads(until));
+                self.with_store(node, |store, _| store.disk.fail_reads(until));
             }
             Fault::ShowOld { node, length } => {
                 let until = until(length);
-                self.with_node(node, |node, _, _| node.show_old(until));
+                self.with_store(node, |store, _| store.show_old(until));
             }
             Fault::FillDisk { node, length } => {
                 let until = until(length);
-                self.with_node(node, |node, _, _| node.disk_mut().full_until = until);
+                self.with_store(node, |store, _| store.disk.full_until = until);
             }
             Fault::ShortOfSpace { node, length } => {
                 self.short_of_space.insert(node);
@@ -358,12 +363,12 @@ impl World {
                 self.tell_space(node);
             }
             Fault::SpoilWrite { node, how } => {
-                self.with_node(node, |node, _, _| node.disk_mut().spoil_next_write(how));
+                self.with_store(node, |store, _| store.disk.spoil_next_write(how));
             }
             Fault::Rot { node } => {
                 let Some(chunk) = first else { return };
                 let mut rotten = false;
-                self.with_node(node, |node, _, dice| rotten = node.rot(chunk, dice));
+                self.with_store(node, |store, dice| rotten = store.rot(chunk, dice));
                 if rotten {
                     self.tally.note("blocks rotten");
                 }
@@ -371,7 +376,7 @@ impl World {
             Fault::Differ { node } => {
                 let Some(chunk) = first else { return };
                 let mut differs = false;
-                self.with_node(node, |node, _, _| differs = node.differ(chunk));
+                self.with_store(node, |store, _| differs = store.differ(chunk));
                 if differs {
                     self.tally.note("replicas made to differ");
                 }
@@ -385,17 +390,48 @@ impl World {
     fn rot_everywhere(&mut self) {
         let Some(config) = self.control.configs().next().cloned() else { return };
         let block = u32::try_from(self.fault_dice.below(u64::from(config.blocks))).unwrap_or(0);
-        let holders: Vec<NodeId> = config.in_sync.iter().map(|replica| replica.node).collect();
-        let rot = |node: &NodeId| {
-            self.nodes.get_mut(node).is_some_and(|node| node.rot_block(config.chunk, block))
+        let rot = |replica: &ReplicaId| {
+            let node = self.nodes.get_mut(&replica.node);
+            let store = node.and_then(|node| node.store_mut(replica.store));
+            store.is_some_and(|store| store.rot_block(config.chunk, block))
         };
-        if holders.iter().map(rot).filter(|rotten| *rotten).count() < holders.len() {
+        if config.in_sync.iter().map(rot).filter(|r| *r).count() < config.in_sync.len() {
             return;
         }
         self.tally.note("blocks rotten everywhere");
         if let Some(client) = &mut self.client {
             client.may_not_read(config.chunk, block);
         }
+    }
+
+    /// The chunk that disks are struck for.
+    fn first_chunk(&self) -> Option<ChunkId> {
+        self.control.configs().next().map(|config| config.chunk)
+    }
+
+    /// A node that has another store goes on without one that has failed, and is started again after a
+    /// while, with all of them. False if it has no other.
+    fn fail_one_store(&mut self, node: NodeId, away: Duration) -> bool {
+        let chunk = self.first_chunk();
+        let mut failed = None;
+        self.with_node(node, |node, _, dice| failed = node.fail_store(node.struck(chunk), dice));
+        let Some(store) = failed else { return false };
+        self.tally.note("stores failed under a process");
+        self.input(node, Input::StoreFailed { store });
+        self.introduce_again(node);
+        self.schedule_in(away, Event::Fault(Fault::Crash { node, away: Duration::ZERO }));
+        true
+    }
+
+    /// The disk of a node that a fault strikes.
+    fn with_store(&mut self, node: NodeId, act: impl FnOnce(&mut SimStore, &mut SeededDice)) {
+        let chunk = self.first_chunk();
+        self.with_node(node, |node, _, dice| {
+            let at = node.struck(chunk);
+            if let Some(store) = node.stores.get_mut(at) {
+                act(store, dice);
+            }
+        });
     }
 
     fn with_node(&mut self, node: NodeId, act: impl FnOnce(&mut SimNode, Time, &mut SeededDice)) {

@@ -122,7 +122,9 @@ impl fmt::Display for Line<'_> {
             Event::Arrived { wire, connection, message } => {
                 write!(f, "{wire} #{connection}, read late: {}", Words(message))
             }
-            Event::Synced { node, seq, .. } => write!(f, "{node} journal durable to {}", seq.0),
+            Event::Synced { node, store, seq, .. } => {
+                write!(f, "{node} journal of {store} durable to {}", seq.0)
+            }
             Event::BlocksRead { node, chunk, range, .. } => {
                 write!(f, "{node} has read {range:?} of {chunk}")
             }

@@ -62,6 +62,9 @@ pub enum FaultKind {
     Drift,
 }
 
+/// What the node's table says of a store that it goes on without.
+const LOST: &str = "the node goes on without a store that failed";
+
 impl FaultKind {
     /// All kinds, in the order of their declaration.
     pub const ALL: [Self; 26] = [
@@ -131,11 +134,12 @@ impl FaultKind {
     pub(crate) const fn lines(self) -> &'static [&'static str] {
         match self {
             Self::FailReads => &["a read of the store failed", "Unreadable", "Repaired"],
-            Self::FailSync => &["the store ends"],
+            // A node with several stores goes on with the others, and introduces itself anew.
+            Self::FailSync => &["the store ends", LOST, "the node comes without a store"],
             // With its disk exchanged it comes back while its former process counts as up: it asks
             // until that one has been silent for long enough.
             Self::NewDisk => &[
-                "the node comes with another store",
+                "the node comes without a store",
                 "a node is refused",
                 "the control plane refuses this node",
             ],

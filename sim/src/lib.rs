@@ -29,6 +29,7 @@ mod scenario;
 mod shrink;
 mod span;
 mod state;
+mod store;
 mod watch;
 mod wires;
 mod world;

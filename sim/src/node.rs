@@ -1,35 +1,16 @@
-//! A storage node of the simulation: the real core over a simulated journal and blocks.
-//!
-//! The journal is a list of records with a durable prefix; a crash keeps the prefix and any part
-//! of what followed it, in order, as a torn journal would. The store's own recovery code is tested
-//! over its own simulated disk (`node/src/store`).
+//! A storage node of the simulation: the real core over simulated stores (`store.rs`).
 
-use crate::blocks::Blocks;
-use crate::disk::DiskFaults;
+use crate::store::SimStore;
 use ashlar_env::dice::{Dice, SeededDice};
-use ashlar_node_core::durable::DurableState;
-use ashlar_node_core::{Identity, Input, JournalSeq, NodeCore, Outbox, Record, Timing};
+use ashlar_node_core::{Identity, Input, JournalSeq, NodeCore, Outbox, Process, Record, Timing};
 #[cfg(not(debug_assertions))]
 use ashlar_types::message::data::DataMessage;
 use ashlar_types::{
-    BlockData, BlockRange, ChunkId, Lsn, NodeId, StartNumber, StoreId, Sums, Time, ZoneId,
+    BlockData, BlockRange, ChunkId, Lsn, NodeId, ReplicaId, StartNumber, StoreId, Sums, Time,
+    ZoneId,
 };
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
-
-/// What a node keeps through a crash.
-#[derive(Debug, Default)]
-struct Media {
-    state: DurableState,
-    blocks: Blocks,
-}
-
-impl Media {
-    fn apply(&mut self, record: &Record) {
-        self.state.apply(record);
-        self.blocks.apply(record);
-    }
-}
 
 /// Inputs between two looks at everything that a core believes; what an input is about is looked at
 /// after each.
@@ -56,15 +37,8 @@ pub(crate) struct SimNode {
     /// Counts processes of this node; events of an earlier one are void.
     pub(crate) life: u64,
     timing: Timing,
-    media: Media,
-    /// Records handed to the journal and not yet durable.
-    tail: VecDeque<(JournalSeq, Record)>,
-    /// Records that find no room on the disk, and those behind them.
-    waiting: VecDeque<(JournalSeq, Record)>,
-    /// Replicas of which records were lost since the last start.
-    lost_parts: Vec<ChunkId>,
-    /// What the process sees: media and tail.
-    pub(crate) live: Blocks,
+    /// Its disks.
+    pub(crate) stores: Vec<SimStore>,
     core: Option<NodeCore>,
     /// Inputs so far: every so many, everything is checked.
     #[cfg(not(debug_assertions))]
@@ -76,7 +50,6 @@ pub(crate) struct SimNode {
     ends: BTreeMap<ChunkId, Lsn>,
     /// Its machine has no power.
     pub(crate) off: bool,
-    disk: DiskFaults,
     clock: LocalClock,
 }
 
@@ -132,24 +105,24 @@ pub(crate) fn mark_of(data: &BlockData) -> WriteMark {
 }
 
 impl SimNode {
-    pub(crate) fn new(zone: ZoneId, node: NodeId, timing: Timing, dice: &mut SeededDice) -> Self {
-        let store = StoreId(dice.next_u128());
+    pub(crate) fn new(
+        zone: ZoneId,
+        node: NodeId,
+        timing: Timing,
+        stores: u32,
+        dice: &mut SeededDice,
+    ) -> Self {
         Self {
-            identity: Identity { zone, node, store, start: StartNumber(0) },
+            identity: Identity { zone, node, start: StartNumber(0) },
             life: 0,
             timing,
-            media: Media::default(),
-            tail: VecDeque::new(),
-            waiting: VecDeque::new(),
-            lost_parts: Vec::new(),
-            live: Blocks::default(),
+            stores: (0..stores).map(|_| SimStore::new(StoreId(dice.next_u128()))).collect(),
             core: None,
             #[cfg(not(debug_assertions))]
             handled: 0,
             positions: BTreeMap::new(),
             ends: BTreeMap::new(),
             off: false,
-            disk: DiskFaults::default(),
             clock: LocalClock::default(),
         }
     }
@@ -162,163 +135,93 @@ impl SimNode {
         self.core.as_ref()
     }
 
+    /// Its stores that work.
+    pub(crate) fn living(&self) -> Vec<StoreId> {
+        self.stores.iter().filter(|store| !store.failed).map(|store| store.id).collect()
+    }
+
+    /// Its process as it introduces itself.
+    pub(crate) fn process(&self) -> Process {
+        Process { stores: self.living(), start: self.identity.start }
+    }
+
+    /// Whether a store of it that works is the replica's.
+    pub(crate) fn has_store_of(&self, replica: ReplicaId) -> bool {
+        self.store(replica.store).is_some()
+    }
+
+    /// A store that works.
+    pub(crate) fn store(&self, id: StoreId) -> Option<&SimStore> {
+        self.stores.iter().find(|store| store.id == id && !store.failed)
+    }
+
+    /// The same, to use it.
+    pub(crate) fn store_mut(&mut self, id: StoreId) -> Option<&mut SimStore> {
+        self.stores.iter_mut().find(|store| store.id == id && !store.failed)
+    }
+
+    /// The store that a fault of the disk strikes: the one that has the chunk, if one has.
+    pub(crate) fn struck(&self, chunk: Option<ChunkId>) -> usize {
+        let has = |store: &SimStore| chunk.is_some_and(|chunk| store.knows(chunk));
+        self.stores.iter().position(has).unwrap_or(0)
+    }
+
     /// Starts the process on what the media hold.
     pub(crate) fn start(&mut self, now: Time, out: &mut Outbox) {
         self.life += 1;
         self.identity.start = self.identity.start.next();
-        self.live = self.media.blocks.clone();
-        let state = self.media.state.clone();
+        let states: Vec<_> = self.stores.iter_mut().map(|s| (s.id, s.open())).collect();
         self.positions.clear();
-        self.ends = state.iter().map(|(chunk, replica)| (*chunk, replica.last)).collect();
+        let replicas = states.iter().flat_map(|(_, state)| state.iter());
+        self.ends = replicas.map(|(chunk, replica)| (*chunk, replica.last)).collect();
         self.off = false;
         let now = self.clock.at(now);
-        self.core = Some(NodeCore::new(now, self.identity, self.timing, state, out));
+        self.core = Some(NodeCore::new(now, self.identity, self.timing, states, out));
     }
 
     /// The process ends.
     pub(crate) fn end_process(&mut self, how: End, dice: &mut SeededDice) {
         self.core = None;
-        self.waiting.clear();
         self.off = how == End::PowerCut;
-        let waiting = self.tail.len() as u64;
-        let arrived = match how {
-            End::Killed => dice.below(waiting + 1),
-            End::Stopped => waiting,
-            End::PowerCut => 0,
-        };
-        for _ in 0..arrived {
-            if let Some((_, record)) = self.tail.pop_front() {
-                self.media.apply(&record);
-            }
+        for store in &mut self.stores {
+            store.end(how, dice);
         }
-        self.tail.clear();
     }
 
-    /// The disk is replaced by an empty one. The process must be down.
-    pub(crate) fn replace_disk(&mut self, dice: &mut SeededDice) {
-        self.identity.store = StoreId(dice.next_u128());
-        self.identity.start = StartNumber(0);
-        self.media = Media::default();
-        self.tail.clear();
-        self.disk = DiskFaults::default();
+    /// A store's sync has failed: what was on its way has arrived in part, and the process goes on
+    /// without it, if it has another. Gives its id.
+    pub(crate) fn fail_store(&mut self, at: usize, dice: &mut SeededDice) -> Option<StoreId> {
+        let others = self.stores.iter().filter(|store| !store.failed).count() > 1;
+        let store = self.stores.get_mut(at).filter(|store| others && !store.failed)?;
+        store.failed = true;
+        store.end(End::Killed, dice);
+        Some(store.id)
     }
 
-    /// Nothing is read or synced until then.
-    pub(crate) fn stall_disk(&mut self, until: Time) {
-        self.disk.stalled_until = self.disk.stalled_until.max(until);
+    /// A disk is replaced by an empty one. The process must be down. The node's only one had its
+    /// start number.
+    pub(crate) fn replace_disk(&mut self, at: usize, dice: &mut SeededDice) {
+        if let Some(store) = self.stores.get_mut(at) {
+            store.replace(StoreId(dice.next_u128()));
+        }
+        if self.stores.len() == 1 {
+            self.identity.start = StartNumber(0);
+        }
     }
 
-    /// When something that the disk would finish at `at` is finished.
-    pub(crate) fn disk_done(&self, at: Time) -> Time {
-        at.max(self.disk.stalled_until)
-    }
-
-    /// Reads fail until then.
-    pub(crate) fn fail_reads(&mut self, until: Time) {
-        self.disk.unreadable_until = self.disk.unreadable_until.max(until);
-    }
-
-    /// Whether reads of the disk succeed.
+    /// Whether reads of all its disks succeed.
     pub(crate) fn is_readable(&self, now: Time) -> bool {
-        now >= self.disk.unreadable_until
+        self.stores.iter().all(|store| now >= store.disk.unreadable_until)
     }
 
-    /// Lets a written block of a chunk rot; false if it has none.
-    pub(crate) fn rot(&mut self, chunk: ChunkId, dice: &mut SeededDice) -> bool {
-        let written: Vec<u32> = self.live.sums(chunk).into_keys().collect();
-        let at = usize::try_from(dice.below(written.len() as u64)).unwrap_or(0);
-        written.get(at).is_some_and(|block| self.disk.rot(chunk, *block, &self.live))
-    }
-
-    /// Lets one block of a chunk rot; false if it was never written.
-    pub(crate) fn rot_block(&mut self, chunk: ChunkId, block: u32) -> bool {
-        self.disk.rot(chunk, block, &self.live)
-    }
-
-    /// What the disk gives for a range, held against the checksums as the store does.
-    pub(crate) fn read(
-        &self,
-        now: Time,
-        chunk: ChunkId,
-        range: BlockRange,
-    ) -> Result<BlockData, ReadFault> {
-        if now < self.disk.unreadable_until {
-            return Err(ReadFault::Failed);
-        }
-        if !self.disk.fits(now, chunk, range, &self.live) {
-            return Err(ReadFault::Damaged);
-        }
-        Ok(self.live.read(chunk, range))
-    }
-
-    /// Faults of the disk, to add some.
-    pub(crate) const fn disk_mut(&mut self) -> &mut DiskFaults {
-        &mut self.disk
-    }
-
-    /// Until then reads get what is there now.
-    pub(crate) fn show_old(&mut self, until: Time) {
-        self.disk.show_old(until, &self.live);
-    }
-
-    /// A written block of a chunk has the content of another one, and its checksum: what a replica
-    /// holds of which a write was lost before its record. False if fewer than two are written.
-    pub(crate) fn differ(&mut self, chunk: ChunkId) -> bool {
-        let written: Vec<u32> = self.live.sums(chunk).into_keys().collect();
-        let [.., other, last] = written.as_slice() else { return false };
-        let Some(content) = self.live.get(chunk, *other).cloned() else { return false };
-        self.live.put(chunk, *last, content.clone());
-        self.media.blocks.put(chunk, *last, content);
-        true
-    }
-
-    /// The journal has a gap that the store finds at the next start: it cannot know whose records
-    /// stood there.
-    pub(crate) fn lose_records(&mut self) {
-        self.media.state.note_gaps();
-        let held: Vec<ChunkId> = self.media.state.iter().map(|(chunk, _)| *chunk).collect();
-        for chunk in &held {
-            self.media.state.apply(&Record::Suspect { chunk: *chunk });
-        }
-        self.lost_parts = held;
-    }
-
-    /// Replicas that the store finds to have lost part of at its start.
+    /// Replicas that its stores find to have lost part of at a start.
     pub(crate) fn take_lost_parts(&mut self) -> Vec<ChunkId> {
-        core::mem::take(&mut self.lost_parts)
+        self.stores.iter_mut().flat_map(SimStore::take_lost_parts).collect()
     }
 
-    /// Every fault of the disk ends but what lies in wrong places.
+    /// Every fault of the disks ends but what lies in wrong places.
     pub(crate) fn heal_disk(&mut self) {
-        self.disk.heal();
-    }
-
-    /// Whether a record finds no room, or waits behind one that does not.
-    pub(crate) fn must_wait(&self, now: Time, record: &Record) -> bool {
-        let content = record.content().is_some_and(|data| data.data_blocks() > 0);
-        !self.waiting.is_empty() || (content && now < self.disk.full_until)
-    }
-
-    /// Keeps a record that finds no room; true for the first.
-    pub(crate) fn wait_for_room(&mut self, seq: JournalSeq, record: Record) -> bool {
-        self.waiting.push_back((seq, record));
-        self.waiting.len() == 1
-    }
-
-    /// Whether a read of a chunk must wait: it has to see every record before it.
-    pub(crate) fn reads_wait(&self, chunk: ChunkId) -> bool {
-        self.waiting.iter().any(|(_, record)| record.chunk() == chunk)
-    }
-
-    /// The records that find room now: all, or those up to an erasure, for which room is kept.
-    pub(crate) fn take_room(&mut self, now: Time) -> Vec<(JournalSeq, Record)> {
-        let erases = |(_, record): &(JournalSeq, Record)| matches!(record, Record::Erase { .. });
-        let until = match self.waiting.iter().rposition(erases) {
-            _ if now >= self.disk.full_until => self.waiting.len(),
-            Some(last) => last + 1,
-            None => 0,
-        };
-        self.waiting.drain(..until).collect()
+        self.stores.iter_mut().for_each(|store| store.disk.heal());
     }
 
     /// The machine's clock gains so many thousandths from now on.
@@ -355,9 +258,11 @@ impl SimNode {
         self.ends.get(&chunk).copied().unwrap_or(Lsn::ZERO)
     }
 
-    /// Takes a record for the journal; true if the disk does something else than it should with it.
+    /// Takes a record for the journal of a store; true if the disk does something else than it should
+    /// with it.
     pub(crate) fn append(
         &mut self,
+        store: StoreId,
         seq: JournalSeq,
         record: Record,
         dice: &mut SeededDice,
@@ -375,32 +280,11 @@ impl SimNode {
             }
             _facts_without_a_position => {}
         }
-        let mut spoiled = false;
-        if let Some(data) = record.content() {
-            spoiled = self.disk.on_write(record.chunk(), data, &self.live, dice);
-        }
-        if let Record::Erase { chunk } = &record {
-            self.disk.forget(*chunk);
-        }
-        self.live.apply(&record);
-        self.tail.push_back((seq, record));
-        spoiled
+        self.store_mut(store).is_some_and(|store| store.append(seq, record, dice))
     }
 
-    /// Records handed to the journal that are not durable.
+    /// Records handed to the journals that are not durable.
     pub(crate) fn unsynced(&self) -> usize {
-        self.tail.len()
-    }
-
-    /// The newest record handed to the journal, if any is not durable.
-    pub(crate) fn newest_appended(&self) -> Option<JournalSeq> {
-        self.tail.back().map(|(seq, _)| *seq)
-    }
-
-    /// The journal's group up to `seq` is on the media.
-    pub(crate) fn synced(&mut self, seq: JournalSeq) {
-        while let Some((_, record)) = self.tail.pop_front_if(|(at, _)| *at <= seq) {
-            self.media.apply(&record);
-        }
+        self.stores.iter().map(SimStore::unsynced).sum()
     }
 }

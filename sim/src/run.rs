@@ -21,7 +21,7 @@ use ashlar_types::limit::CHUNK_BYTES_FLOOR;
 use ashlar_types::message::cluster::ReplicaState;
 use ashlar_types::message::data::DataMessage;
 use ashlar_types::{
-    ChunkConfig, Epoch, Generation, Geometry, NodeId, RequestId, SessionId, Time, ZoneId,
+    ChunkConfig, Epoch, Generation, Geometry, NodeId, ReplicaId, RequestId, SessionId, Time, ZoneId,
 };
 use std::fmt;
 use std::str::FromStr;
@@ -121,6 +121,8 @@ pub struct Options {
     pub scene: Scene,
     /// Storage nodes.
     pub nodes: u32,
+    /// Stores of each: what strikes a disk strikes one of them.
+    pub stores: u32,
     /// Simulated time during which faults strike.
     pub storm: Duration,
     /// Simulated time after which everything must be writable again, and every request answered.
@@ -145,6 +147,7 @@ impl Options {
             seed,
             scene: Scene::Busy,
             nodes: Scene::Busy.nodes(),
+            stores: 1,
             storm: Scene::Busy.storm(),
             calm: Duration::from_secs(60),
             kinds: Kinds::ALL,
@@ -172,6 +175,7 @@ impl Options {
     pub fn of_scenario(scenario: &'static Scenario, seed: u64) -> Self {
         Self {
             nodes: scenario.nodes,
+            stores: scenario.stores,
             storm: scenario.storm.max(longest(&scenario.steps)),
             kinds: Kinds::NONE,
             scenario: Some(scenario),
@@ -199,6 +203,9 @@ impl Options {
         let mut command = format!("ashlar sim replay {}", self.seed);
         if self.scene != usual.scene {
             command.push_str(&format!(" --scene {}", self.scene));
+        }
+        if self.stores != usual.stores {
+            command.push_str(&format!(" --stores {}", self.stores));
         }
         if self.kinds.len() < usual.kinds.len() {
             command.push_str(&format!(" --faults {}", self.kinds));
@@ -353,7 +360,7 @@ fn build(options: &Options, lines: Lines) -> World {
     };
     for number in 1..=options.nodes {
         let node = NodeId(number);
-        world.nodes.insert(node, SimNode::new(zone, node, timing, &mut dice));
+        world.nodes.insert(node, SimNode::new(zone, node, timing, options.stores, &mut dice));
         world.schedule(Time::from_millis(1), Event::Start { node });
     }
     if options.scenario.is_some_and(|scenario| scenario.scrub.is_some()) {
@@ -511,7 +518,7 @@ impl World {
                 let there = config.in_sync.iter().all(|replica| {
                     self.nodes
                         .get(&replica.node)
-                        .is_some_and(|node| node.is_up() && node.identity.store == replica.store)
+                        .is_some_and(|node| node.is_up() && node.has_store_of(*replica))
                 });
                 config.in_sync.len() >= usize::from(config.copies_wanted) && settled && there
             })
@@ -541,8 +548,9 @@ impl World {
             return;
         }
         let differing = |config: &ChunkConfig| {
-            let nodes = config.in_sync.iter().filter_map(|replica| self.nodes.get(&replica.node));
-            let sums: Vec<_> = nodes.map(|node| node.live.sums(config.chunk)).collect();
+            let store = |replica: &ReplicaId| self.nodes.get(&replica.node)?.store(replica.store);
+            let stores = config.in_sync.iter().filter_map(store);
+            let sums: Vec<_> = stores.map(|store| store.live.sums(config.chunk)).collect();
             let differ = sums.windows(2).any(|pair| matches!(pair, [a, b] if a != b));
             differ.then(|| format!("{}: {sums:?}", config.chunk))
         };

@@ -120,20 +120,19 @@ impl World {
         if !self.lives(from, life) || self.net.connection(wire).is_some() {
             return;
         }
-        let peer = self.nodes.get(&to).filter(|peer| peer.is_up()).map(|peer| peer.identity);
+        let peer = self.nodes.get(&to).filter(|peer| peer.is_up()).map(SimNode::process);
         let dark = self.net.is_dark(self.now, wire) || self.is_off(to);
+        let refused = peer.is_none() && !dark;
         match peer.filter(|_| !dark) {
             // The kernel takes the connection, and nobody answers the hello.
             Some(_) if self.is_paused(Host::Node(to)) => {
                 self.schedule_in(LOOK_AGAIN, Event::Dial { from, to, network, life });
             }
-            Some(peer) => {
+            Some(process) => {
                 self.net.connect(self.now, wire);
-                let (node, store, start) = (to, peer.store, peer.start);
-                self.input(from, node::Input::LinkUp { node, network, store, start });
+                self.input(from, node::Input::LinkUp { node: to, network, process });
             }
             None => {
-                let refused = peer.is_none() && !dark;
                 self.input(from, node::Input::LinkDown { node: to, network, refused });
                 let wait = Duration::from_millis(20) + self.draw(REDIAL_MAX);
                 self.schedule_in(wait, Event::Dial { from, to, network, life });

@@ -20,13 +20,14 @@ use crate::pause::Pauses;
 use crate::queue::Queue;
 use crate::run::{Options, Sabotage};
 use crate::scenario::{Moment, Script};
+use crate::store::SimStore;
 use crate::watch::Watch;
 use ashlar_client_core as client;
 use ashlar_env::dice::{Dice, SeededDice};
 use ashlar_node_core as node;
 use ashlar_node_core::{ConnectionId, JournalSeq, Link, ReadTicket, Record};
 use ashlar_types::message::data::{DataMessage, Network};
-use ashlar_types::{BlockData, BlockRange, ChunkId, NodeId, SessionId, Time, VolumeId};
+use ashlar_types::{BlockData, BlockRange, ChunkId, NodeId, SessionId, StoreId, Time, VolumeId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -36,29 +37,90 @@ pub(crate) const NODE_TICK: Duration = Duration::from_millis(50);
 /// Something that happens at a point in time.
 #[derive(Debug)]
 pub(crate) enum Event {
-    NodeTick { node: NodeId, life: u64 },
-    Start { node: NodeId },
-    Dial { from: NodeId, to: NodeId, network: Network, life: u64 },
-    LinkLost { wire: Wire, life: u64 },
-    Deliver { wire: Wire, connection: u64, message: DataMessage },
-    Arrived { wire: Wire, connection: u64, message: DataMessage },
-    Synced { node: NodeId, life: u64, seq: JournalSeq },
-    BlocksRead { node: NodeId, life: u64, ticket: ReadTicket, chunk: ChunkId, range: BlockRange },
-    ClientDial { process: u64, node: NodeId, session: SessionId, since: Time },
-    ClientLinkLost { node: NodeId, session: SessionId },
-    ClientGone { node: NodeId, life: u64, connection: ConnectionId },
+    NodeTick {
+        node: NodeId,
+        life: u64,
+    },
+    Start {
+        node: NodeId,
+    },
+    Dial {
+        from: NodeId,
+        to: NodeId,
+        network: Network,
+        life: u64,
+    },
+    LinkLost {
+        wire: Wire,
+        life: u64,
+    },
+    Deliver {
+        wire: Wire,
+        connection: u64,
+        message: DataMessage,
+    },
+    Arrived {
+        wire: Wire,
+        connection: u64,
+        message: DataMessage,
+    },
+    Synced {
+        node: NodeId,
+        life: u64,
+        store: StoreId,
+        seq: JournalSeq,
+    },
+    BlocksRead {
+        node: NodeId,
+        life: u64,
+        store: StoreId,
+        ticket: ReadTicket,
+        chunk: ChunkId,
+        range: BlockRange,
+    },
+    ClientDial {
+        process: u64,
+        node: NodeId,
+        session: SessionId,
+        since: Time,
+    },
+    ClientLinkLost {
+        node: NodeId,
+        session: SessionId,
+    },
+    ClientGone {
+        node: NodeId,
+        life: u64,
+        connection: ConnectionId,
+    },
     ClientTick,
     Work,
     Observe,
-    Observed { node: NodeId, life: u64, message: DataMessage },
-    ObserverTold { message: DataMessage },
+    Observed {
+        node: NodeId,
+        life: u64,
+        message: DataMessage,
+    },
+    ObserverTold {
+        message: DataMessage,
+    },
     FormerWrites,
-    FormerHeard { node: NodeId, life: u64, message: DataMessage },
+    FormerHeard {
+        node: NodeId,
+        life: u64,
+        message: DataMessage,
+    },
     AttachAgain,
-    GivenUp { wire: Wire, connection: u64 },
+    GivenUp {
+        wire: Wire,
+        connection: u64,
+    },
     Control(ControlEvent),
     Fault(Fault),
-    Resume { host: Host, number: u64 },
+    Resume {
+        host: Host,
+        number: u64,
+    },
 }
 
 impl Event {
@@ -244,19 +306,21 @@ impl World {
             Event::Arrived { wire, connection, message } => {
                 self.arrive(wire, connection, message);
             }
-            Event::Synced { node, life, seq } => self.synced(node, life, seq),
-            Event::BlocksRead { node, life, ticket, chunk, range } => {
-                if self.nodes.get(&node).is_some_and(|node| node.reads_wait(chunk)) {
-                    let again = Event::BlocksRead { node, life, ticket, chunk, range };
+            Event::Synced { node, life, store, seq } => self.synced((node, life), store, seq),
+            Event::BlocksRead { node, life, store, ticket, chunk, range } => {
+                // A store that has failed since answers nothing.
+                let known = self.nodes.get(&node).and_then(|node| node.store(store));
+                if known.is_some_and(|store| store.reads_wait(chunk)) {
+                    let again = Event::BlocksRead { node, life, store, ticket, chunk, range };
                     self.schedule_in(NODE_TICK, again);
-                } else if self.lives(node, life) {
-                    let now = self.now;
-                    let read = self.nodes.get(&node).map(|node| node.read(now, chunk, range));
-                    if let Some(Err(fault)) = read {
+                } else if self.lives(node, life)
+                    && let Some(store) = known
+                {
+                    let read = store.read(self.now, chunk, range);
+                    if let Err(fault) = read {
                         self.read_failed(node, chunk, range, fault);
                     }
-                    let content = read.and_then(Result::ok);
-                    self.input(node, node::Input::BlocksRead { ticket, content });
+                    self.input(node, node::Input::BlocksRead { ticket, content: read.ok() });
                 }
             }
             Event::ClientDial { process, node, session, since } => {
@@ -292,8 +356,10 @@ impl World {
         self.nodes.get(&node).map_or(0, |node| node.life)
     }
 
-    fn disk_done(&self, node: NodeId, at: Time) -> Time {
-        self.nodes.get(&node).map_or(at, |node| node.disk_done(at))
+    /// When something that a store would finish at `at` is finished.
+    fn disk_done(&self, node: NodeId, store: StoreId, at: Time) -> Time {
+        let store = self.nodes.get(&node).and_then(|node| node.store(store));
+        store.map_or(at, |store| at.max(store.disk.stalled_until))
     }
 
     /// A host logs a warning or an error: a broken rule, unless it was to be expected.
@@ -329,19 +395,19 @@ impl World {
         }
     }
 
-    fn synced(&mut self, node: NodeId, life: u64, seq: JournalSeq) {
+    fn synced(&mut self, (node, life): (NodeId, u64), store: StoreId, seq: JournalSeq) {
         // A stall that began since holds this sync too.
-        let at = self.disk_done(node, self.now);
+        let at = self.disk_done(node, store, self.now);
         if at > self.now {
-            self.schedule(at, Event::Synced { node, life, seq });
+            self.schedule(at, Event::Synced { node, life, store, seq });
             return;
         }
         self.note_journalled(node);
-        if self.lives(node, life) {
-            if let Some(node) = self.nodes.get_mut(&node) {
-                node.synced(seq);
-            }
-            self.input(node, node::Input::Durable { seq });
+        if self.lives(node, life)
+            && let Some(known) = self.nodes.get_mut(&node).and_then(|node| node.store_mut(store))
+        {
+            known.synced(seq);
+            self.input(node, node::Input::Durable { store, seq });
         }
     }
 
@@ -359,7 +425,7 @@ impl World {
 
     pub(crate) fn effects(&mut self, id: NodeId, out: &mut node::Outbox) {
         let life = self.life(id);
-        let mut persisted = false;
+        let mut persisted: Vec<StoreId> = Vec::new();
         for effect in out.drain() {
             match effect {
                 node::Effect::Send { to: Link::Peer(to, network), message } => {
@@ -373,15 +439,18 @@ impl World {
                 node::Effect::Send { to: Link::Client(connection), message } => {
                     self.answer_client(id, connection, message);
                 }
-                node::Effect::Persist { seq, record } => {
-                    persisted = true;
-                    self.persist(id, seq, record);
+                node::Effect::Persist { store, seq, record } => {
+                    if !persisted.contains(&store) {
+                        persisted.push(store);
+                    }
+                    self.persist(id, store, seq, record);
                 }
-                node::Effect::Read { ticket, chunk, range } => {
+                node::Effect::Read { store, ticket, chunk, range } => {
                     let wait = self.draw(Duration::from_micros(400));
-                    let at = self.disk_done(id, self.now + wait);
+                    let at = self.disk_done(id, store, self.now + wait);
                     let node = id;
-                    self.schedule(at, Event::BlocksRead { node, life, ticket, chunk, range });
+                    let read = Event::BlocksRead { node, life, store, ticket, chunk, range };
+                    self.schedule(at, read);
                 }
                 node::Effect::Control(message) => self.control_send_up(id, message),
                 node::Effect::Alarm(alarm) => {
@@ -392,38 +461,41 @@ impl World {
                 }
             }
         }
-        if persisted {
-            self.sync(id);
+        for store in persisted {
+            self.sync(id, store);
         }
     }
 
     /// The journal's group is on its way.
-    fn sync(&mut self, id: NodeId) {
-        let newest = self.nodes.get(&id).and_then(SimNode::newest_appended);
+    fn sync(&mut self, id: NodeId, store: StoreId) {
+        let known = self.nodes.get(&id).and_then(|node| node.store(store));
+        let newest = known.and_then(SimStore::newest_appended);
         if let Some(seq) = newest {
             let life = self.life(id);
             let wait = Duration::from_micros(80) + self.draw(Duration::from_micros(400));
-            let at = self.disk_done(id, self.now + wait);
-            self.schedule(at, Event::Synced { node: id, life, seq });
+            let at = self.disk_done(id, store, self.now + wait);
+            self.schedule(at, Event::Synced { node: id, life, store, seq });
         }
     }
 
     /// Records that waited for space are offered to the store again, as its shell does every tick.
     fn retry_full(&mut self, id: NodeId) {
-        let Some(node) = self.nodes.get_mut(&id) else { return };
-        let records = node.take_room(self.now);
-        if records.is_empty() {
-            return;
+        for store in self.nodes.get(&id).map(SimNode::living).unwrap_or_default() {
+            let known = self.nodes.get_mut(&id).and_then(|node| node.store_mut(store));
+            let records = known.map(|known| known.take_room(self.now)).unwrap_or_default();
+            if records.is_empty() {
+                continue;
+            }
+            for (seq, record) in records {
+                self.append(id, store, seq, record);
+            }
+            self.sync(id, store);
         }
-        for (seq, record) in records {
-            self.append(id, seq, record);
-        }
-        self.sync(id);
     }
 
-    fn append(&mut self, id: NodeId, seq: JournalSeq, record: Record) {
+    fn append(&mut self, id: NodeId, store: StoreId, seq: JournalSeq, record: Record) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
-        if node.append(seq, record, &mut self.fault_dice) {
+        if node.append(store, seq, record, &mut self.fault_dice) {
             self.tally.note("writes gone wrong");
         }
     }
@@ -440,7 +512,7 @@ impl World {
     }
 
     /// A node's record goes to its journal.
-    fn persist(&mut self, id: NodeId, seq: JournalSeq, record: Record) {
+    fn persist(&mut self, id: NodeId, store: StoreId, seq: JournalSeq, record: Record) {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let record = match record {
             Record::Fill { chunk, data } if self.sabotage == Sabotage::ForgetCopies => {
@@ -455,9 +527,10 @@ impl World {
             }
         }
         let now = self.now;
-        if !node.must_wait(now, &record) {
-            self.append(id, seq, record);
-        } else if node.wait_for_room(seq, record) {
+        let Some(known) = node.store_mut(store) else { return };
+        if !known.must_wait(now, &record) {
+            self.append(id, store, seq, record);
+        } else if known.wait_for_room(seq, record) {
             self.tally.note("writes waited for space");
             self.node_logs(id, node::Line::Full, "");
         }

@@ -167,7 +167,7 @@ fn a_line_that_a_scenario_does_not_list_is_caught() {
     for (name, line) in [
         ("n44-rot-in-the-primary", "damaged blocks are written anew"),
         ("n48-failed-sync", "the store ends"),
-        ("n51-empty-disk", "the node comes with another store"),
+        ("n51-empty-disk", "the node comes without a store"),
     ] {
         let options = Options::of_scenario(ashlar_sim::scenario(name).unwrap(), 1);
         let outcome = run(Options { sabotage: Sabotage::ExpectNoLine, ..options });

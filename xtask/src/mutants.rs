@@ -19,6 +19,7 @@ mod members;
 mod node;
 mod region;
 mod store;
+mod stores;
 
 /// One rule taken out.
 struct Mutant {
@@ -36,6 +37,7 @@ fn all() -> impl Iterator<Item = &'static Mutant> {
         node::MUTANTS,
         lease::MUTANTS,
         store::MUTANTS,
+        stores::MUTANTS,
         control::MUTANTS,
         members::MUTANTS,
         client::MUTANTS,

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 
 use anyhow::Context;
 use serde::Serialize;
@@ -16,6 +17,9 @@ const JOURNAL_BYTES: u64 = 32 << 20;
 
 /// What a node offers. Thin, so the host needs only what is written.
 const CAPACITY_BYTES: u64 = 16 << 30;
+
+/// Most stores of a node here.
+pub(crate) const STORES_MAX: u8 = 8;
 
 /// How long a replica that is away is waited for before another node is filled (design.md section 7
 /// names this value for `dev`): long enough for a restart by hand, short enough to watch.
@@ -41,6 +45,7 @@ struct NodeConfig<'a> {
     zone: &'a str,
     node: u8,
     data_dir: String,
+    stores: Vec<String>,
     primary_address: String,
     replication_address: String,
     control: Vec<String>,
@@ -49,11 +54,11 @@ struct NodeConfig<'a> {
     readopt_window_seconds: u64,
 }
 
-/// Writes all configuration files.
+/// Writes all configuration files; each node has at least so many stores.
 ///
 /// # Errors
 /// When a file cannot be written.
-pub(crate) fn write_all(layout: &Layout, cluster: &Cluster) -> anyhow::Result<()> {
+pub(crate) fn write_all(layout: &Layout, cluster: &Cluster, stores: u8) -> anyhow::Result<()> {
     let zones: BTreeMap<String, Vec<String>> = cluster
         .zones
         .iter()
@@ -69,7 +74,7 @@ pub(crate) fn write_all(layout: &Layout, cluster: &Cluster) -> anyhow::Result<()
             write(layout, &zone.member_name(member), &config)?;
         }
         for node in &zone.nodes {
-            write(layout, &zone.node_name(node), &node_config(layout, zone, node))?;
+            write(layout, &zone.node_name(node), &node_config(layout, zone, node, stores))?;
         }
     }
     Ok(())
@@ -101,11 +106,29 @@ fn member_config<'a>(
     }
 }
 
-fn node_config<'a>(layout: &Layout, zone: &'a ZoneEntry, node: &NodeEntry) -> NodeConfig<'a> {
+/// Folders of a node's stores: those that it has, and more up to what is asked for. Each stands for a
+/// disk, so more may come at any start; none goes by itself.
+fn stores(data: &Path, wanted: u8) -> Vec<String> {
+    let name = |number: u8| match number {
+        1 => data.join("store"),
+        more => data.join(format!("store-{more}")),
+    };
+    let count = (1..=STORES_MAX).take_while(|n| *n <= wanted.max(1) || name(*n).exists());
+    count.map(|number| name(number).display().to_string()).collect()
+}
+
+fn node_config<'a>(
+    layout: &Layout,
+    zone: &'a ZoneEntry,
+    node: &NodeEntry,
+    wanted: u8,
+) -> NodeConfig<'a> {
+    let data = layout.data(&zone.node_name(node));
     NodeConfig {
         zone: &zone.name,
         node: node.id,
-        data_dir: layout.data(&zone.node_name(node)).display().to_string(),
+        stores: stores(&data, wanted),
+        data_dir: data.display().to_string(),
         primary_address: node.primary.to_string(),
         replication_address: node.replication.to_string(),
         control: zone.endpoints(),

@@ -56,6 +56,10 @@ pub(crate) struct Arguments {
     /// folder).
     #[arg(long)]
     members: Option<u8>,
+    /// Stores of each node, each as its own disk would be (default: as many as there are, 1 in a new
+    /// folder). More may be added at any start.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=i64::from(config::STORES_MAX)))]
+    stores: Option<u8>,
     /// Attach the demo volume, but do not mount it.
     #[arg(long)]
     no_mount: bool,
@@ -114,7 +118,7 @@ fn run_cluster(arguments: &Arguments) -> Result<(), Failure> {
     let sizes =
         Sizes { zones: arguments.zones, members: arguments.members, nodes: arguments.nodes };
     let cluster = layout.open_cluster(sizes)?;
-    config::write_all(&layout, &cluster)
+    config::write_all(&layout, &cluster, arguments.stores.unwrap_or(1))
         .map_err(|error| Failure::caused_by("write the cluster's configuration", &error))?;
     let mut supervisor = Supervisor::new(layout.clone());
     let outcome = connect::runtime()?.block_on(serve(

@@ -175,7 +175,7 @@ async fn serve(node: NodeId, world: Arc<Mutex<World>>, mut stream: TcpStream) {
                     let welcome = HelloReply::Welcome {
                         version: DATA_PROTOCOL_VERSION,
                         node,
-                        store: StoreId(u128::from(node.0)),
+                        stores: vec![StoreId(u128::from(node.0))],
                         start: StartNumber(1),
                     };
                     push_frame(&Frame::HelloReply(welcome), &mut queue);

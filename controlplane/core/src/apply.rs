@@ -6,7 +6,7 @@
 
 use crate::change::{self, ChangeRefusal};
 use crate::codec::wire_enum;
-use crate::command::{Action, ChunkChange, Command, NodeRecord, TokenUse};
+use crate::command::{Action, ChunkChange, Command, NodeRecord, Place, TokenUse};
 use crate::state::{
     Attachment, CHUNKS_PER_ZONE_MAX, Chunk, Key, TOKEN_LIFE_MILLIS, TOKENS_MAX, TokenRecord,
     VOLUMES_MAX, Volume, ZoneState,
@@ -114,7 +114,7 @@ pub enum Refusal {
     /// The nodes chosen by the leader no longer fit.
     #[error("the nodes chosen for the volume are not known or not distinct")]
     Placement,
-    /// The node's number belongs to another store, whose process is up.
+    /// The node's number belongs to another process, which has other stores and is up.
     #[error("node number {node} belongs to store {store}, and its process is up")]
     NodeTaken {
         /// The number.
@@ -283,12 +283,13 @@ impl ZoneState {
     /// # Errors
     /// If its number, store or start number contradict what is known.
     pub fn check_registration(&self, node: &NodeRecord) -> Result<(), Refusal> {
-        let known = self.nodes.get(&node.node).filter(|known| known.store == node.store);
+        let has = |known: &NodeRecord| known.stores.iter().any(|store| node.stores.contains(store));
+        let known = self.nodes.get(&node.node).filter(|known| has(known));
         if let Some(known) = known.filter(|known| node.start < known.start) {
             let (offered, recorded) = (node.start, known.start);
             return Err(Refusal::StartBack { offered, recorded });
         }
-        let other = self.nodes.values().find(|n| n.store == node.store && n.node != node.node);
+        let other = self.nodes.values().find(|known| known.node != node.node && has(known));
         other.map_or(Ok(()), |other| Err(Refusal::StoreTaken { node: other.node }))
     }
 
@@ -300,8 +301,8 @@ impl ZoneState {
         self.check_registration(node)?;
         self.nodes.insert(node.node, node.clone());
         changed.insert(Key::Node(node.node));
-        // With another store its node has other replicas (design.md section 3): the ones of the
-        // store before are gone, and nobody is left to erase them.
+        // Without a store its node is without the replicas there (design.md section 3): they are gone,
+        // and nobody is left to erase them.
         let gone: Vec<_> = self
             .erasures
             .iter()
@@ -335,7 +336,7 @@ impl ZoneState {
         if self.volumes.len() >= VOLUMES_MAX || self.chunks.len() + count > CHUNKS_PER_ZONE_MAX {
             return Err(Refusal::TooManyVolumes);
         }
-        if placement.len() != count || self.volumes.contains_key(id) {
+        if placement.0.len() != count || self.volumes.contains_key(id) {
             return Err(Refusal::Placement);
         }
         let volume = Volume {
@@ -350,8 +351,8 @@ impl ZoneState {
             created_millis: self.clock_millis,
         };
         let chunks: Vec<Chunk> = (0_u32..)
-            .zip(placement)
-            .map(|(index, nodes)| self.first_chunk(&volume, ChunkIndex(index), nodes))
+            .zip(&placement.0)
+            .map(|(index, places)| self.first_chunk(&volume, ChunkIndex(index), places))
             .collect::<Option<_>>()
             .ok_or(Refusal::Placement)?;
         self.put_volume(volume.clone());
@@ -364,12 +365,16 @@ impl ZoneState {
     }
 
     /// A new chunk: nothing is written yet, so all its replicas are in sync.
-    fn first_chunk(&self, volume: &Volume, index: ChunkIndex, nodes: &[NodeId]) -> Option<Chunk> {
-        let replica = |node: &NodeId| {
-            let store = self.nodes.get(node)?.store;
-            Some(ReplicaId { node: *node, store, incarnation: Incarnation(1) })
+    fn first_chunk(&self, volume: &Volume, index: ChunkIndex, places: &[Place]) -> Option<Chunk> {
+        let replica = |place: &Place| {
+            let known = self.nodes.get(&place.node)?;
+            // Named by the node alone, as up to command version 3: its only store is meant.
+            let only = place.store == StoreId(0);
+            let store = if only { known.first_store() } else { place.store };
+            let replica = ReplicaId { node: place.node, store, incarnation: Incarnation(1) };
+            known.has_store_of(replica).then_some(replica)
         };
-        let in_sync: Vec<ReplicaId> = nodes.iter().map(replica).collect::<Option<_>>()?;
+        let in_sync: Vec<ReplicaId> = places.iter().map(replica).collect::<Option<_>>()?;
         let config = ChunkConfig {
             chunk: ChunkId { volume: volume.id, index },
             blocks: volume.geometry.chunk_blocks(),

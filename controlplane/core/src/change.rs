@@ -66,6 +66,9 @@ pub enum ChangeRefusal {
     /// The node never registered.
     #[error("the node is not known")]
     UnknownNode,
+    /// The node does not have that store (any more).
+    #[error("the node does not have that store")]
+    UnknownStore,
     /// The result would contradict itself.
     #[error("the result would be no configuration: {0}")]
     Contradiction(#[from] ConfigError),
@@ -112,11 +115,19 @@ pub fn next<'a>(
         }
         ChangeKind::AddLearner { proposer, node: id } => {
             by_primary(old, *proposer)?;
-            let store = node(*id).ok_or(ChangeRefusal::UnknownNode)?.store;
-            add_learner(
-                &mut next.chunk.config,
-                ReplicaId { node: *id, store, incarnation: Incarnation(old.epoch.next().0) },
-            )?;
+            let store = node(*id).ok_or(ChangeRefusal::UnknownNode)?.first_store();
+            let incarnation = Incarnation(old.epoch.next().0);
+            add_learner(&mut next.chunk.config, ReplicaId { node: *id, store, incarnation })?;
+        }
+        ChangeKind::AddLearnerOn { proposer, place } => {
+            by_primary(old, *proposer)?;
+            let incarnation = Incarnation(old.epoch.next().0);
+            let replica = ReplicaId { node: place.node, store: place.store, incarnation };
+            let known = node(place.node).ok_or(ChangeRefusal::UnknownNode)?;
+            if !known.has_store_of(replica) {
+                return Err(ChangeRefusal::UnknownStore);
+            }
+            add_learner(&mut next.chunk.config, replica)?;
         }
         ChangeKind::RemoveLearner { proposer, replica } => {
             by_primary(old, *proposer)?;
@@ -127,7 +138,7 @@ pub fn next<'a>(
             promote(&mut next.chunk, *replica)?;
         }
         ChangeKind::Retire { replica } => {
-            let gone = node(replica.node).is_some_and(|node| node.store != replica.store);
+            let gone = node(replica.node).is_some_and(|node| !node.has_store_of(*replica));
             retire(&mut next.chunk.config, *replica, gone)?;
             next.forgotten = Some(*replica);
         }

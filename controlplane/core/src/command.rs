@@ -13,7 +13,7 @@
 use crate::codec::wire_enum;
 use alloc::string::String;
 use alloc::vec::Vec;
-use ashlar_types::codec::{self, CodecError, Reader, Wire};
+use ashlar_types::codec::{self, BufMut, CodecError, Reader, Wire};
 use ashlar_types::message::cluster::Registration;
 use ashlar_types::{
     ChunkId, Epoch, Generation, Geometry, Lsn, NodeId, ReplicaId, StartNumber, StoreId, VolumeId,
@@ -22,7 +22,8 @@ use ashlar_types::{
 use thiserror::Error;
 
 /// Version of the command's bytes that this build writes, and the newest that it reads.
-pub const COMMAND_VERSION: u16 = 3;
+/// Version 4: nodes with several stores, and placement by store.
+pub const COMMAND_VERSION: u16 = 4;
 
 /// Most chunk changes in one command: some 60 bytes each keep it far below a Raft message.
 pub const CHANGES_PER_COMMAND_MAX: usize = 4_096;
@@ -58,8 +59,8 @@ pub enum Action {
         copies_wanted: u8,
         /// In-sync replicas below which writes wait.
         copies_min: u8,
-        /// For each chunk the nodes that hold it, primary first.
-        placement: Vec<Vec<NodeId>>,
+        /// For each chunk where it is held, primary first.
+        placement: Placement,
     },
     /// Delete a volume; its replicas become erasures.
     DeleteVolume {
@@ -171,8 +172,8 @@ pub struct MemberRecord {
 pub struct NodeRecord {
     /// Its number.
     pub node: NodeId,
-    /// Its store.
-    pub store: StoreId,
+    /// Its stores that work: at least one. What it held on any other is gone.
+    pub stores: Vec<StoreId>,
     /// Start number of its process.
     pub start: StartNumber,
     /// `ip:port` on the primary network.
@@ -181,11 +182,94 @@ pub struct NodeRecord {
     pub replication_address: String,
 }
 
+impl NodeRecord {
+    /// Whether the replica's store is one of its.
+    #[must_use]
+    pub fn has_store_of(&self, replica: ReplicaId) -> bool {
+        self.stores.contains(&replica.store)
+    }
+
+    /// The store that stands for the node where only one is named.
+    #[must_use]
+    pub fn first_store(&self) -> StoreId {
+        self.stores.first().copied().unwrap_or(StoreId(0))
+    }
+}
+
+impl Wire for NodeRecord {
+    fn put(&self, out: &mut impl BufMut) {
+        let others = self.stores.get(1..).unwrap_or_default().to_vec();
+        self.node.put(out);
+        self.first_store().put(out);
+        self.start.put(out);
+        self.primary_address.put(out);
+        self.replication_address.put(out);
+        others.put(out);
+    }
+
+    /// The last field of whatever holds it: up to command version 3 and value version 1 it ended with
+    /// its addresses, and the node had one store.
+    fn get(from: &mut Reader<'_>) -> Result<Self, CodecError> {
+        let (node, first) = (Wire::get(from)?, Wire::get(from)?);
+        let (start, primary_address) = (Wire::get(from)?, Wire::get(from)?);
+        let replication_address = Wire::get(from)?;
+        let mut stores = alloc::vec![first];
+        if from.left() > 0 {
+            stores.extend(Vec::<StoreId>::get(from)?);
+        }
+        Ok(Self { node, stores, start, primary_address, replication_address })
+    }
+}
+
+/// A place for a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The node.
+    pub node: NodeId,
+    /// Which of its stores.
+    pub store: StoreId,
+}
+
+/// Where the chunks of a new volume are held: for each chunk its places, primary first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placement(pub Vec<Vec<Place>>);
+
+impl Wire for Placement {
+    fn put(&self, out: &mut impl BufMut) {
+        let nodes: Vec<Vec<NodeId>> = self.each(|place| place.node);
+        nodes.put(out);
+        let stores: Vec<Vec<StoreId>> = self.each(|place| place.store);
+        stores.put(out);
+    }
+
+    /// The last field of its command: up to version 3 it named nodes alone, which had one store each.
+    /// Store 0 stands for that.
+    fn get(from: &mut Reader<'_>) -> Result<Self, CodecError> {
+        let nodes = Vec::<Vec<NodeId>>::get(from)?;
+        let stores = if from.left() > 0 { Vec::<Vec<StoreId>>::get(from)? } else { Vec::new() };
+        let of = |chunk: usize, nth: usize| stores.get(chunk).and_then(|s| s.get(nth)).copied();
+        let placed = nodes.iter().enumerate().map(|(chunk, nodes)| {
+            let place = |(nth, node): (usize, &NodeId)| Place {
+                node: *node,
+                store: of(chunk, nth).unwrap_or(StoreId(0)),
+            };
+            nodes.iter().enumerate().map(place).collect()
+        });
+        Ok(Self(placed.collect()))
+    }
+}
+
+impl Placement {
+    fn each<T>(&self, what: impl Fn(&Place) -> T) -> Vec<Vec<T>> {
+        self.0.iter().map(|places| places.iter().map(&what).collect()).collect()
+    }
+}
+
 impl From<&Registration> for NodeRecord {
     fn from(registration: &Registration) -> Self {
         Self {
             node: registration.node,
-            store: registration.store,
+            stores: registration.stores.clone(),
             start: registration.start,
             primary_address: registration.primary_address.clone(),
             replication_address: registration.replication_address.clone(),
@@ -239,12 +323,19 @@ pub enum ChangeKind {
         /// The stale replica.
         replica: ReplicaId,
     },
-    /// Fill a new replica on a node chosen by the control plane.
+    /// Fill a new replica on the first store of a node: what was committed up to command version 3.
     AddLearner {
         /// Who proposed it.
         proposer: ReplicaId,
         /// Where.
         node: NodeId,
+    },
+    /// Fill a new replica on a store chosen by the control plane.
+    AddLearnerOn {
+        /// Who proposed it.
+        proposer: ReplicaId,
+        /// Where.
+        place: Place,
     },
     /// A learner does not answer.
     RemoveLearner {
@@ -287,7 +378,7 @@ pub enum Evidence {
 }
 
 wire_struct! {
-    NodeRecord { node, store, start, primary_address, replication_address }
+    Place { node, store }
     MemberRecord { member, address, removed, store, lost }
     TokenUse { token, request_hash }
     ChunkChange { chunk, epoch, kind }
@@ -301,6 +392,7 @@ wire_enum! { ChangeKind {
     4 => RemoveLearner { proposer, replica },
     5 => PromoteLearner { proposer, replica, durable },
     6 => Retire { replica },
+    9 => AddLearnerOn { proposer, place },
 } }
 wire_enum! { Action {
     0 => RegisterNode { node },

@@ -1,6 +1,6 @@
 //! How volumes and chunks are: whole, degraded or stuck, and of what (invariant 10).
 
-use crate::observe::{NodeView, Observations};
+use crate::observe::Observations;
 use crate::state::{Volume, ZoneState};
 use crate::verdict::{Verdict, Verdicts};
 use alloc::collections::BTreeSet;
@@ -126,8 +126,8 @@ pub fn health(config: &ChunkConfig, seen: &Observations, verdicts: &Verdicts) ->
     let short: Vec<NodeId> = config
         .in_sync
         .iter()
+        .filter(|r| seen.node(r.node).is_some_and(|node| node.is_short_of_space(r.store)))
         .map(|replica| replica.node)
-        .filter(|node| seen.node(*node).is_some_and(NodeView::is_short_of_space))
         .collect();
     if !short.is_empty() {
         return Health::Stuck(no_space(short));

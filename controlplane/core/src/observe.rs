@@ -9,10 +9,10 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use ashlar_types::limit::is_short_of_space;
 use ashlar_types::message::cluster::{
-    Change, Heartbeat, PathState, PeerEvidence, Proposal, ReplicaReport, ReplicaState,
+    Change, Heartbeat, PathState, PeerEvidence, Proposal, ReplicaReport, ReplicaState, StoreState,
 };
 use ashlar_types::message::data::Network;
-use ashlar_types::{ChunkConfig, ChunkId, Epoch, Generation, NodeId, ReplicaId, Time};
+use ashlar_types::{ChunkConfig, ChunkId, Epoch, Generation, NodeId, ReplicaId, StoreId, Time};
 use core::time::Duration;
 
 /// How long a node that was slow counts against the zone's budget of slow nodes (design.md 4.7).
@@ -62,10 +62,8 @@ pub struct NodeView {
     pub last_beat: Option<Time>,
     /// When the node was last certain to be alive: its stream opened, or a heartbeat came.
     pub last_contact: Option<Time>,
-    /// Bytes that its store can hold.
-    pub capacity_bytes: u64,
-    /// Bytes taken by replicas.
-    pub used_bytes: u64,
+    /// Its stores as of its last heartbeat.
+    pub stores: Vec<StoreState>,
     /// What it saw of its peers at its last heartbeat.
     pub evidence: Vec<PeerEvidence>,
     /// Own tries to connect, by network.
@@ -83,10 +81,24 @@ impl NodeView {
             .all(|probe| matches!(probe, Some((at, ProbeResult::Refused)) if *at > since))
     }
 
-    /// Whether its store has so little room left that writes wait for space.
+    /// One of its stores, as of its last heartbeat.
     #[must_use]
-    pub const fn is_short_of_space(&self) -> bool {
-        is_short_of_space(self.capacity_bytes, self.used_bytes)
+    pub fn store(&self, store: StoreId) -> Option<&StoreState> {
+        self.stores.iter().find(|state| state.store == store)
+    }
+
+    /// Whether a store of it has so little room left that writes wait for space.
+    #[must_use]
+    pub fn is_short_of_space(&self, store: StoreId) -> bool {
+        self.store(store)
+            .is_some_and(|state| is_short_of_space(state.capacity_bytes, state.used_bytes))
+    }
+
+    /// Bytes that all its stores can hold, and those taken by replicas.
+    #[must_use]
+    pub fn space(&self) -> (u64, u64) {
+        let sum = |of: fn(&StoreState) -> u64| self.stores.iter().map(of).sum();
+        (sum(|state| state.capacity_bytes), sum(|state| state.used_bytes))
     }
 
     /// Whether it reaches anybody but `peer` by the primary network.
@@ -238,8 +250,7 @@ impl Observations {
         let view = self.nodes.entry(node).or_default();
         view.last_beat = Some(now);
         view.last_contact = Some(now);
-        view.capacity_bytes = beat.capacity_bytes;
-        view.used_bytes = beat.used_bytes;
+        view.stores = beat.stores;
         view.evidence = beat.peers;
     }
 

@@ -1,8 +1,10 @@
-//! Where replicas go: distinct nodes, most free space first, the same for the same input.
+//! Where replicas go: distinct nodes, the stores with most free space first, the same for the same
+//! input. Two stores of one node die together when the node does, so a chunk has at most one of them.
 //!
 //! Space is counted by what is promised, not by what is written: volumes are thin, and a promise
 //! that cannot be kept would surface as a full disk under somebody's file system.
 
+use crate::command::{Place, Placement};
 use crate::observe::Observations;
 use crate::state::ZoneState;
 use crate::verdict::Verdicts;
@@ -39,10 +41,10 @@ pub struct NoPlacement {
     pub candidates: Vec<Rejected>,
 }
 
-/// Free bytes of the nodes that can take replicas, less what was claimed meanwhile.
+/// Free bytes of the stores that can take replicas, less what was claimed meanwhile.
 #[derive(Clone, Debug)]
 pub struct Space {
-    free: BTreeMap<NodeId, u64>,
+    free: BTreeMap<Place, u64>,
     unusable: Vec<Rejected>,
 }
 
@@ -55,8 +57,15 @@ impl Space {
             let view = seen.node(*node).filter(|view| view.last_beat.is_some());
             match view {
                 Some(view) if verdict.is_usable() => {
-                    let taken = state.allocated_on(*node).max(view.used_bytes);
-                    space.free.insert(*node, view.capacity_bytes.saturating_sub(taken));
+                    let stores = state.node(*node).map(|record| record.stores.as_slice());
+                    for store in stores.unwrap_or_default() {
+                        // A store of which nothing was heard yet has no room.
+                        let known =
+                            view.store(*store).map_or((0, 0), |s| (s.capacity_bytes, s.used_bytes));
+                        let taken = state.allocated_on(*node, *store).max(known.1);
+                        let place = Place { node: *node, store: *store };
+                        space.free.insert(place, known.0.saturating_sub(taken));
+                    }
                 }
                 Some(_) | None => {
                     let why = match verdict.cause() {
@@ -70,44 +79,57 @@ impl Space {
         space
     }
 
-    /// The nodes with the most free space of those that have at least `bytes`.
-    fn best(&self, bytes: u64, count: usize, not: &[NodeId]) -> Vec<NodeId> {
+    /// The stores with the most free space of those that have at least `bytes`, one of a node.
+    fn best(&self, bytes: u64, count: usize, not: &[NodeId]) -> Vec<Place> {
         let mut fitting: Vec<_> = self
             .free
             .iter()
-            .filter(|(node, free)| **free >= bytes && !not.contains(node))
-            .map(|(node, free)| (Reverse(*free), *node))
+            .filter(|(place, free)| **free >= bytes && !not.contains(&place.node))
+            .map(|(place, free)| (Reverse(*free), *place))
             .collect();
         fitting.sort_unstable();
-        fitting.into_iter().take(count).map(|(_, node)| node).collect()
+        let mut chosen: Vec<Place> = Vec::with_capacity(count);
+        for (_, place) in fitting {
+            let held = chosen.iter().any(|other| other.node == place.node);
+            if chosen.len() < count && !held {
+                chosen.push(place);
+            }
+        }
+        chosen
     }
 
-    fn claim(&mut self, node: NodeId, bytes: u64) {
-        if let Some(free) = self.free.get_mut(&node) {
+    fn claim(&mut self, place: Place, bytes: u64) {
+        if let Some(free) = self.free.get_mut(&place) {
             *free = free.saturating_sub(bytes);
         }
     }
 
-    /// A node for one more replica, which is claimed; none of `not`.
-    pub fn take_one(&mut self, bytes: u64, not: &[NodeId]) -> Option<NodeId> {
-        let node = self.best(bytes, 1, not).first().copied()?;
-        self.claim(node, bytes);
-        Some(node)
+    /// A place for one more replica, which is claimed; on none of `not`.
+    pub fn take_one(&mut self, bytes: u64, not: &[NodeId]) -> Option<Place> {
+        let place = self.best(bytes, 1, not).first().copied()?;
+        self.claim(place, bytes);
+        Some(place)
     }
 
     /// Why each node does not qualify for `bytes` more.
     #[must_use]
     pub fn rejected(&self, bytes: u64, not: &[NodeId]) -> Vec<Rejected> {
         let mut rejected = self.unusable.clone();
-        for (node, free) in &self.free {
-            if not.contains(node) {
+        // The most that a store of the node has.
+        let mut most: BTreeMap<NodeId, u64> = BTreeMap::new();
+        for (place, free) in &self.free {
+            let known = most.entry(place.node).or_default();
+            *known = (*known).max(*free);
+        }
+        for (node, free) in most {
+            if not.contains(&node) {
                 rejected.push(Rejected {
-                    node: *node,
+                    node,
                     why: "holds a replica of the chunk, or its primary does not reach it".into(),
                 });
-            } else if *free < bytes {
+            } else if free < bytes {
                 let why = format!("{free} bytes free, {bytes} needed for the next chunk");
-                rejected.push(Rejected { node: *node, why });
+                rejected.push(Rejected { node, why });
             }
         }
         rejected.sort_unstable_by_key(|rejected| rejected.node);
@@ -115,8 +137,8 @@ impl Space {
     }
 }
 
-/// Nodes for every chunk of a new volume, primary first: the one of the chosen that is primary of
-/// the fewest chunks.
+/// Places for every chunk of a new volume, primary first: the one of the chosen whose node is primary
+/// of the fewest chunks.
 ///
 /// # Errors
 /// If a chunk finds too few nodes, with the reason for each candidate.
@@ -125,28 +147,29 @@ pub fn place_volume(
     copies: usize,
     mut space: Space,
     state: &ZoneState,
-) -> Result<Vec<Vec<NodeId>>, NoPlacement> {
+) -> Result<Placement, NoPlacement> {
     let mut primaries: BTreeMap<NodeId, u32> =
         state.nodes().map(|record| (record.node, state.primaries_on(record.node))).collect();
     let mut placement = Vec::with_capacity(geometry.chunk_count() as usize);
     for index in (0..geometry.chunk_count()).map(ChunkIndex) {
         let bytes = ZoneState::chunk_bytes(geometry, index);
-        let mut nodes = space.best(bytes, copies, &[]);
-        if nodes.len() < copies {
+        let mut places = space.best(bytes, copies, &[]);
+        if places.len() < copies {
             return Err(NoPlacement {
                 chunk: index,
                 chunks: geometry.chunk_count(),
-                found: nodes.len(),
+                found: places.len(),
                 wanted: copies,
                 candidates: space.rejected(bytes, &[]),
             });
         }
-        nodes.sort_unstable_by_key(|node| (primaries.get(node).copied().unwrap_or(0), *node));
-        if let Some(primary) = nodes.first() {
-            *primaries.entry(*primary).or_default() += 1;
+        let load = |place: &Place| primaries.get(&place.node).copied().unwrap_or(0);
+        places.sort_unstable_by_key(|place| (load(place), *place));
+        if let Some(primary) = places.first() {
+            *primaries.entry(primary.node).or_default() += 1;
         }
-        nodes.iter().for_each(|node| space.claim(*node, bytes));
-        placement.push(nodes);
+        places.iter().for_each(|place| space.claim(*place, bytes));
+        placement.push(places);
     }
-    Ok(placement)
+    Ok(Placement(placement))
 }

@@ -5,7 +5,7 @@
 //! Pure: state and observations in, plan out. Planning twice changes nothing, since every change
 //! is a compare-and-set; what is already on its way is left out.
 
-use crate::command::{CHANGES_PER_COMMAND_MAX, ChangeKind, ChunkChange, Evidence};
+use crate::command::{CHANGES_PER_COMMAND_MAX, ChangeKind, ChunkChange, Evidence, Place};
 use crate::elect::successor;
 use crate::observe::{Observations, PROBE_EVERY, SILENT_DOUBT_MILLIS, is_down};
 use crate::place::Space;
@@ -195,7 +195,7 @@ impl Judge<'_> {
                     return Err("the replica is not known as stale".into());
                 }
                 if self.state.is_store_gone(*replica) {
-                    return Err(format!("{} has another store now", replica.node));
+                    return Err(format!("{} does not have that store now", replica.node));
                 }
                 self.must_be_able_to_follow(replica.node)?;
                 Ok(ChangeKind::ReadoptStale { proposer, replica: *replica })
@@ -204,8 +204,8 @@ impl Judge<'_> {
             // Kept apart, and used when somebody is elected.
             Change::Follow => Err("nobody takes over".into()),
             Change::SeekLearner => {
-                let node = self.seek(config)?;
-                Ok(ChangeKind::AddLearner { proposer, node })
+                let place = self.seek(config)?;
+                Ok(ChangeKind::AddLearnerOn { proposer, place })
             }
             Change::RemoveLearner { replica } => {
                 Ok(ChangeKind::RemoveLearner { proposer, replica: *replica })
@@ -303,7 +303,7 @@ impl Judge<'_> {
             .map(|peer| peer.node)
     }
 
-    fn seek(&mut self, config: &ChunkConfig) -> Result<NodeId, String> {
+    fn seek(&mut self, config: &ChunkConfig) -> Result<Place, String> {
         let filled = config.in_sync.len() + config.learners.len();
         if filled >= usize::from(config.copies_wanted) {
             return Err(format!("{filled} replicas are in sync or being filled already"));

@@ -18,12 +18,13 @@ use alloc::vec::Vec;
 use ashlar_types::codec::{self, CodecError, Reader, Wire};
 use ashlar_types::{
     ChunkConfig, ChunkId, ChunkIndex, ConfigError, Generation, Geometry, NodeId, ReplicaId,
-    StaleInfo, VolumeId, ZoneId, wire_struct,
+    StaleInfo, StoreId, VolumeId, ZoneId, wire_struct,
 };
 use thiserror::Error;
 
 /// Version of every value that this build writes, and the newest that it reads.
-pub const VALUE_VERSION: u8 = 1;
+/// Version 2: nodes with several stores.
+pub const VALUE_VERSION: u8 = 2;
 /// Version of the list of entries in a snapshot.
 pub const SNAPSHOT_VERSION: u16 = 1;
 /// Most volumes of a zone.
@@ -222,8 +223,8 @@ pub struct ZoneState {
     held: BTreeMap<NodeId, BTreeSet<ChunkId>>,
     /// Chunks that a node is the primary of.
     primaries: BTreeMap<NodeId, u32>,
-    /// Bytes promised on a node to its chunks.
-    allocated: BTreeMap<NodeId, u64>,
+    /// Bytes promised on a node's store to its chunks.
+    allocated: BTreeMap<(NodeId, StoreId), u64>,
 }
 
 impl ZoneState {
@@ -314,10 +315,20 @@ impl ZoneState {
         self.held.get(&node).into_iter().flatten().filter_map(|chunk| self.config(*chunk))
     }
 
-    /// Whether a replica's node has registered another store since: an empty or exchanged disk.
+    /// Whether a replica's node has registered without its store since: an empty, exchanged or failed
+    /// disk.
     #[must_use]
     pub fn is_store_gone(&self, replica: ReplicaId) -> bool {
-        self.nodes.get(&replica.node).is_some_and(|node| node.store != replica.store)
+        self.nodes.get(&replica.node).is_some_and(|node| !node.has_store_of(replica))
+    }
+
+    /// How many replicas of any kind a store holds. Looks through all of its node's.
+    #[must_use]
+    pub fn replicas_on_store(&self, node: NodeId, store: StoreId) -> usize {
+        let held = |config: &&ChunkConfig| {
+            config.replicas().any(|replica| replica.node == node && replica.store == store)
+        };
+        self.configs_of_node(node).filter(held).count()
     }
 
     /// Configurations with stale replicas, in order of chunk.
@@ -377,10 +388,10 @@ impl ZoneState {
         self.held.get(&node).map_or(0, BTreeSet::len)
     }
 
-    /// Bytes promised on a node: replicas of every kind, each at full size.
+    /// Bytes promised on a store of a node: replicas of every kind, each at full size.
     #[must_use]
-    pub fn allocated_on(&self, node: NodeId) -> u64 {
-        self.allocated.get(&node).copied().unwrap_or(0)
+    pub fn allocated_on(&self, node: NodeId, store: StoreId) -> u64 {
+        self.allocated.get(&(node, store)).copied().unwrap_or(0)
     }
 
     /// Bytes of a chunk that can hold data: the last chunk of a volume may reach past its end.
@@ -397,7 +408,7 @@ impl ZoneState {
         self.take_chunk(id);
         for replica in chunk.config.replicas() {
             self.held.entry(replica.node).or_default().insert(id);
-            *self.allocated.entry(replica.node).or_default() += bytes;
+            *self.allocated.entry((replica.node, replica.store)).or_default() += bytes;
         }
         *self.primaries.entry(chunk.config.primary.node).or_default() += 1;
         if !chunk.config.stale.is_empty() {
@@ -415,7 +426,7 @@ impl ZoneState {
             if let Some(held) = self.held.get_mut(&replica.node) {
                 held.remove(&id);
             }
-            if let Some(allocated) = self.allocated.get_mut(&replica.node) {
+            if let Some(allocated) = self.allocated.get_mut(&(replica.node, replica.store)) {
                 *allocated = allocated.saturating_sub(bytes);
             }
         }

@@ -8,7 +8,7 @@ use super::members::{self, Planned};
 use super::{CallId, Member, Now, Output, Reply, Request, view};
 use crate::errors::{self, api_error};
 use ashlar_controlplane_core::apply::{Answer, Refusal};
-use ashlar_controlplane_core::command::{Action, TokenUse, request_hash};
+use ashlar_controlplane_core::command::{Action, Placement, TokenUse, request_hash};
 use ashlar_controlplane_core::describe;
 use ashlar_controlplane_core::place::{self, Space};
 use ashlar_controlplane_core::state::Volume;
@@ -17,7 +17,7 @@ use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::token::{Grant, Rights, Signs, TOKEN_LIFE_SECONDS, Verifies};
 use ashlar_proto::v1;
 use ashlar_types::limit::{CHUNKS_AT_CREATION_MAX, CLIENT_TOKEN_BYTES_MAX, VOLUME_NAME_BYTES_MAX};
-use ashlar_types::{Generation, Geometry, GeometryError, NodeId, Time, VolumeId};
+use ashlar_types::{Generation, Geometry, GeometryError, Time, VolumeId};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -222,8 +222,8 @@ impl Member {
     }
 
     /// The answer of a dry run.
-    fn planned(&self, now: Now, volume: &Volume, placement: &[Vec<NodeId>]) -> Reply {
-        let nodes: BTreeSet<u32> = placement.iter().flatten().map(|node| node.0).collect();
+    fn planned(&self, now: Now, volume: &Volume, placement: &Placement) -> Reply {
+        let nodes: BTreeSet<u32> = placement.0.iter().flatten().map(|place| place.node.0).collect();
         Reply::CreateVolume(v1::CreateVolumeResponse {
             volume: Some(self.view(now).volume(volume)),
             dry_run: true,

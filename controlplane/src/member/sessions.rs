@@ -14,6 +14,7 @@ use ashlar_controlplane_core::state::ZoneState;
 use ashlar_controlplane_core::verdict;
 use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::token::Signs;
+use ashlar_types::limit::STORES_PER_NODE_MAX;
 use ashlar_types::message::cluster::{
     CLUSTER_PROTOCOL_VERSION, ControlDown, ControlUp, PeerAddress, Registration, SearchBudget,
 };
@@ -122,21 +123,28 @@ impl Member {
         Ok(false)
     }
 
-    /// A node may come back with another store: its disk was exchanged. Not while the process with
-    /// the store that is known is up: then two are started under one number.
+    /// A node may come without stores that it had, or with others: disks fail and are exchanged. With
+    /// none of those that are known it may not, while the process that has them is up: then two are
+    /// started under one number. (With one of them it is that process or a later one, as a store is
+    /// open in one process only.)
     fn check_store(&self, now: Now, record: &NodeRecord) -> Result<(), ApiError> {
-        let Some(known) = self.state.node(record.node).filter(|n| n.store != record.store) else {
+        let Some(known) = self.state.node(record.node) else { return Ok(()) };
+        let lost = |store: &&StoreId| !record.stores.contains(store);
+        let lost: Vec<&StoreId> = known.stores.iter().filter(lost).collect();
+        if lost.is_empty() {
             return Ok(());
-        };
+        }
         let fresh = |lead: &Lead| verdict::is_fresh(now.time, known.node, &lead.seen);
-        if self.lead.as_ref().is_some_and(fresh) {
-            let refusal = Refusal::NodeTaken { node: known.node, store: known.store };
+        if lost.len() == known.stores.len() && self.lead.as_ref().is_some_and(fresh) {
+            let refusal = Refusal::NodeTaken { node: known.node, store: known.first_store() };
             return Err(errors::refusal(&refusal, None));
         }
-        tracing::warn!(
-            node = %known.node, before = %known.store, now = %record.store,
-            "the node comes with another store; its replicas on the one before count as gone"
-        );
+        for store in lost {
+            tracing::warn!(
+                node = %known.node, %store,
+                "the node comes without a store; its replicas there count as gone"
+            );
+        }
         Ok(())
     }
 
@@ -146,8 +154,18 @@ impl Member {
             let (theirs, ours) = (registration.zone, self.options.zone);
             return invalid(format!("the node belongs to zone {theirs}, this is zone {ours}"));
         }
-        if registration.store == StoreId(0) || registration.start == StartNumber(0) {
+        let stores = &registration.stores;
+        if stores.is_empty() || stores.contains(&StoreId(0)) || registration.start == StartNumber(0)
+        {
             return invalid("a node has a store id and a start number, neither of them 0".into());
+        }
+        if stores.len() > STORES_PER_NODE_MAX {
+            let count = stores.len();
+            return invalid(format!("{count} stores; a node has {STORES_PER_NODE_MAX} at most"));
+        }
+        let twice = |(at, store): (usize, &StoreId)| stores.iter().skip(at + 1).any(|s| s == store);
+        if stores.iter().enumerate().any(twice) {
+            return invalid("a store is named twice: a disk was copied".into());
         }
         for address in [&registration.primary_address, &registration.replication_address] {
             if !address.parse::<SocketAddr>().is_ok_and(|address| address.port() != 0) {
@@ -311,7 +329,7 @@ pub(super) fn peers(state: &ZoneState) -> Vec<PeerAddress> {
         .nodes()
         .map(|record| PeerAddress {
             node: record.node,
-            store: record.store,
+            store: record.first_store(),
             primary_address: record.primary_address.clone(),
             replication_address: record.replication_address.clone(),
         })

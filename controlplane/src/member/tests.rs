@@ -9,7 +9,9 @@ use ashlar_env::dice::SeededDice;
 use ashlar_env::disk::mem::MemDisk;
 use ashlar_env::meta::MemStore;
 use ashlar_proto::token::{Grant, Rights, Signs, Verifies};
-use ashlar_types::message::cluster::{Heartbeat, ReplicaReport, ReplicaState};
+use ashlar_types::message::cluster::{
+    Heartbeat, ReplicaReport, ReplicaState, ScrubState, StoreState,
+};
 use ashlar_types::{ChunkConfig, Generation, StartNumber, StoreId};
 use ashlar_zone_raft::{RaftStatus, Start};
 use std::collections::VecDeque;
@@ -240,7 +242,13 @@ impl World {
             self.feed(member, Input::NodeSaid { session, message });
         }
         if self.millis.is_multiple_of(300) {
-            let beat = Heartbeat { capacity_bytes: 8 << 30, used_bytes: 0, peers: Vec::new() };
+            let store = StoreState {
+                store: StoreId(number.into()),
+                capacity_bytes: 8 << 30,
+                used_bytes: 0,
+                scrub: ScrubState::default(),
+            };
+            let beat = Heartbeat { stores: vec![store], peers: Vec::new() };
             let message = ControlUp::Heartbeat(beat);
             self.feed(member, Input::NodeSaid { session, message });
         }
@@ -383,10 +391,10 @@ impl Node {
 
 fn registration(number: u32) -> Registration {
     Registration {
-        version: 2,
+        version: 3,
         zone: "a".parse().unwrap(),
         node: NodeId(number),
-        store: StoreId(number.into()),
+        stores: vec![StoreId(number.into())],
         start: StartNumber(1),
         primary_address: format!("127.1.1.{number}:1"),
         replication_address: format!("127.2.1.{number}:1"),
@@ -608,7 +616,7 @@ fn a_node_comes_with_another_store_only_when_the_process_with_the_one_before_is_
         let now = world.now();
         let member = world.hosts.get_mut(&leader).unwrap().member.as_mut().unwrap();
         let mut out = Vec::new();
-        let registration = Registration { store: StoreId(77), ..registration(1) };
+        let registration = Registration { stores: vec![StoreId(77)], ..registration(1) };
         member.handle(now, Input::NodeOpened { session, registration }, &mut out).unwrap();
         world.millis += 3_000;
         out.into_iter().find_map(|output| match output {

@@ -7,8 +7,8 @@ use ashlar_controlplane_core::observe::Observations;
 use ashlar_controlplane_core::state::{Volume, ZoneState};
 use ashlar_controlplane_core::verdict::{self, Verdict, Verdicts};
 use ashlar_proto::v1;
-use ashlar_types::ZoneId;
 use ashlar_types::message::cluster::SearchBudget;
+use ashlar_types::{NodeId, StoreId, ZoneId};
 
 /// Most stuck chunks that are listed.
 const STUCK_LISTED_MAX: usize = 100;
@@ -89,24 +89,37 @@ impl<'a> View<'a> {
                 };
                 let seen = self.seen.and_then(|seen| seen.node(record.node));
                 let beat = seen.and_then(|view| view.last_beat);
+                let space = seen.map_or((0, 0), |view| view.space());
                 v1::Node {
                     id: record.node.0,
-                    store: record.store.to_string(),
+                    store: record.first_store().to_string(),
                     state: state.into(),
                     cause: verdict.map(|v| v.cause().to_owned()).unwrap_or_default(),
                     primary_address: record.primary_address.clone(),
                     replication_address: record.replication_address.clone(),
-                    capacity_bytes: seen.map_or(0, |view| view.capacity_bytes),
-                    used_bytes: seen.map_or(0, |view| view.used_bytes),
+                    capacity_bytes: space.0,
+                    used_bytes: space.1,
                     heartbeat_millis_ago: beat.map_or(0, |at| self.millis_since(at)),
                     start: record.start.0,
                     replicas: u32::try_from(self.state.replicas_on(record.node))
                         .unwrap_or(u32::MAX),
                     primaries: self.state.primaries_on(record.node),
                     zone: self.zone.to_string(),
+                    stores: record.stores.iter().map(|id| self.store(record.node, *id)).collect(),
                 }
             })
             .collect()
+    }
+
+    fn store(&self, node: NodeId, store: StoreId) -> v1::Store {
+        let seen = self.seen.and_then(|seen| seen.node(node));
+        let told = seen.and_then(|view| view.store(store)).map(v1::Store::from);
+        let replicas = self.state.replicas_on_store(node, store);
+        v1::Store {
+            id: store.to_string(),
+            replicas: u32::try_from(replicas).unwrap_or(u32::MAX),
+            ..told.unwrap_or_default()
+        }
     }
 
     fn millis_since(&self, at: ashlar_types::Time) -> u64 {

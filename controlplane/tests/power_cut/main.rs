@@ -190,10 +190,10 @@ impl Zone {
         let session = SessionKey(n.into());
         let [_, a, b, c] = n.to_be_bytes();
         let registration = Registration {
-            version: 2,
+            version: 3,
             zone: "a".parse().unwrap(),
             node: NodeId(n),
-            store: StoreId(n.into()),
+            stores: vec![StoreId(n.into())],
             start: StartNumber(1),
             primary_address: format!("10.{a}.{b}.{c}:1"),
             replication_address: format!("10.{a}.{b}.{c}:2"),

@@ -270,10 +270,10 @@ impl Zone {
     pub(crate) fn registration(&self, node: u32) -> v1::Registration {
         self.nodes.get(&node).map_or_else(
             || v1::Registration {
-                version: 2,
+                version: 3,
                 zone: self.name.clone(),
                 node,
-                store: format!("{node:032x}"),
+                stores: vec![format!("{node:032x}")],
                 start: 1,
                 primary_address: "127.0.0.1:9".into(),
                 replication_address: "127.0.0.2:9".into(),
@@ -373,12 +373,17 @@ async fn session(
     let mut beat = tokio::time::interval(Duration::from_millis(300));
     let mut known: BTreeMap<(String, u32), v1::ReplicaReport> = BTreeMap::new();
     let mut due = false;
+    let store = |id: &String| v1::Store {
+        id: id.clone(),
+        capacity_bytes: CAPACITY_BYTES,
+        ..Default::default()
+    };
+    let stores: Vec<v1::Store> = registration.stores.iter().map(store).collect();
     loop {
         tokio::select! {
             _ = beat.tick() => {
                 let heartbeat = v1::Heartbeat {
-                    capacity_bytes: CAPACITY_BYTES,
-                    used_bytes: 0,
+                    stores: stores.clone(),
                     peers: Vec::new(),
                 };
                 let message = Some(v1::node_up::Message::Heartbeat(heartbeat));

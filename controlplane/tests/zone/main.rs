@@ -306,7 +306,7 @@ async fn nodes_that_introduce_themselves_wrongly_are_told_why() {
             Reason::InvalidRegistration,
         ),
         (
-            v1::Registration { store: zone.registration(1).store, ..good.clone() },
+            v1::Registration { stores: zone.registration(1).stores, ..good.clone() },
             Reason::NodeIdTaken,
         ),
     ] {

@@ -7,6 +7,7 @@ use crate::outbox::{Effect, Link, Outbox, ReadTicket};
 use crate::peers::Peers;
 use crate::record::{JournalSeq, Record};
 use crate::search::Searches;
+use crate::stores::Stores;
 use crate::timing::Timing;
 use alloc::collections::{BTreeMap, BTreeSet};
 use ashlar_types::message::data::DataMessage;
@@ -22,9 +23,7 @@ pub struct Identity {
     pub zone: ZoneId,
     /// The node.
     pub node: NodeId,
-    /// Its store.
-    pub store: StoreId,
-    /// Number of this start of its process, durable before the core exists.
+    /// Number of this start of its process, durable in each of its stores before the core exists.
     pub start: StartNumber,
 }
 
@@ -49,11 +48,14 @@ pub(crate) enum ReadFor {
     Compare(NodeId, u64),
 }
 
-/// Reads asked of the store and not answered yet.
+/// A read as it was asked: of which store, what, and what for.
+type Asked = (StoreId, ChunkId, BlockRange, ReadFor);
+
+/// Reads asked of the stores and not answered yet.
 #[derive(Debug, Default)]
 pub(crate) struct Tickets {
     last: ReadTicket,
-    open: BTreeMap<ReadTicket, (ChunkId, BlockRange, ReadFor)>,
+    open: BTreeMap<ReadTicket, Asked>,
     /// Of all reads, those of the scrub.
     scrubbed: u64,
 }
@@ -65,8 +67,52 @@ impl Tickets {
     }
 
     /// Takes the ticket of an answer back.
-    pub(crate) fn redeem(&mut self, ticket: ReadTicket) -> Option<(ChunkId, BlockRange, ReadFor)> {
+    pub(crate) fn redeem(&mut self, ticket: ReadTicket) -> Option<Asked> {
         self.open.remove(&ticket)
+    }
+
+    /// A store has failed: what it was asked is not answered.
+    pub(crate) fn forget(&mut self, store: StoreId) {
+        self.open.retain(|_, (of, ..)| *of != store);
+    }
+}
+
+/// What the replicas of this node have in common, for the time of one input.
+#[derive(Debug)]
+pub(crate) struct Desk<'a> {
+    pub(crate) now: Time,
+    pub(crate) me: Identity,
+    pub(crate) timing: &'a Timing,
+    pub(crate) peers: &'a Peers,
+    pub(crate) leases: &'a mut Leases,
+    pub(crate) stores: &'a mut Stores,
+    pub(crate) tickets: &'a mut Tickets,
+    pub(crate) dirty: &'a mut BTreeSet<ChunkId>,
+    pub(crate) fills: &'a mut usize,
+    pub(crate) searches: &'a mut Searches,
+    pub(crate) out: &'a mut Outbox,
+}
+
+impl Desk<'_> {
+    /// What a replica on that store may use: the store's journal and no other, so that nothing it says
+    /// can rest on another one. `None` if the store has failed.
+    pub(crate) fn at(&mut self, store: StoreId) -> Option<Context<'_>> {
+        let part = self.stores.get_mut(store)?;
+        Some(Context {
+            now: self.now,
+            me: self.me,
+            store,
+            timing: self.timing,
+            peers: self.peers,
+            leases: self.leases,
+            short_of_space: part.is_short_of_space(),
+            gate: &mut part.gate,
+            tickets: self.tickets,
+            dirty: self.dirty,
+            fills: self.fills,
+            searches: self.searches,
+            out: self.out,
+        })
     }
 }
 
@@ -75,16 +121,19 @@ impl Tickets {
 pub(crate) struct Context<'a> {
     pub(crate) now: Time,
     pub(crate) me: Identity,
+    /// The replica's store.
+    pub(crate) store: StoreId,
     pub(crate) timing: &'a Timing,
     pub(crate) peers: &'a Peers,
     pub(crate) leases: &'a mut Leases,
+    /// Of that store.
     pub(crate) gate: &'a mut Gate,
     pub(crate) tickets: &'a mut Tickets,
     /// Replicas whose report to the control plane has changed.
     pub(crate) dirty: &'a mut BTreeSet<ChunkId>,
     /// Fills in progress on this node, as primary.
     pub(crate) fills: &'a mut usize,
-    /// This node's own store has little room left.
+    /// That store has little room left.
     pub(crate) short_of_space: bool,
     /// How many more new homes may be searched for.
     pub(crate) searches: &'a mut Searches,
@@ -95,8 +144,9 @@ impl Context<'_> {
     /// Journals a fact: in effect at once in memory, durable before anything sent behind it.
     pub(crate) fn persist(&mut self, durable: &mut ReplicaDurable, record: Record) -> JournalSeq {
         durable.apply(&record);
-        let seq = self.gate.number(record.may_wait());
-        self.out.push(Effect::Persist { seq, record });
+        assert!(durable.replica.store == self.store, "a record for the journal of another store");
+        let (store, seq) = (self.store, self.gate.number(record.may_wait()));
+        self.out.push(Effect::Persist { store, seq, record });
         seq
     }
 
@@ -108,9 +158,9 @@ impl Context<'_> {
         self.gate.note_adopted(chunk, epoch, generation);
     }
 
-    /// Whether the store of a node has little room left.
-    pub(crate) fn is_short_of_space(&self, node: NodeId) -> bool {
-        if node == self.me.node { self.short_of_space } else { self.peers.is_short_of_space(node) }
+    /// Whether the store of another node's replica has little room left.
+    pub(crate) fn is_short_of_space(&self, replica: ReplicaId) -> bool {
+        self.peers.is_short_of_space(replica)
     }
 
     /// Sends to a peer once everything journalled so far is durable.
@@ -157,8 +207,9 @@ impl Context<'_> {
             self.tickets.scrubbed += 1;
         }
         let ticket = self.tickets.last;
-        self.tickets.open.insert(ticket, (chunk, range, purpose));
-        self.out.push(Effect::Read { ticket, chunk, range });
+        let store = self.store;
+        self.tickets.open.insert(ticket, (store, chunk, range, purpose));
+        self.out.push(Effect::Read { store, ticket, chunk, range });
     }
 
     /// Answers a client.

@@ -16,15 +16,18 @@ pub mod timing;
 
 mod context;
 mod drift;
+mod found;
 mod lease;
 mod primary;
 mod replica;
 mod scrub;
 mod search;
+mod stores;
 
 pub use context::Identity;
 pub use line::{Level, Line};
 pub use machine::{Input, NodeCore};
 pub use outbox::{Alarm, ConnectionId, Effect, Link, Outbox, ReadTicket};
+pub use peers::Process;
 pub use record::{JournalSeq, Record};
 pub use timing::Timing;

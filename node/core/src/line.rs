@@ -39,6 +39,8 @@ pub enum Line {
     Repaired,
     /// [`Alarm::Lost`].
     Lost,
+    /// [`Alarm::StoreLost`].
+    StoreLost,
     /// [`Alarm::ClockRunsAhead`].
     ClockRunsAhead,
     /// The store answers a read with an error.
@@ -47,7 +49,7 @@ pub enum Line {
     Damaged,
     /// The store has no room for a record: it and everything behind it waits.
     Full,
-    /// The store cannot go on (a sync or a write failed): the process ends.
+    /// A store cannot go on (a sync or a write failed): if it is the only one, the process ends.
     StoreEnds,
     /// At its start the store found that it has lost records of a replica, or may have.
     LostPart,
@@ -57,12 +59,13 @@ pub enum Line {
 
 impl Line {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::LacksCommitted,
         Self::ConfigRefused,
         Self::Unreadable,
         Self::Repaired,
         Self::Lost,
+        Self::StoreLost,
         Self::ClockRunsAhead,
         Self::ReadFailed,
         Self::Damaged,
@@ -81,6 +84,7 @@ impl Line {
             | Self::ConfigRefused
             | Self::Unreadable
             | Self::Lost
+            | Self::StoreLost
             | Self::ClockRunsAhead
             | Self::ReadFailed
             | Self::Damaged
@@ -102,6 +106,9 @@ impl Line {
             Self::Unreadable => "blocks of the chunk cannot be read",
             Self::Repaired => "damaged blocks are written anew",
             Self::Lost => "no in-sync replica can read these blocks",
+            Self::StoreLost => {
+                "the node goes on without a store that failed; its replicas there are gone"
+            }
             Self::ClockRunsAhead => {
                 "the node's clock runs faster than read leases allow for; reads are confirmed instead"
             }
@@ -125,6 +132,7 @@ impl Alarm {
             Self::Unreadable { .. } => Line::Unreadable,
             Self::Repaired { .. } => Line::Repaired,
             Self::Lost { .. } => Line::Lost,
+            Self::StoreLost { .. } => Line::StoreLost,
             Self::ClockRunsAhead { .. } => Line::ClockRunsAhead,
         }
     }

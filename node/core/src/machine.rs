@@ -3,28 +3,28 @@
 //! Does not read clocks, sockets or disks; the shell (`node/src/task.rs`) and the simulator feed
 //! it and carry its effects out in order.
 
-use crate::context::{Context, Identity, ReadFor, Tickets};
+use crate::context::{Context, Desk, Identity, ReadFor, Tickets};
 use crate::durable::{DurableState, ReplicaDurable};
-use crate::gate::Gate;
+use crate::found::Found;
 use crate::lease::{Answer, Leases};
 use crate::outbox::{Alarm, ConnectionId, Effect, Link, Outbox, ReadTicket};
-use crate::peers::Peers;
-use crate::record::{JournalSeq, Record};
+use crate::peers::{Peers, Process};
+use crate::record::JournalSeq;
 use crate::replica::{Replica, Role};
-use crate::scrub::{Scrub, digest};
+use crate::scrub::digest;
 use crate::search::Searches;
+use crate::stores::Stores;
 use crate::timing::Timing;
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
-use ashlar_types::limit::is_short_of_space;
 use ashlar_types::message::cluster::{
     ControlDown, ControlUp, Heartbeat, Order, ReplicaReport, ReplicaState,
 };
 use ashlar_types::message::data::{DataMessage, Network, NotReady, PeerRefusal, Refusal, Stamp};
 use ashlar_types::{
     BlockData, BlockRange, ChunkConfig, ChunkId, ControlTerm, Epoch, Generation, NodeId, ReplicaId,
-    SessionId, StartNumber, StoreId, Time, VolumeId,
+    SessionId, StoreId, Time, VolumeId,
 };
 use core::ops::Bound;
 
@@ -48,10 +48,8 @@ pub enum Input {
         node: NodeId,
         /// Over which network.
         network: Network,
-        /// Its store.
-        store: StoreId,
-        /// Start number of its process.
-        start: StartNumber,
+        /// The process at the other end.
+        process: Process,
     },
     /// A dialled connection broke or could not be made.
     LinkDown {
@@ -67,10 +65,17 @@ pub enum Input {
         /// Which.
         connection: ConnectionId,
     },
-    /// All records up to this one are on stable media.
+    /// All records of a store up to this one are on stable media.
     Durable {
+        /// The store.
+        store: StoreId,
         /// The last of them.
         seq: JournalSeq,
+    },
+    /// A store has failed: nothing is known about what its disk has of what was not durable.
+    StoreFailed {
+        /// The store.
+        store: StoreId,
     },
     /// The store has answered a read; `None`: the range cannot be read.
     BlocksRead {
@@ -83,8 +88,10 @@ pub enum Input {
     ControlUp,
     /// A message of the control plane.
     Control(Order),
-    /// Room in the store.
+    /// Room in a store.
     Space {
+        /// The store.
+        store: StoreId,
         /// What it can hold, in bytes.
         capacity_bytes: u64,
         /// What is taken, in bytes.
@@ -100,7 +107,7 @@ pub struct NodeCore {
     replicas: BTreeMap<ChunkId, Replica>,
     peers: Peers,
     leases: Leases,
-    gate: Gate,
+    stores: Stores,
     tickets: Tickets,
     dirty: BTreeSet<ChunkId>,
     fills: usize,
@@ -112,14 +119,10 @@ pub struct NodeCore {
     last_tick: Time,
     last_beat: Time,
     last_heartbeat: Time,
-    space: (u64, u64),
-    /// Chunks whose replica here was erased, and the epoch that it had adopted. An older
-    /// configuration may still be on its way, from a primary that was replaced long ago: it must
-    /// not bring the replica back, empty and in sync with that primary.
+    /// Chunks whose replica here was erased, or went with its store, and the epoch that it had
+    /// adopted. An older configuration may still be on its way, from a primary that was replaced long
+    /// ago: it must not bring the replica back, empty and in sync with that primary.
     erased: BTreeMap<ChunkId, Epoch>,
-    /// The store has lost records: a chunk that it does not know may be one of them.
-    has_gaps: bool,
-    scrub: Scrub,
     /// Latest leadership of the control plane that has spoken. Forgotten by a restart: what outlives
     /// a leader in what it said (configurations, orders to erase) is committed and stays true however
     /// late it comes, and the rest a new process has not been told by anybody yet.
@@ -127,13 +130,13 @@ pub struct NodeCore {
 }
 
 impl NodeCore {
-    /// A node as its store describes it after a start; primaries open new terms at once.
+    /// A node as its stores describe it after a start; primaries open new terms at once.
     #[must_use]
     pub fn new(
         now: Time,
         me: Identity,
         timing: Timing,
-        recovered: DurableState,
+        recovered: impl IntoIterator<Item = (StoreId, DurableState)>,
         out: &mut Outbox,
     ) -> Self {
         let mut core = Self {
@@ -142,7 +145,7 @@ impl NodeCore {
             replicas: BTreeMap::new(),
             peers: Peers::default(),
             leases: Leases::new(now),
-            gate: Gate::default(),
+            stores: Stores::default(),
             tickets: Tickets::default(),
             dirty: BTreeSet::new(),
             fills: 0,
@@ -152,15 +155,23 @@ impl NodeCore {
             last_tick: now,
             last_beat: now,
             last_heartbeat: now,
-            space: (0, 0),
-            erased: recovered.erased().collect(),
-            has_gaps: recovered.has_gaps(),
-            scrub: Scrub::new(now),
+            erased: BTreeMap::new(),
             control_term: ControlTerm::default(),
         };
-        for (chunk, durable) in recovered.into_replicas() {
+        let mut found = Found::default();
+        for (store, state) in recovered {
+            core.stores.add(now, store, state.has_gaps());
+            found.take(store, state);
+        }
+        let Found { replicas, erased, left_over } = found;
+        core.erased = erased;
+        for (chunk, store) in left_over {
+            core.stores.get_mut(store).into_iter().for_each(|part| part.erase(chunk, out));
+        }
+        for (chunk, durable) in replicas {
             core.watch_members(now, &durable.config);
-            let (_, mut context) = core.split(now, out);
+            let (_, mut desk) = core.split(now, out);
+            let Some(mut context) = desk.at(durable.replica.store) else { continue };
             let replica = Replica::recovered(durable, &mut context);
             core.replicas.insert(chunk, replica);
         }
@@ -172,22 +183,21 @@ impl NodeCore {
         &'a mut self,
         now: Time,
         out: &'a mut Outbox,
-    ) -> (&'a mut BTreeMap<ChunkId, Replica>, Context<'a>) {
-        let context = Context {
+    ) -> (&'a mut BTreeMap<ChunkId, Replica>, Desk<'a>) {
+        let desk = Desk {
             now,
             me: self.me,
             timing: &self.timing,
             peers: &self.peers,
             leases: &mut self.leases,
-            gate: &mut self.gate,
+            stores: &mut self.stores,
             tickets: &mut self.tickets,
             dirty: &mut self.dirty,
             fills: &mut self.fills,
-            short_of_space: is_short_of_space(self.space.0, self.space.1),
             searches: &mut self.searches,
             out,
         };
-        (&mut self.replicas, context)
+        (&mut self.replicas, desk)
     }
 
     fn with_replica(
@@ -197,8 +207,9 @@ impl NodeCore {
         out: &mut Outbox,
         act: impl FnOnce(&mut Replica, &mut Context<'_>),
     ) -> bool {
-        let (replicas, mut context) = self.split(now, out);
+        let (replicas, mut desk) = self.split(now, out);
         let Some(replica) = replicas.get_mut(&chunk) else { return false };
+        let Some(mut context) = desk.at(replica.store()) else { return false };
         act(replica, &mut context);
         true
     }
@@ -209,9 +220,12 @@ impl NodeCore {
         out: &mut Outbox,
         mut act: impl FnMut(&mut crate::primary::Primary, &mut ReplicaDurable, &mut Context<'_>),
     ) {
-        let (replicas, mut context) = self.split(now, out);
+        let (replicas, mut desk) = self.split(now, out);
         for replica in replicas.values_mut() {
-            if let Role::Primary(primary) = &mut replica.role {
+            let store = replica.store();
+            if let Role::Primary(primary) = &mut replica.role
+                && let Some(mut context) = desk.at(store)
+            {
                 act(primary, &mut replica.durable, &mut context);
             }
         }
@@ -229,8 +243,8 @@ impl NodeCore {
                 self.on_peer(now, node, network, message, out);
             }
             Input::BatchEnd => self.on_batch_end(now, out),
-            Input::LinkUp { node, network, store, start } => {
-                self.peers.linked(now, node, network, (store, start));
+            Input::LinkUp { node, network, process } => {
+                self.peers.linked(now, node, network, process);
                 if network == self.peers.via(node) {
                     self.on_route(now, node, out);
                 }
@@ -241,12 +255,15 @@ impl NodeCore {
             Input::ClientGone { connection } => {
                 self.with_primaries(now, out, |primary, _, _| primary.forget_client(connection));
             }
-            Input::Durable { seq } => self.on_durable(now, seq, out),
+            Input::Durable { store, seq } => self.on_durable(now, store, seq, out),
+            Input::StoreFailed { store } => self.on_store_failed(now, store, out),
             Input::BlocksRead { ticket, content } => self.on_blocks(now, ticket, content, out),
             Input::ControlUp => self.report_everything(out),
             Input::Control(order) => self.on_order(now, order, out),
-            Input::Space { capacity_bytes, used_bytes } => {
-                self.space = (capacity_bytes, used_bytes);
+            Input::Space { store, capacity_bytes, used_bytes } => {
+                if let Some(part) = self.stores.get_mut(store) {
+                    part.space = (capacity_bytes, used_bytes);
+                }
             }
         }
         #[cfg(debug_assertions)]
@@ -258,9 +275,10 @@ impl NodeCore {
     /// # Panics
     /// On a broken invariant.
     pub fn check(&self) {
-        self.gate.check();
+        self.stores.iter().for_each(|part| part.gate.check());
         for (chunk, replica) in &self.replicas {
             assert!(*chunk == replica.durable.config.chunk, "{chunk}: filed under another name");
+            assert!(self.stores.has(replica.store()), "{chunk}: lives on a store that has failed");
             replica.check();
         }
     }
@@ -304,28 +322,33 @@ impl NodeCore {
             self.last_beat = now;
             self.beat(now, out);
         }
-        let (replicas, mut context) = self.split(now, out);
+        let (replicas, mut desk) = self.split(now, out);
         for replica in replicas.values_mut() {
-            replica.on_tick(&mut context);
+            if let Some(mut context) = desk.at(replica.store()) {
+                replica.on_tick(&mut context);
+            }
         }
-        let work = self.gate.numbered().0 + self.tickets.foreground();
-        self.scrub.on_tick(now, work, self.space.1, &self.timing);
-        self.go_on_scrubbing(now, out);
+        for store in self.stores.ids() {
+            let Some(part) = self.stores.get_mut(store) else { continue };
+            let work = part.gate.numbered().0 + self.tickets.foreground();
+            part.scrub.on_tick(now, work, part.space.1, &self.timing);
+            self.go_on_scrubbing(now, store, out);
+        }
         if now.since(self.last_heartbeat) >= self.timing.heartbeat {
             self.last_heartbeat = now;
-            let (capacity_bytes, used_bytes) = self.space;
             let peers = self.peers.evidence(now, self.timing.beat);
-            let heartbeat = Heartbeat { capacity_bytes, used_bytes, peers };
+            let heartbeat = Heartbeat { stores: self.stores.states(), peers };
             out.push(Effect::Control(ControlUp::Heartbeat(heartbeat)));
         }
         self.report_changes(out);
     }
 
-    /// Has the store read what the scrub looks at next, if it may.
-    fn go_on_scrubbing(&mut self, now: Time, out: &mut Outbox) {
+    /// Has a store read what its scrub looks at next, if it may.
+    fn go_on_scrubbing(&mut self, now: Time, store: StoreId, out: &mut Outbox) {
         let replicas = &self.replicas;
         let whole = |(chunk, replica): (&ChunkId, &Replica)| {
-            replica.is_scrubbed().then_some((*chunk, replica.durable.config.blocks))
+            let scrubbed = replica.store() == store && replica.is_scrubbed();
+            scrubbed.then_some((*chunk, replica.durable.config.blocks))
         };
         let next = |after: Option<ChunkId>| {
             let behind = after.map_or(Bound::Unbounded, Bound::Excluded);
@@ -333,22 +356,23 @@ impl NodeCore {
         };
         let blocks_of =
             |chunk: ChunkId| replicas.get_key_value(&chunk).and_then(whole).map(|w| w.1);
-        let Some((chunk, range)) = self.scrub.take(next, blocks_of) else { return };
+        let Some(part) = self.stores.get_mut(store) else { return };
+        let Some((chunk, range)) = part.scrub.take(next, blocks_of) else { return };
         self.with_replica(now, chunk, out, |replica, context| {
             context.read(chunk, range, ReadFor::Scrub(replica.durable.last));
         });
     }
 
-    /// How often the scrub has read all replicas since the process started.
+    /// How often the scrub has read all replicas of a store since the process started.
     #[must_use]
-    pub const fn scrub_cycles(&self) -> u64 {
-        self.scrub.cycles()
+    pub fn scrub_cycles(&self, store: StoreId) -> u64 {
+        self.stores.get(store).map_or(0, |part| part.scrub.cycles())
     }
 
     /// A beat to every peer, over each network.
     fn beat(&mut self, now: Time, out: &mut Outbox) {
         let number = self.leases.next_beat(now);
-        let short_of_space = is_short_of_space(self.space.0, self.space.1);
+        let short_of_space = self.stores.short_of_space();
         let links: Vec<(NodeId, Network)> = self.peers.links().collect();
         for (node, network) in links {
             let adopted = self.leases.settled(node, |chunk| {
@@ -356,6 +380,7 @@ impl NodeCore {
             });
             // Lost on the way: the peer lists them again.
             self.leases.forget_settled(node, &adopted);
+            let short_of_space = short_of_space.clone();
             let message = DataMessage::Beat { number, adopted, short_of_space };
             out.push(Effect::Send { to: Link::Peer(node, network), message });
         }
@@ -440,7 +465,7 @@ impl NodeCore {
     ) {
         match &message {
             DataMessage::Beat { number, adopted, short_of_space } => {
-                self.peers.says_space(from, *short_of_space);
+                self.peers.says_space(from, short_of_space);
                 let (granted, except) = self.leases.on_beat(now, from, adopted, &self.timing);
                 let (number, start, clock) = (*number, self.me.start, now);
                 let message = DataMessage::BeatReply { number, start, clock, granted, except };
@@ -489,14 +514,19 @@ impl NodeCore {
         }
     }
 
-    /// The replica that a configuration gives this node's store, in sync or learning.
+    /// The replica that a configuration gives a store of this node, in sync or learning.
     fn named_here(&self, config: &ChunkConfig) -> Option<ReplicaId> {
         config
             .in_sync
             .iter()
             .chain(&config.learners)
             .copied()
-            .find(|replica| replica.node == self.me.node && replica.store == self.me.store)
+            .find(|replica| self.is_ours(*replica))
+    }
+
+    /// Whether a replica is of a store of this node that works.
+    fn is_ours(&self, replica: ReplicaId) -> bool {
+        replica.node == self.me.node && self.stores.has(replica.store)
     }
 
     /// Begins to hold a chunk, empty, if a configuration says so. A store that is intact and has
@@ -520,9 +550,12 @@ impl NodeCore {
             out.push(Effect::Alarm(Alarm::ConfigRefused { chunk }));
             return;
         }
-        let may_be_lost = self.has_gaps && !config.is_learner(named);
+        let has_gaps = self.stores.get(named.store).is_some_and(|part| part.has_gaps);
+        let may_be_lost = has_gaps && !config.is_learner(named);
         self.with_replica(now, chunk, out, |former, context| former.adopt(config, context));
-        let (_, mut context) = self.split(now, out);
+        self.leave_other_store(chunk, named, out);
+        let (_, mut desk) = self.split(now, out);
+        let Some(mut context) = desk.at(named.store) else { return };
         let durable = ReplicaDurable::new(named, config.clone());
         let replica = if may_be_lost {
             Replica::created_suspect(durable, &mut context)
@@ -530,8 +563,17 @@ impl NodeCore {
             Replica::created(durable, &mut context)
         };
         self.replicas.insert(chunk, replica);
-        self.erased.remove(&chunk);
         self.dirty.insert(chunk);
+    }
+
+    /// The replica that is held gives way to one on another store: what is left of it is erased.
+    fn leave_other_store(&mut self, chunk: ChunkId, named: ReplicaId, out: &mut Outbox) {
+        let Some(former) = self.replicas.get(&chunk).map(Replica::store) else { return };
+        if former != named.store
+            && let Some(part) = self.stores.get_mut(former)
+        {
+            part.erase(chunk, out);
+        }
     }
 
     /// A message of the control plane, unless a later leader has spoken before: the one that says it
@@ -585,8 +627,7 @@ impl NodeCore {
     /// Erases a replica on order of the control plane, by its full name only. The order is repeated
     /// until it is confirmed, so one about a replica that is not held is confirmed again.
     fn erase(&mut self, chunk: ChunkId, replica: ReplicaId, out: &mut Outbox) {
-        let ours = replica.node == self.me.node && replica.store == self.me.store;
-        if !ours {
+        if !self.is_ours(replica) {
             return;
         }
         let named = |held: &&Replica| held.durable.replica == replica;
@@ -598,10 +639,11 @@ impl NodeCore {
                 let (peer, next) = (config.primary.node, config.epoch.next());
                 self.leases.except(peer, chunk, next, &self.timing);
             }
-            self.erased.insert(chunk, config.epoch);
+            note_erased(&mut self.erased, chunk, config.epoch);
             self.replicas.remove(&chunk);
-            let seq = self.gate.number(false);
-            out.push(Effect::Persist { seq, record: Record::Erase { chunk } });
+            if let Some(part) = self.stores.get_mut(replica.store) {
+                part.erase(chunk, out);
+            }
         }
         let report = ReplicaReport {
             chunk,
@@ -611,30 +653,34 @@ impl NodeCore {
             state: ReplicaState::Gone,
         };
         let effect = Effect::Control(ControlUp::Replicas(alloc::vec![report]));
-        if let Some(effect) = self.gate.hold(effect) {
+        let part = self.stores.get_mut(replica.store);
+        if let Some(effect) = part.and_then(|part| part.gate.hold(effect)) {
             out.push(effect);
         }
     }
 
-    fn on_durable(&mut self, now: Time, seq: JournalSeq, out: &mut Outbox) {
-        let released = self.gate.release(seq);
+    fn on_durable(&mut self, now: Time, store: StoreId, seq: JournalSeq, out: &mut Outbox) {
+        let Some(part) = self.stores.get_mut(store) else { return };
+        let released = part.gate.release(seq);
         for effect in released.effects {
             out.push(effect);
         }
-        let (replicas, mut context) = self.split(now, out);
+        let (replicas, mut desk) = self.split(now, out);
+        let Some(mut context) = desk.at(store) else { return };
         for (chunk, ack) in released.acks {
             let effect = context.ack_effect(chunk, ack);
             context.out.push(effect);
         }
         for chunk in released.own {
-            if let Some(Replica { role: Role::Primary(primary), durable, .. }) =
-                replicas.get_mut(&chunk)
-            {
+            // One that came to another store meanwhile is another replica.
+            let here = replicas.get_mut(&chunk).filter(|replica| replica.store() == store);
+            if let Some(Replica { role: Role::Primary(primary), durable, .. }) = here {
                 primary.on_durable(durable, &mut context);
             }
         }
         for (chunk, adopted) in released.adopted {
-            if let Some(replica) = replicas.get_mut(&chunk) {
+            let here = replicas.get_mut(&chunk).filter(|replica| replica.store() == store);
+            if let Some(replica) = here {
                 replica.adopted_durably = replica.adopted_durably.max(adopted);
                 context.dirty.insert(chunk);
             }
@@ -649,16 +695,18 @@ impl NodeCore {
         content: Option<BlockData>,
         out: &mut Outbox,
     ) {
-        let Some((chunk, range, purpose)) = self.tickets.redeem(ticket) else { return };
+        let Some((store, chunk, range, purpose)) = self.tickets.redeem(ticket) else { return };
         if content.is_none() {
             out.push(Effect::Alarm(Alarm::Unreadable { chunk, range }));
         }
         if let ReadFor::Scrub(at) = purpose {
-            self.scrub.on_read(content.as_ref());
+            if let Some(part) = self.stores.get_mut(store) {
+                part.scrub.on_read(content.as_ref());
+            }
             self.with_replica(now, chunk, out, |replica, context| {
                 replica.on_scrubbed(at, range, content, context);
             });
-            self.go_on_scrubbing(now, out);
+            self.go_on_scrubbing(now, store, out);
             return;
         }
         if let ReadFor::Fetch(to, _) | ReadFor::Recall(to, _) | ReadFor::Compare(to, _) = purpose {
@@ -677,12 +725,14 @@ impl NodeCore {
 
     fn on_batch_end(&mut self, now: Time, out: &mut Outbox) {
         let touched = core::mem::take(&mut self.touched);
-        let (replicas, mut context) = self.split(now, out);
+        let (replicas, mut desk) = self.split(now, out);
         for chunk in touched {
-            if let Some(Replica { role: Role::Primary(primary), durable, .. }) =
-                replicas.get_mut(&chunk)
+            let Some(replica) = replicas.get_mut(&chunk) else { continue };
+            let store = replica.store();
+            if let Role::Primary(primary) = &mut replica.role
+                && let Some(mut context) = desk.at(store)
             {
-                primary.end_of_batch(durable, &mut context);
+                primary.end_of_batch(&replica.durable, &mut context);
             }
         }
         self.report_changes(out);
@@ -690,13 +740,38 @@ impl NodeCore {
 
     /// The way to a peer is open again: as a member, acknowledgements may have been lost.
     fn acknowledge_again(&mut self, now: Time, node: NodeId, out: &mut Outbox) {
-        let (replicas, mut context) = self.split(now, out);
+        let (replicas, mut desk) = self.split(now, out);
         for replica in replicas.values() {
             let config = &replica.durable.config;
-            if matches!(replica.role, Role::Member(_)) && config.primary.node == node {
+            if matches!(replica.role, Role::Member(_))
+                && config.primary.node == node
+                && let Some(mut context) = desk.at(replica.store())
+            {
                 context.acknowledge(config.chunk, replica.prefix(node));
             }
         }
+    }
+
+    /// A store has failed: its replicas end, at once and without another word that rests on it. Their
+    /// primaries are told, as those who wait for them are; the control plane hears it by a
+    /// registration without the store (the shell's), which gives them up wherever they are named.
+    fn on_store_failed(&mut self, now: Time, store: StoreId, out: &mut Outbox) {
+        if !self.stores.has(store) {
+            return;
+        }
+        let on_it =
+            |(chunk, replica): (&ChunkId, &Replica)| (replica.store() == store).then_some(*chunk);
+        let chunks: Vec<ChunkId> = self.replicas.iter().filter_map(on_it).collect();
+        for chunk in &chunks {
+            self.with_replica(now, *chunk, out, Replica::lost);
+            let Some(lost) = self.replicas.remove(chunk) else { continue };
+            note_erased(&mut self.erased, *chunk, lost.durable.config.epoch);
+            self.dirty.remove(chunk);
+            self.touched.remove(chunk);
+        }
+        self.stores.remove(store);
+        self.tickets.forget(store);
+        out.push(Effect::Alarm(Alarm::StoreLost { store, replicas: chunks.len() }));
     }
 
     /// Tells the control plane of replicas whose state has changed.
@@ -718,6 +793,12 @@ impl NodeCore {
         out.push(Effect::Control(ControlUp::Replicas(reports)));
         self.last_heartbeat = Time::ZERO;
     }
+}
+
+/// Notes up to which epoch a chunk stays erased.
+fn note_erased(erased: &mut BTreeMap<ChunkId, Epoch>, chunk: ChunkId, epoch: Epoch) {
+    let known = erased.entry(chunk).or_default();
+    *known = epoch.max(*known);
 }
 
 /// What a peer is told that asked for content, or whether it is the same as its own.

@@ -4,7 +4,7 @@ use crate::record::{JournalSeq, Record};
 use alloc::vec::Vec;
 use ashlar_types::message::cluster::ControlUp;
 use ashlar_types::message::data::{DataMessage, Network};
-use ashlar_types::{BlockRange, ChunkId, Lsn, NodeId};
+use ashlar_types::{BlockRange, ChunkId, Lsn, NodeId, StoreId};
 
 /// Number of a client's connection, given by the shell; never reused in one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,16 +33,20 @@ pub enum Effect {
         /// What.
         message: DataMessage,
     },
-    /// Append a record to the journal; report [`crate::machine::Input::Durable`] when it and all
-    /// before it are on stable media.
+    /// Append a record to the journal of a store; report [`crate::machine::Input::Durable`] when it
+    /// and all before it there are on stable media.
     Persist {
-        /// Its number.
+        /// The store of the record's replica.
+        store: StoreId,
+        /// Its number in the store's journal.
         seq: JournalSeq,
         /// The record.
         record: Record,
     },
-    /// Read blocks from the store; all records persisted before this effect must be seen.
+    /// Read blocks from a store; all records persisted there before this effect must be seen.
     Read {
+        /// The store.
+        store: StoreId,
         /// Number for the answer.
         ticket: ReadTicket,
         /// The chunk.
@@ -94,6 +98,13 @@ pub enum Alarm {
         chunk: ChunkId,
         /// The range.
         range: BlockRange,
+    },
+    /// A store has failed: its replicas are gone from this node, which goes on with its others.
+    StoreLost {
+        /// The store.
+        store: StoreId,
+        /// How many replicas it held.
+        replicas: usize,
     },
     /// A peer's clock runs faster than leases allow for: its leases are not used, and every read
     /// that needs one is confirmed instead.

@@ -9,7 +9,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use ashlar_types::message::cluster::{PathState, PeerEvidence, RemovalReason};
 use ashlar_types::message::data::Network;
-use ashlar_types::{NodeId, StartNumber, StoreId, Time};
+use ashlar_types::{NodeId, ReplicaId, StartNumber, StoreId, Time};
 use core::time::Duration;
 
 /// Beats in a row without an answer after which a network does not count as working.
@@ -39,21 +39,39 @@ enum Route {
     },
 }
 
-#[derive(Clone, Copy, Debug)]
+/// A process of another node, as its hello says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Its stores.
+    pub stores: Vec<StoreId>,
+    /// Its start number.
+    pub start: StartNumber,
+}
+
+impl Process {
+    /// Whether it can hold a replica: the replica's store is one of its.
+    #[must_use]
+    pub fn has_store_of(&self, replica: ReplicaId) -> bool {
+        self.stores.contains(&replica.store)
+    }
+}
+
+#[derive(Clone, Debug)]
 struct Peer {
-    /// Store and start number of the process at the other end, from its hello.
-    process: Option<(StoreId, StartNumber)>,
+    /// The process at the other end, from its hello.
+    process: Option<Process>,
     primary: Path,
     replication: Path,
     route: Route,
-    /// Its last beat said that its store has little room left.
-    short_of_space: bool,
+    /// Stores of which its last beat said that they have little room left.
+    short_of_space: Vec<StoreId>,
 }
 
 impl Default for Peer {
     fn default() -> Self {
         let (primary, replication) = (Path::default(), Path::default());
-        Self { process: None, primary, replication, route: Route::Primary, short_of_space: false }
+        let short_of_space = Vec::new();
+        Self { process: None, primary, replication, route: Route::Primary, short_of_space }
     }
 }
 
@@ -109,13 +127,7 @@ impl Peers {
     }
 
     /// A dialled connection is up.
-    pub fn linked(
-        &mut self,
-        now: Time,
-        node: NodeId,
-        network: Network,
-        process: (StoreId, StartNumber),
-    ) {
+    pub fn linked(&mut self, now: Time, node: NodeId, network: Network, process: Process) {
         self.watch(now, node);
         if let Some(peer) = self.peers.get_mut(&node) {
             peer.process = Some(process);
@@ -149,19 +161,25 @@ impl Peers {
         }
     }
 
-    /// The peer says whether its store has little room left.
-    pub fn says_space(&mut self, node: NodeId, short: bool) {
-        if let Some(peer) = self.peers.get_mut(&node) {
-            peer.short_of_space = short;
+    /// The peer says which of its stores have little room left.
+    pub fn says_space(&mut self, node: NodeId, short: &[StoreId]) {
+        if let Some(peer) = self.peers.get_mut(&node)
+            && peer.short_of_space != short
+        {
+            peer.short_of_space = short.to_vec();
+            self.any_short = self.peers.values().any(|peer| !peer.short_of_space.is_empty());
         }
-        self.any_short = self.peers.values().any(|peer| peer.short_of_space);
     }
 
-    /// Whether the peer's store had little room left when it said so last.
+    /// Whether the store of a peer's replica had little room left when the peer said so last.
     #[must_use]
-    pub fn is_short_of_space(&self, node: NodeId) -> bool {
+    pub fn is_short_of_space(&self, replica: ReplicaId) -> bool {
         // Nearly always nobody is, and every write asks.
-        self.any_short && self.peers.get(&node).is_some_and(|peer| peer.short_of_space)
+        self.any_short
+            && self
+                .peers
+                .get(&replica.node)
+                .is_some_and(|peer| peer.short_of_space.contains(&replica.store))
     }
 
     /// The network that messages to the peer take.
@@ -211,10 +229,10 @@ impl Peers {
         changed
     }
 
-    /// Store and start number of the peer's process as of its last hello.
+    /// The peer's process as of its last hello.
     #[must_use]
-    pub fn process(&self, node: NodeId) -> Option<(StoreId, StartNumber)> {
-        self.peers.get(&node).and_then(|peer| peer.process)
+    pub fn process(&self, node: NodeId) -> Option<&Process> {
+        self.peers.get(&node).and_then(|peer| peer.process.as_ref())
     }
 
     /// Why the peer counts as unresponsive, if it does: refused on both networks, or silent on

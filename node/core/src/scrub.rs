@@ -8,6 +8,7 @@
 //! cycle that is done early rests until the next is due. One read is under way at a time.
 
 use crate::timing::Timing;
+use ashlar_types::message::cluster::ScrubState;
 use ashlar_types::{BLOCK_SIZE, BlockData, BlockRange, ChunkId, Time};
 
 /// Blocks of one read: one frame's worth would delay a client's read behind it by as much.
@@ -29,6 +30,11 @@ pub(crate) struct Scrub {
     /// Records and reads of the node as of the last tick: work that is not the scrub's own.
     seen_work: u64,
     cycles: u64,
+    /// Bytes in a second that were earned last.
+    rate: u64,
+    /// Bytes of content that this cycle has read, and the store's as of the last tick.
+    done: u64,
+    used: u64,
 }
 
 impl Scrub {
@@ -43,12 +49,24 @@ impl Scrub {
             owed: 0,
             seen_work: 0,
             cycles: 0,
+            rate: 0,
+            done: 0,
+            used: 0,
         }
     }
 
     /// Complete cycles of this process.
     pub(crate) const fn cycles(&self) -> u64 {
         self.cycles
+    }
+
+    /// For status. What is read is held against what the store has in use, so that the share is close
+    /// and not exact: between two cycles it is the whole.
+    pub(crate) fn state(&self) -> ScrubState {
+        let share = self.done.saturating_mul(1_000) / self.used.max(1);
+        let share = u32::try_from(share).unwrap_or(u32::MAX).min(999);
+        let done_permille = if self.at.is_none() { 1_000 } else { share };
+        ScrubState { cycles: self.cycles, done_permille, bytes_per_second: self.rate }
     }
 
     /// Time passes: `work` counts what the node has done for others, `used` are the store's bytes.
@@ -62,6 +80,8 @@ impl Scrub {
         let needed = (used / cycle).saturating_mul(2).max(READ_COST);
         let full = timing.scrub_bytes_per_second;
         let rate = if idle { full } else { needed.min(full) };
+        self.rate = rate;
+        self.used = used;
         let millis = u64::try_from(passed.as_millis()).unwrap_or(u64::MAX);
         let earned = rate.saturating_mul(millis) / 1_000;
         // No more than a second's worth: a node that was away does not make up for it at once.
@@ -71,6 +91,7 @@ impl Scrub {
         if self.at.is_none() && now.since(self.began) >= timing.scrub_cycle {
             self.began = now;
             self.at = Some((None, 0));
+            self.done = 0;
         }
     }
 
@@ -106,6 +127,7 @@ impl Scrub {
         self.reading = false;
         let bytes = content.map_or(0, |data| u64::try_from(data.data.len()).unwrap_or(u64::MAX));
         let cost = READ_COST.saturating_add(bytes);
+        self.done = self.done.saturating_add(bytes);
         self.owed = self.owed.saturating_add(cost.saturating_sub(self.budget));
         self.budget = self.budget.saturating_sub(cost);
     }

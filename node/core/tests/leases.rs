@@ -202,7 +202,7 @@ fn a_chunk_that_was_taken_is_excepted_until_the_holder_has_adopted_its_epoch() {
     let beat = |adopted: &[(ChunkId, Epoch)]| DataMessage::Beat {
         number: 1,
         adopted: adopted.to_vec(),
-        short_of_space: false,
+        short_of_space: vec![],
     };
     let except = vec![(chunk(), Epoch(2))];
     assert_eq!(granted(&hands.peer_says(1, beat(&[]))), Some(except.clone()));

@@ -7,7 +7,7 @@ mod common;
 use ashlar_node_core::{Input, Link};
 use ashlar_types::message::cluster::Change;
 use ashlar_types::message::data::{DataMessage, Network};
-use ashlar_types::{NodeId, StartNumber, StoreId, Time};
+use ashlar_types::{NodeId, StartNumber, Time};
 use common::*;
 use std::time::Duration;
 
@@ -47,8 +47,7 @@ fn on_two_networks() -> Hands {
         hands.feed(Input::LinkUp {
             node: NodeId(peer),
             network: Network::Replication,
-            store: StoreId(u128::from(peer)),
-            start: StartNumber(1),
+            process: process(peer, 1),
         });
     }
     pass(&mut hands, 6, &ALL);

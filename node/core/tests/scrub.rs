@@ -9,7 +9,9 @@ mod common;
 use ashlar_node_core::{Input, Record, Timing};
 use ashlar_types::message::cluster::ControlDown;
 use ashlar_types::message::data::{DataMessage, PeerRefusal};
-use ashlar_types::{BLOCK_SIZE, BlockData, BlockRange, ChunkConfig, Epoch, Lsn, NodeId, Sums};
+use ashlar_types::{
+    BLOCK_SIZE, BlockData, BlockRange, ChunkConfig, Epoch, Lsn, NodeId, StoreId, Sums,
+};
 use bytes::Bytes;
 use common::*;
 use std::time::Duration;
@@ -89,7 +91,7 @@ fn an_idle_node_reads_everything_once_in_a_cycle_and_then_rests() {
     answer(&mut hands, Some(0));
     assert_eq!(asked(&hands), [BlockRange::new(64, 64)]);
     answer(&mut hands, Some(0));
-    assert_eq!(hands.core.scrub_cycles(), 1);
+    assert_eq!(hands.core.scrub_cycles(StoreId(u128::from(hands.node))), 1);
     for _ in 0..200 {
         hands.tick_after(millis(250));
         assert!(asked(&hands).is_empty(), "the next cycle is not due");
@@ -120,7 +122,8 @@ fn the_scrub_keeps_to_its_rate() {
 fn a_node_with_work_scrubs_only_as_fast_as_the_cycle_needs() {
     scrub_at(64 * MIB, Duration::from_secs(1_000));
     let mut hands = serving(ChunkConfig { blocks: 1 << 16, ..config(1) });
-    hands.feed(Input::Space { capacity_bytes: 1 << 40, used_bytes: 500 * MIB });
+    let store = StoreId(u128::from(hands.node));
+    hands.feed(Input::Space { store, capacity_bytes: 1 << 40, used_bytes: 500 * MIB });
     let mut blocks = 0;
     for id in 0..100 {
         hands.client_says(write(id, 1, block(9, 1)));

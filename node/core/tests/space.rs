@@ -7,7 +7,7 @@ mod common;
 
 use ashlar_node_core::{Input, Record};
 use ashlar_types::message::data::{DataMessage, History};
-use ashlar_types::{BlockData, BlockRange, ChunkConfig, Lsn, NodeId, RequestId};
+use ashlar_types::{BlockData, BlockRange, ChunkConfig, Lsn, NodeId, RequestId, StoreId};
 use common::*;
 use std::time::Duration;
 
@@ -15,10 +15,14 @@ const CAPACITY: u64 = 1 << 30;
 
 fn room(hands: &mut Hands, free_bytes: u64) {
     let (capacity_bytes, used_bytes) = (CAPACITY, CAPACITY - free_bytes);
-    hands.feed(Input::Space { capacity_bytes, used_bytes });
+    let store = StoreId(u128::from(hands.node));
+    hands.feed(Input::Space { store, capacity_bytes, used_bytes });
 }
 
-fn says_short(hands: &mut Hands, peer: u32, short_of_space: bool) {
+fn says_short(hands: &mut Hands, peer: u32, short: bool) {
+    // Another store of the peer is short in any case: that is nothing to this chunk.
+    let mut short_of_space = vec![StoreId(77)];
+    short_of_space.extend(short.then_some(StoreId(u128::from(peer))));
     hands.peer_says(peer, DataMessage::Beat { number: 1, adopted: vec![], short_of_space });
 }
 

@@ -6,8 +6,8 @@
 
 use ashlar_node_core::durable::DurableState;
 use ashlar_node_core::{
-    Alarm, ConnectionId, Effect, Identity, Input, JournalSeq, Link, NodeCore, Outbox, Record,
-    Timing,
+    Alarm, ConnectionId, Effect, Identity, Input, JournalSeq, Link, NodeCore, Outbox, Process,
+    Record, Timing,
 };
 use ashlar_types::message::cluster::{
     Change, ControlDown, ControlUp, Order, ReplicaReport, ReplicaState,
@@ -63,6 +63,7 @@ fn term(start: u64) -> Term {
 }
 
 struct Hands {
+    node: u32,
     core: NodeCore,
     now: Time,
     journal: Vec<Record>,
@@ -75,16 +76,13 @@ struct Hands {
 impl Hands {
     /// Node `node` as its store finds it.
     fn new(node: u32, recovered: DurableState) -> Self {
-        let me = Identity {
-            zone: "a".parse().unwrap(),
-            node: NodeId(node),
-            store: StoreId(u128::from(node)),
-            start: StartNumber(2),
-        };
+        let me = Identity { zone: "a".parse().unwrap(), node: NodeId(node), start: StartNumber(2) };
         let mut out = Outbox::default();
         let now = Time::from_millis(1_000);
-        let core = NodeCore::new(now, me, Timing::default(), recovered, &mut out);
+        let found = [(StoreId(u128::from(node)), recovered)];
+        let core = NodeCore::new(now, me, Timing::default(), found, &mut out);
         let mut hands = Self {
+            node,
             core,
             now,
             journal: vec![],
@@ -98,8 +96,7 @@ impl Hands {
             hands.feed(Input::LinkUp {
                 node: NodeId(peer),
                 network: Network::Primary,
-                store: StoreId(u128::from(peer)),
-                start: StartNumber(1),
+                process: Process { stores: vec![StoreId(u128::from(peer))], start: StartNumber(1) },
             });
         }
         hands
@@ -110,7 +107,7 @@ impl Hands {
         for effect in out.drain() {
             match effect {
                 Effect::Send { message, .. } => sent.push(message),
-                Effect::Persist { seq, record } => {
+                Effect::Persist { seq, record, .. } => {
                     self.newest = seq;
                     self.journal.push(record);
                 }
@@ -153,7 +150,8 @@ impl Hands {
     }
 
     fn sync(&mut self) -> Vec<DataMessage> {
-        self.feed(Input::Durable { seq: self.newest })
+        let store = StoreId(u128::from(self.node));
+        self.feed(Input::Durable { store, seq: self.newest })
     }
 
     fn state(&self) -> ReplicaState {
@@ -360,7 +358,7 @@ fn removals(hands: &mut Hands) -> Vec<ReplicaId> {
     for peer in [2, 3] {
         hands.peer_says(
             peer,
-            DataMessage::Beat { number: 1, adopted: vec![], short_of_space: false },
+            DataMessage::Beat { number: 1, adopted: vec![], short_of_space: vec![] },
         );
     }
     hands.feed(Input::Tick);

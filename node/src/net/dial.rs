@@ -10,6 +10,7 @@ use super::hello::{self, HelloError};
 use super::{DiallerNumber, Net, NetEvent, name, tune};
 use ashlar_env::dice::{Dice, SeededDice};
 use ashlar_env::task::{Task, spawn_named};
+use ashlar_node_core::Process;
 use ashlar_types::NodeId;
 use ashlar_types::backoff::{Backoff, BackoffPolicy};
 use ashlar_types::message::cluster::PeerAddress;
@@ -204,8 +205,6 @@ impl LinkError {
     }
 }
 
-type Process = (ashlar_types::StoreId, ashlar_types::StartNumber);
-
 async fn link(net: &Net, target: Target) -> Result<(Arc<TcpStream>, Process), LinkError> {
     let socket = if target.address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
         .map_err(LinkError::Connect)?;
@@ -217,7 +216,7 @@ async fn link(net: &Net, target: Target) -> Result<(Arc<TcpStream>, Process), Li
         .map_err(|_elapsed| LinkError::Silent)?
         .map_err(LinkError::Connect)?;
     tune(&stream);
-    let process = hello::introduce(&stream, net.me, target.peer, target.network).await?;
+    let process = hello::introduce(&stream, net, target.peer, target.network).await?;
     Ok((Arc::new(stream), process))
 }
 

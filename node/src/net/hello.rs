@@ -5,12 +5,12 @@
 use super::connection::{ReadEnd, read_some};
 use super::{Attachment, Net, Visitor, name};
 use ashlar_env::clock::{Clock, SystemClock};
-use ashlar_node_core::Identity;
+use ashlar_node_core::{Identity, Process};
 use ashlar_proto::frame::{Frame, FrameQueue, next_frame, push_frame};
+use ashlar_types::NodeId;
 use ashlar_types::message::data::{
     DATA_PROTOCOL_VERSION, Hello, HelloRefusal, HelloReply, HelloRole, Network,
 };
-use ashlar_types::{NodeId, StartNumber, StoreId};
 use bytes::BytesMut;
 use std::io::{self, IoSlice};
 use std::time::Duration;
@@ -100,8 +100,8 @@ pub(crate) async fn receive(
         }
         Ok(visitor) => {
             let version = DATA_PROTOCOL_VERSION;
-            let Identity { node, store, start, .. } = me;
-            let welcome = HelloReply::Welcome { version, node, store, start };
+            let (node, Process { stores, start }) = (me.node, net.process());
+            let welcome = HelloReply::Welcome { version, node, stores, start };
             send(stream, &Frame::HelloReply(welcome)).await?;
             Ok(visitor)
         }
@@ -117,8 +117,8 @@ async fn identify(role: HelloRole, net: &Net) -> Result<Visitor, HelloRefusal> {
             let rights = admitted.map_err(HelloRefusal::Token)?;
             Ok(Visitor::Client(Attachment { volume, generation, session, rights }))
         }
-        HelloRole::Node { node, store, start, network } => {
-            Ok(Visitor::Node { node, network, process: (store, start) })
+        HelloRole::Node { node, stores, start, network } => {
+            Ok(Visitor::Node { node, network, process: Process { stores, start } })
         }
     }
 }
@@ -137,24 +137,25 @@ fn judge(hello: &Hello, me: Identity, network: Network, full: bool) -> Result<()
     if full { Err(HelloRefusal::Full) } else { Ok(()) }
 }
 
-/// Introduces this node to a peer; gives the store and start number of its process.
+/// Introduces this node to a peer; gives its process.
 ///
 /// # Errors
 /// The peer does not answer, refuses, or is another node.
 pub(crate) async fn introduce(
     stream: &TcpStream,
-    me: Identity,
+    net: &Net,
     peer: NodeId,
     network: Network,
-) -> Result<(StoreId, StartNumber), HelloError> {
-    let role = HelloRole::Node { node: me.node, store: me.store, start: me.start, network };
+) -> Result<Process, HelloError> {
+    let (me, Process { stores, start }) = (net.me, net.process());
+    let role = HelloRole::Node { node: me.node, stores, start, network };
     let hello = Hello { version: DATA_PROTOCOL_VERSION, zone: me.zone, role };
     send(stream, &Frame::Hello(hello)).await?;
     let mut input = BytesMut::with_capacity(256);
     match first_frame(stream, &mut input).await? {
-        Frame::HelloReply(HelloReply::Welcome { node, store, start, .. }) if node == peer => {
+        Frame::HelloReply(HelloReply::Welcome { node, stores, start, .. }) if node == peer => {
             tracing::debug!(node = node.0, network = name(network), start = start.0, "linked");
-            Ok((store, start))
+            Ok(Process { stores, start })
         }
         Frame::HelloReply(HelloReply::Welcome { node, .. }) => Err(HelloError::OtherNode(node)),
         Frame::HelloReply(HelloReply::Refused(refusal)) => Err(HelloError::RefusedByThem(refusal)),
@@ -199,13 +200,13 @@ async fn send(stream: &TcpStream, frame: &Frame) -> Result<(), HelloError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ashlar_types::SessionId;
     use ashlar_types::message::data::HelloRole;
+    use ashlar_types::{SessionId, StartNumber};
 
     #[test]
     fn what_is_wrong_is_named_in_a_fixed_order() {
         let zone = "a".parse().unwrap();
-        let me = Identity { zone, node: NodeId(1), store: StoreId(1), start: StartNumber(1) };
+        let me = Identity { zone, node: NodeId(1), start: StartNumber(1) };
         let volume = ashlar_types::VolumeId { zone, uuid: 1 };
         let generation = ashlar_types::Generation(1);
         let role =

@@ -17,16 +17,16 @@ pub(crate) mod listen;
 pub(crate) mod table;
 
 use crate::admission::Admission;
-use ashlar_node_core::Identity;
+use ashlar_node_core::{Identity, Process};
 use ashlar_proto::token::Rights;
 use ashlar_types::message::data::{DataMessage, Network};
-use ashlar_types::{Generation, NodeId, SessionId, StartNumber, StoreId, VolumeId};
+use ashlar_types::{Generation, NodeId, SessionId, StoreId, VolumeId};
 use socket2::{SockRef, TcpKeepalive};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use connection::Credit;
 
@@ -60,7 +60,7 @@ pub(crate) enum NetEvent {
         stream: Arc<TcpStream>,
         node: NodeId,
         network: Network,
-        process: (StoreId, StartNumber),
+        process: Process,
     },
     /// Frames of an accepted connection, in order.
     Frames { connection: ConnectionNumber, messages: Vec<DataMessage> },
@@ -73,7 +73,7 @@ pub(crate) enum NetEvent {
         dialler: DiallerNumber,
         connection: ConnectionNumber,
         stream: Arc<TcpStream>,
-        process: (StoreId, StartNumber),
+        process: Process,
     },
     /// A link could not be made; `refused`: nobody listens.
     DialFailed { dialler: DiallerNumber, refused: bool },
@@ -92,7 +92,7 @@ pub(crate) struct Attachment {
 #[derive(Debug)]
 pub(crate) enum Visitor {
     Client(Attachment),
-    Node { node: NodeId, network: Network, process: (StoreId, StartNumber) },
+    Node { node: NodeId, network: Network, process: Process },
 }
 
 /// Number of a dialler in this process; never reused, so that news of an ended one are known.
@@ -104,6 +104,8 @@ pub(crate) struct DiallerNumber(pub(crate) u64);
 pub(crate) struct Net {
     /// Who this node is.
     pub(crate) me: Identity,
+    /// Its stores that work.
+    pub(crate) stores: watch::Receiver<Vec<StoreId>>,
     /// Which clients may come in.
     pub(crate) admission: Arc<Admission>,
     /// To the machine's task.
@@ -114,10 +116,16 @@ pub(crate) struct Net {
 impl Net {
     pub(crate) fn new(
         me: Identity,
+        stores: watch::Receiver<Vec<StoreId>>,
         admission: Arc<Admission>,
         events: mpsc::Sender<NetEvent>,
     ) -> Self {
-        Self { me, admission, events, numbers: Arc::new(AtomicU64::new(1)) }
+        Self { me, stores, admission, events, numbers: Arc::new(AtomicU64::new(1)) }
+    }
+
+    /// This process, as it introduces itself now.
+    pub(crate) fn process(&self) -> Process {
+        Process { stores: self.stores.borrow().clone(), start: self.me.start }
     }
 
     pub(crate) fn number(&self) -> ConnectionNumber {

@@ -14,12 +14,12 @@ use super::connection::{
 };
 use super::dial::Diallers;
 use super::{Attachment, ConnectionNumber, DiallerNumber, NetEvent, name};
-use ashlar_node_core::{ConnectionId, Input, Link};
+use ashlar_node_core::{ConnectionId, Input, Link, Process};
 use ashlar_proto::token::Rights;
 use ashlar_types::limit::REQUESTS_PER_CONNECTION_MAX;
 use ashlar_types::message::cluster::PeerAddress;
 use ashlar_types::message::data::{DataMessage, Network, Refusal};
-use ashlar_types::{NodeId, RequestId, StartNumber, StoreId};
+use ashlar_types::{NodeId, RequestId};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::net::TcpStream;
@@ -62,7 +62,7 @@ struct Accepted {
     stream: Arc<TcpStream>,
     node: NodeId,
     network: Network,
-    process: (StoreId, StartNumber),
+    process: Process,
 }
 
 impl Drop for Client {
@@ -167,9 +167,10 @@ impl Table {
             .accepted
             .iter()
             .find(|(_, old)| old.node == new.node && old.network == new.network)
-            .map(|(number, old)| (*number, old.process));
-        if let Some((number, (store, start))) = known {
-            if store == new.process.0 && start > new.process.1 {
+            .map(|(number, old)| (*number, &old.process));
+        if let Some((number, old)) = known {
+            let same_disks = old.stores.iter().any(|store| new.process.stores.contains(store));
+            if same_disks && old.start > new.process.start {
                 // An earlier process of that node, whose connection was slow to arrive.
                 return;
             }
@@ -184,7 +185,7 @@ impl Table {
         dialler: DiallerNumber,
         connection: ConnectionNumber,
         stream: Arc<TcpStream>,
-        (store, start): (StoreId, StartNumber),
+        process: Process,
         inputs: &mut Vec<Input>,
     ) {
         let Some((node, network)) = self.diallers.whose(dialler) else {
@@ -194,7 +195,7 @@ impl Table {
         let events = self.events.clone();
         let link = Outbound::new(connection, stream, PEER_OUTBOUND_BYTES_MAX, events);
         self.links.insert((node, network), link);
-        inputs.push(Input::LinkUp { node, network, store, start });
+        inputs.push(Input::LinkUp { node, network, process });
     }
 
     fn link_of(&self, connection: ConnectionNumber) -> Option<Link> {

@@ -50,11 +50,18 @@ pub struct StoreOptions {
     pub capacity_bytes: u64,
     /// How the data file is read and written.
     pub engine: EngineChoice,
+    /// The start number will be above this one, and above what the store has seen itself.
+    pub start_above: StartNumber,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
-        Self { journal_bytes: 32 << 20, capacity_bytes: 16 << 30, engine: EngineChoice::Auto }
+        Self {
+            journal_bytes: 32 << 20,
+            capacity_bytes: 16 << 30,
+            engine: EngineChoice::Auto,
+            start_above: StartNumber(0),
+        }
     }
 }
 

@@ -146,7 +146,7 @@ fn open_found(
     }
     superblock.doubt = doubt;
     superblock.map_digest = map.digest();
-    raise_start(&*super_file, &mut superblock, end.start)?;
+    raise_start(&*super_file, &mut superblock, end.start.max(options.start_above))?;
     map.wipe_void(&*map_file)?;
     wipe(&*journal_file, superblock.journal_bytes, &end.left_over)?;
 

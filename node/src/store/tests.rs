@@ -28,6 +28,7 @@ pub(super) const SMALL: StoreOptions = StoreOptions {
     journal_bytes: 256 << 10,
     capacity_bytes: 64 << 20,
     engine: EngineChoice::Threads,
+    start_above: StartNumber(0),
 };
 
 pub(super) fn owner() -> Owner {

@@ -11,8 +11,8 @@ use ashlar_node_core::{ConnectionId, Identity, JournalSeq, Link, Timing};
 use ashlar_types::ControlTerm;
 use ashlar_types::message::data::{DataMessage, Stamp};
 use ashlar_types::{
-    BLOCK_SIZE, BlockData, BlockRange, ChunkConfig, ChunkIndex, Epoch, Generation, Incarnation,
-    NodeId, ReplicaId, RequestId, SessionId, StartNumber, StoreId, Sums, VolumeId,
+    BLOCK_SIZE, BlockData, BlockRange, ChunkConfig, ChunkId, ChunkIndex, Epoch, Generation,
+    Incarnation, NodeId, ReplicaId, RequestId, SessionId, StartNumber, StoreId, Sums, VolumeId,
 };
 use bytes::Bytes;
 use std::net::{IpAddr, Ipv4Addr};
@@ -107,19 +107,25 @@ impl Rig {
     /// A node that serves two chunks.
     fn new() -> Self {
         let zone = "t".parse().unwrap();
-        let me = Identity { zone, node: NodeId(1), store: StoreId(5), start: StartNumber(1) };
+        let me = Identity { zone, node: NodeId(1), start: StartNumber(1) };
+        let (living, stores) = watch::channel(vec![StoreId(5)]);
         let (events, _) = mpsc::channel(1);
         let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let sources = Sources { primary: ip, replication: ip };
         let table = Table::new(
-            Diallers::new(Net::new(me, Arc::new(Admission::nobody()), events.clone()), sources),
+            Diallers::new(
+                Net::new(me, stores, Arc::new(Admission::nobody()), events.clone()),
+                sources,
+            ),
             events,
         );
         let mut out = Outbox::default();
         let state = ashlar_node_core::durable::DurableState::default();
-        let core = NodeCore::new(Time::ZERO, me, Timing::default(), state, &mut out);
+        let found = [(StoreId(5), state)];
+        let core = NodeCore::new(Time::ZERO, me, Timing::default(), found, &mut out);
         let clock = Arc::new(ManualClock::new(0));
-        let machine = Machine::new(core, out, clock, table, Scripted::default());
+        let seats = vec![Seat::new(0, StoreId(5), Scripted::default())];
+        let machine = Machine::new((core, out), clock, table, seats, living);
         let mut rig = Self { machine, next: 0 };
         let configs = ControlDown::Configs(vec![alone(0), alone(1)]);
         rig.machine.on_control(ControlEvent::Down(told(configs)));
@@ -131,8 +137,8 @@ impl Rig {
     /// Everything taken becomes durable.
     fn sync(&mut self) {
         for _ in 0..4 {
-            let durable = self.machine.store.taken.last().copied();
-            self.machine.on_mail(Mail { durable, ..Mail::default() }).unwrap();
+            let durable = self.machine.stores[0].store.taken.last().copied();
+            self.machine.on_mail(0, Mail { durable, ..Mail::default() }).unwrap();
             self.machine.round();
         }
     }
@@ -169,23 +175,23 @@ fn a_full_store_keeps_the_order_of_records_and_holds_reads_of_their_chunks() {
     let mut rig = Rig::new();
     rig.write(0);
     rig.sync();
-    assert_eq!(rig.machine.store.writes, 1);
+    assert_eq!(rig.machine.stores[0].store.writes, 1);
 
-    rig.machine.store.full = true;
+    rig.machine.stores[0].store.full = true;
     rig.write(0);
     rig.write(0);
     rig.read(0);
     rig.read(1);
-    let read: Vec<_> = rig.machine.store.reads.iter().map(|read| read.chunk).collect();
+    let read: Vec<_> = rig.machine.stores[0].store.reads.iter().map(|read| read.chunk).collect();
     assert_eq!(read, [chunk(1)], "a read must not miss a write that waits");
-    assert_eq!(rig.machine.store.writes, 1);
+    assert_eq!(rig.machine.stores[0].store.writes, 1);
 
-    rig.machine.store.full = false;
+    rig.machine.stores[0].store.full = false;
     rig.write(1);
-    assert_eq!(rig.machine.store.writes, 4);
-    let read: Vec<_> = rig.machine.store.reads.iter().map(|read| read.chunk).collect();
+    assert_eq!(rig.machine.stores[0].store.writes, 4);
+    let read: Vec<_> = rig.machine.stores[0].store.reads.iter().map(|read| read.chunk).collect();
     assert_eq!(read, [chunk(1), chunk(0)]);
-    let taken: Vec<u64> = rig.machine.store.taken.iter().map(|seq| seq.0).collect();
+    let taken: Vec<u64> = rig.machine.stores[0].store.taken.iter().map(|seq| seq.0).collect();
     let in_order: Vec<u64> = (1..).take(taken.len()).collect();
     assert_eq!(taken, in_order, "no record is left out or overtaken");
 }
@@ -193,19 +199,19 @@ fn a_full_store_keeps_the_order_of_records_and_holds_reads_of_their_chunks() {
 #[test]
 fn an_erasure_gets_through_a_full_store_with_what_is_kept_for_it() {
     let mut rig = Rig::new();
-    rig.machine.store.full = true;
-    rig.machine.store.kept = 1;
+    rig.machine.stores[0].store.full = true;
+    rig.machine.stores[0].store.kept = 1;
     rig.write(1);
     rig.write(0);
     rig.write(0);
     rig.machine.round();
-    assert_eq!(rig.machine.store.writes, 0, "what is kept is not for writes alone");
+    assert_eq!(rig.machine.stores[0].store.writes, 0, "what is kept is not for writes alone");
     rig.machine.on_control(ControlEvent::Down(told(ControlDown::Erase(vec![(chunk(0), ME)]))));
     rig.machine.round();
-    assert!(rig.machine.full.records.is_empty(), "the erasure still waits");
+    assert!(rig.machine.stores[0].full.records.is_empty(), "the erasure still waits");
     // In order: what the other chunk wrote, and nothing but holes of the one that is erased.
-    assert_eq!(rig.machine.store.contents, [(chunk(1), 1), (chunk(0), 0), (chunk(0), 0)]);
-    let taken: Vec<u64> = rig.machine.store.taken.iter().map(|seq| seq.0).collect();
+    assert_eq!(rig.machine.stores[0].store.contents, [(chunk(1), 1), (chunk(0), 0), (chunk(0), 0)]);
+    let taken: Vec<u64> = rig.machine.stores[0].store.taken.iter().map(|seq| seq.0).collect();
     assert_eq!(taken, (1..).take(taken.len()).collect::<Vec<u64>>());
 }
 
@@ -217,7 +223,25 @@ async fn a_failed_store_ends_the_task() {
     let mailbox = Arc::new(Mailbox::default());
     let inlets = Inlets { net, control, store: Arc::clone(&mailbox) };
     let disk = DiskError::NotFound { name: "journal".into() };
-    mailbox.put(crate::store::StoreEvent::Failed(StoreFailure::Disk(disk.clone())));
+    mailbox.put(0, crate::store::StoreEvent::Failed(StoreFailure::Disk(disk.clone())));
     let ended = rig.machine.run(inlets, std::future::pending()).await;
     assert_eq!(ended.err(), Some(StoreFailure::Disk(disk)));
+}
+
+#[test]
+fn a_failed_store_leaves_the_table_and_another_one_works_on() {
+    let mut rig = Rig::new();
+    let other = StoreId(6);
+    rig.machine.stores.push(Seat::new(1, other, Scripted::default()));
+    let living = rig.machine.living.subscribe();
+    let failed = Some(StoreFailure::SlotsExhausted);
+    let mail = |failed| Mail { failed, ..Mail::default() };
+    rig.machine.on_mail(0, mail(failed.clone())).unwrap();
+    assert_eq!(*living.borrow(), [other], "whoever introduces the node says so");
+    // What it still has to say finds nobody.
+    let late = Mail { durable: Some(JournalSeq(1)), space: true, ..Mail::default() };
+    rig.machine.on_mail(0, late).unwrap();
+    rig.write(0);
+    assert!(rig.machine.stores[0].store.taken.is_empty());
+    assert_eq!(rig.machine.on_mail(1, mail(failed)), Err(StoreFailure::SlotsExhausted));
 }

@@ -38,7 +38,7 @@ pub fn as_client(session: u64) -> HelloRole {
 }
 
 pub fn as_node(node: u32, network: Network) -> HelloRole {
-    HelloRole::Node { node: NodeId(node), store: StoreId(1), start: StartNumber(1), network }
+    HelloRole::Node { node: NodeId(node), stores: vec![StoreId(1)], start: StartNumber(1), network }
 }
 
 /// One block full of `byte`.
@@ -144,6 +144,25 @@ impl Client {
             DataMessage::WriteDone { .. } => {}
             other => panic!("the write was not acknowledged: {other:?}"),
         }
+    }
+
+    /// Begins a write of a chunk; [`Self::must_finish`] waits for it.
+    pub fn write_to(&mut self, index: u32, epoch: u64, data: BlockData) -> RequestId {
+        let (id, stamp) = (self.next_id(), self.stamp(index, epoch));
+        self.send(&Frame::Message(DataMessage::Write { id, stamp, data }));
+        id
+    }
+
+    pub fn must_finish(&mut self, id: RequestId) {
+        match self.message() {
+            DataMessage::WriteDone { id: done } if done == id => {}
+            other => panic!("the write was not acknowledged: {other:?}"),
+        }
+    }
+
+    pub fn must_write_to(&mut self, index: u32, epoch: u64, data: BlockData) {
+        let id = self.write_to(index, epoch, data);
+        self.must_finish(id);
     }
 
     pub fn send_read(&mut self, epoch: u64, range: BlockRange) -> RequestId {

@@ -43,7 +43,7 @@ impl State {
     fn peers(&self) -> ControlDown {
         let address = |registration: &Registration| PeerAddress {
             node: registration.node,
-            store: registration.store,
+            store: registration.stores[0],
             primary_address: registration.primary_address.clone(),
             replication_address: registration.replication_address.clone(),
         };

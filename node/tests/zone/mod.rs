@@ -134,12 +134,13 @@ impl Zone {
         Self::start_with(test, count, "")
     }
 
-    /// The same with more lines in the nodes' configurations.
+    /// The same with more lines in the nodes' configurations; `{node}` in them is the node's number.
     pub fn start_with(test: u8, count: u32, more: &str) -> Self {
         let control = ControlPlane::start();
         let folder = tempfile::tempdir().unwrap();
         let configs = (1..=count)
             .map(|node| {
+                let more = more.replace("{node}", &node.to_string());
                 let text = format!(
                     "zone = \"t\"\nnode = {node}\ndata_dir = {:?}\n\
                      primary_address = \"{}\"\nreplication_address = \"{}\"\n\
@@ -190,8 +191,14 @@ impl Zone {
         until("a registration", || self.control().registration(NodeId(node)))
     }
 
+    /// The replica that a node has on the store of this number.
+    pub fn replica_on(&self, node: u32, store: usize) -> ReplicaId {
+        let store = self.registration(node).stores[store];
+        ReplicaId { node: NodeId(node), store, incarnation: Incarnation(1) }
+    }
+
     pub fn replica(&self, node: u32) -> ReplicaId {
-        let store = self.registration(node).store;
+        let store = self.registration(node).stores[0];
         ReplicaId { node: NodeId(node), store, incarnation: Incarnation(1) }
     }
 

@@ -4,7 +4,7 @@ use super::{ConvertError, Converted, id, node, required};
 use crate::v1;
 use ashlar_types::message::cluster::{
     Change, ControlDown, ControlUp, Heartbeat, Order, PathState, PeerEvidence, Proposal,
-    Registration, RemovalReason, ReplicaReport, ReplicaState, SearchBudget,
+    Registration, RemovalReason, ReplicaReport, ReplicaState, ScrubState, SearchBudget, StoreState,
 };
 use ashlar_types::{ControlTerm, Epoch, Generation, StartNumber};
 use v1::path_state::State as WirePath;
@@ -17,7 +17,7 @@ impl From<&Registration> for v1::Registration {
             version: registration.version,
             zone: registration.zone.to_string(),
             node: registration.node.0,
-            store: registration.store.to_string(),
+            stores: registration.stores.iter().map(ToString::to_string).collect(),
             start: registration.start.0,
             primary_address: registration.primary_address.clone(),
             replication_address: registration.replication_address.clone(),
@@ -32,7 +32,11 @@ impl TryFrom<&v1::Registration> for Registration {
             version: wire.version,
             zone: id(&wire.zone, "registration.zone")?,
             node: node(wire.node, "registration.node")?,
-            store: id(&wire.store, "registration.store")?,
+            stores: wire
+                .stores
+                .iter()
+                .map(|store| id(store, "registration.stores"))
+                .collect::<Converted<_>>()?,
             start: StartNumber(wire.start),
             primary_address: wire.primary_address.clone(),
             replication_address: wire.replication_address.clone(),
@@ -197,8 +201,7 @@ fn erase(wire: &v1::EraseReplica) -> Converted<(ashlar_types::ChunkId, ashlar_ty
 impl From<&Heartbeat> for v1::Heartbeat {
     fn from(beat: &Heartbeat) -> Self {
         Self {
-            capacity_bytes: beat.capacity_bytes,
-            used_bytes: beat.used_bytes,
+            stores: beat.stores.iter().map(Into::into).collect(),
             peers: beat
                 .peers
                 .iter()
@@ -223,9 +226,38 @@ impl TryFrom<&v1::Heartbeat> for Heartbeat {
             })
         };
         Ok(Self {
+            stores: wire.stores.iter().map(TryInto::try_into).collect::<Converted<_>>()?,
+            peers: wire.peers.iter().map(peer).collect::<Converted<_>>()?,
+        })
+    }
+}
+
+impl From<&StoreState> for v1::Store {
+    fn from(store: &StoreState) -> Self {
+        let ScrubState { cycles, done_permille, bytes_per_second } = store.scrub;
+        Self {
+            id: store.store.to_string(),
+            capacity_bytes: store.capacity_bytes,
+            used_bytes: store.used_bytes,
+            scrub: Some(v1::Scrub { cycles, done_permille, bytes_per_second }),
+            replicas: 0,
+        }
+    }
+}
+
+impl TryFrom<&v1::Store> for StoreState {
+    type Error = ConvertError;
+    fn try_from(wire: &v1::Store) -> Converted<Self> {
+        let scrub = wire.scrub.unwrap_or_default();
+        Ok(Self {
+            store: id(&wire.id, "store.id")?,
             capacity_bytes: wire.capacity_bytes,
             used_bytes: wire.used_bytes,
-            peers: wire.peers.iter().map(peer).collect::<Converted<_>>()?,
+            scrub: ScrubState {
+                cycles: scrub.cycles,
+                done_permille: scrub.done_permille,
+                bytes_per_second: scrub.bytes_per_second,
+            },
         })
     }
 }

@@ -3,7 +3,7 @@
 use super::*;
 use ashlar_types::message::cluster::{
     Change, ControlDown, ControlUp, Heartbeat, Order, PathState, PeerEvidence, Proposal,
-    Registration, RemovalReason, ReplicaReport, ReplicaState, SearchBudget,
+    Registration, RemovalReason, ReplicaReport, ReplicaState, ScrubState, SearchBudget, StoreState,
 };
 use ashlar_types::{ControlTerm, VolumeId};
 
@@ -79,8 +79,12 @@ fn ups() -> Vec<ControlUp> {
     };
     vec![
         ControlUp::Heartbeat(Heartbeat {
-            capacity_bytes: 1 << 40,
-            used_bytes: 5,
+            stores: vec![StoreState {
+                store: StoreId(8),
+                capacity_bytes: 1 << 40,
+                used_bytes: 5,
+                scrub: ScrubState { cycles: 3, done_permille: 999, bytes_per_second: 7 },
+            }],
             peers: vec![
                 evidence(PathState::Unknown),
                 evidence(PathState::Up),
@@ -123,10 +127,10 @@ fn everything_a_node_says_survives_the_wire() {
         assert_eq!(NodeMessage::try_from(&v1::NodeUp::from(&up)), Ok(NodeMessage::Up(up)));
     }
     let registration = Registration {
-        version: 2,
+        version: 3,
         zone: "b".parse().unwrap(),
         node: NodeId(5),
-        store: StoreId(99),
+        stores: vec![StoreId(99), StoreId(100)],
         start: StartNumber(3),
         primary_address: "127.1.2.5:7000".into(),
         replication_address: "127.2.2.5:7000".into(),

@@ -88,8 +88,8 @@ pub(super) fn put_body(frame: &Frame, out: &mut BytesMut) {
     match frame {
         Frame::Hello(hello) => put_hello(hello, out),
         Frame::HelloReply(reply) => match reply {
-            HelloReply::Welcome { version, node, store, start } => {
-                put!(out, 0_u8, version, node, store, start);
+            HelloReply::Welcome { version, node, stores, start } => {
+                put!(out, 0_u8, version, node, stores, start);
             }
             HelloReply::Refused(refusal) => put!(out, 1_u8, refusal),
         },
@@ -103,8 +103,8 @@ fn put_hello(hello: &Hello, out: &mut BytesMut) {
         HelloRole::Client { volume, generation, session, token } => {
             put!(out, 0_u8, volume, generation, session, token);
         }
-        HelloRole::Node { node, store, start, network } => {
-            put!(out, 1_u8, node, store, start, network);
+        HelloRole::Node { node, stores, start, network } => {
+            put!(out, 1_u8, node, stores, start, network);
         }
     }
 }
@@ -205,7 +205,7 @@ fn get_hello(body: &mut Reader<'_>) -> Result<Hello, FrameError> {
         },
         1 => HelloRole::Node {
             node: Wire::get(body)?,
-            store: Wire::get(body)?,
+            stores: Wire::get(body)?,
             start: Wire::get(body)?,
             network: Wire::get(body)?,
         },
@@ -219,7 +219,7 @@ fn get_hello_reply(body: &mut Reader<'_>) -> Result<HelloReply, FrameError> {
         0 => HelloReply::Welcome {
             version: Wire::get(body)?,
             node: Wire::get(body)?,
-            store: Wire::get(body)?,
+            stores: Wire::get(body)?,
             start: Wire::get(body)?,
         },
         1 => HelloReply::Refused(Wire::get(body)?),

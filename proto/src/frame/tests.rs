@@ -35,7 +35,7 @@ fn some_frames() -> Vec<Frame> {
             zone: "a".parse().unwrap(),
             role: HelloRole::Node {
                 node: NodeId(1),
-                store: StoreId(9),
+                stores: vec![StoreId(9), StoreId(10)],
                 start: StartNumber(3),
                 network: Network::Replication,
             },

@@ -34,6 +34,8 @@ pub struct Scenario {
     /// How long the steps may take.
     pub storm: Duration,
     pub(crate) nodes: u32,
+    /// Stores of each node.
+    pub(crate) stores: u32,
     /// In which time nodes scrub everything, if they scrub at all.
     pub(crate) scrub: Option<Duration>,
     pub(crate) load: Load,

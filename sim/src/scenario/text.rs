@@ -78,12 +78,18 @@ struct File {
     storm: Option<String>,
     #[serde(default = "usual_nodes")]
     nodes: u32,
+    #[serde(default = "one_store")]
+    stores: u32,
     scrub: Option<String>,
     #[serde(default)]
     load: LoadText,
     step: Vec<StepText>,
     #[serde(default)]
     expect: ExpectText,
+}
+
+const fn one_store() -> u32 {
+    1
 }
 
 const fn usual_nodes() -> u32 {
@@ -152,6 +158,9 @@ pub(super) fn read(name: &'static str, text: &str) -> Result<Scenario, ScenarioE
 
 fn scenario_of(name: &'static str, text: &str) -> Result<Scenario, String> {
     let file: File = toml::from_str(text).map_err(|error| error.to_string())?;
+    if !(1..=8).contains(&file.stores) {
+        return Err(format!("stores = {}: 1 to 8 are possible", file.stores));
+    }
     if !(3..=16).contains(&file.nodes) {
         return Err(format!("nodes = {}: 3 to 16 are possible", file.nodes));
     }
@@ -179,6 +188,7 @@ fn scenario_of(name: &'static str, text: &str) -> Result<Scenario, String> {
         faults: file.faults,
         storm: file.storm.as_deref().map_or(Ok(STORM), span)?,
         nodes: file.nodes,
+        stores: file.stores,
         scrub: file.scrub.as_deref().map(span).transpose()?,
         load,
         steps,

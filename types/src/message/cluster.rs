@@ -10,7 +10,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 /// Version of the node stream that this build speaks.
-pub const CLUSTER_PROTOCOL_VERSION: u32 = 2;
+pub const CLUSTER_PROTOCOL_VERSION: u32 = 3;
 
 /// How a node introduces itself when its stream opens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +21,9 @@ pub struct Registration {
     pub zone: ZoneId,
     /// The node.
     pub node: NodeId,
-    /// Its store; a node number bound to another store's identity is refused.
-    pub store: StoreId,
+    /// Its stores that work, at least one. What it held on others is gone for as long. A number whose
+    /// process is up with none of these is refused.
+    pub stores: Vec<StoreId>,
     /// Start number of its process.
     pub start: StartNumber,
     /// `ip:port` of its listener on the primary network.
@@ -42,15 +43,37 @@ pub enum ControlUp {
     Propose(Vec<Proposal>),
 }
 
-/// Sign of life with what the node sees of its peers and its own store.
+/// Sign of life with what the node sees of its peers and its own stores.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Heartbeat {
-    /// Bytes that the store can hold.
+    /// Its stores that work.
+    pub stores: Vec<StoreState>,
+    /// Evidence about each peer that shares chunks with this node.
+    pub peers: Vec<PeerEvidence>,
+}
+
+/// A store as its node sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreState {
+    /// Which.
+    pub store: StoreId,
+    /// Bytes that it can hold.
     pub capacity_bytes: u64,
     /// Bytes taken by replicas.
     pub used_bytes: u64,
-    /// Evidence about each peer that shares chunks with this node.
-    pub peers: Vec<PeerEvidence>,
+    /// What its scrub does.
+    pub scrub: ScrubState,
+}
+
+/// How far the background scrub of a store is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScrubState {
+    /// Times that it has read every block since the process started.
+    pub cycles: u64,
+    /// How much of the present cycle is done, in thousandths; all of it between two cycles.
+    pub done_permille: u32,
+    /// Bytes that it may read in a second at present.
+    pub bytes_per_second: u64,
 }
 
 /// What one node sees of another.
@@ -246,7 +269,7 @@ impl SearchBudget {
 pub struct PeerAddress {
     /// The node.
     pub node: NodeId,
-    /// Its store.
+    /// The first of its stores.
     pub store: StoreId,
     /// `ip:port` on the primary network.
     pub primary_address: String,

@@ -29,7 +29,7 @@ use alloc::vec::Vec;
 use thiserror::Error;
 
 /// Version of the frames that this build speaks; raised when a message changes shape.
-pub const DATA_PROTOCOL_VERSION: u16 = 3;
+pub const DATA_PROTOCOL_VERSION: u16 = 4;
 
 /// Which of a node's two networks a connection runs over (design.md section 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -69,8 +69,8 @@ pub enum HelloRole {
     Node {
         /// The dialling node.
         node: NodeId,
-        /// Its store.
-        store: StoreId,
+        /// Its stores.
+        stores: Vec<StoreId>,
         /// Start number of its process.
         start: StartNumber,
         /// The network it dialled over.
@@ -87,8 +87,8 @@ pub enum HelloReply {
         version: u16,
         /// The accepting node.
         node: NodeId,
-        /// Its store.
-        store: StoreId,
+        /// Its stores.
+        stores: Vec<StoreId>,
         /// Start number of its process.
         start: StartNumber,
     },
@@ -226,9 +226,9 @@ pub enum DataMessage {
         number: u64,
         /// Chunks that the receiver excepted, with the epochs that the sender has adopted since.
         adopted: Vec<(ChunkId, Epoch)>,
-        /// The sender's store has little room left: primaries hold writes that it would have to
-        /// find room for (design.md section 8).
-        short_of_space: bool,
+        /// Stores of the sender that have little room left: primaries hold writes that they would
+        /// have to find room for (design.md section 8).
+        short_of_space: Vec<StoreId>,
     },
     /// Answer to a beat, with its number: the only thing that renews a lease.
     BeatReply {

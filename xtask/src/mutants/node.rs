@@ -36,7 +36,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "a learner is not filled to the brim",
         file: "node/core/src/primary/fill.rs",
-        take_out: "let room = !context.is_short_of_space(replica.node);",
+        take_out: "let room = !context.is_short_of_space(replica);",
         put_in: "let room = true;",
         tests: NODE_RULES,
     },

@@ -156,8 +156,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "a store with gaps does not take itself for an empty member in sync",
         file: "node/core/src/machine.rs",
-        take_out: "let may_be_lost = self.has_gaps && !config.is_learner(named);",
-        put_in: "let may_be_lost = false && self.has_gaps && !config.is_learner(named);",
+        take_out: "let may_be_lost = has_gaps && !config.is_learner(named);",
+        put_in: "let may_be_lost = false && has_gaps && !config.is_learner(named);",
         tests: CORE,
     },
     Mutant {
@@ -316,7 +316,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         rule: "content that an erasure follows needs no room",
-        file: "node/src/task.rs",
+        file: "node/src/seat.rs",
         take_out: "self.full.forget_content(*chunk);",
         put_in: "let _ = chunk;",
         tests: &["-p", "ashlar-node", "--lib", "task::"],

@@ -6,6 +6,7 @@ mod interrupted;
 mod members;
 mod rules;
 mod scenes;
+mod stores;
 
 use crate::apply::{Answer, Applied, Refusal};
 use crate::command::{Action, ChangeKind, ChunkChange, Command, NodeRecord, TokenUse};
@@ -19,7 +20,8 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use ashlar_types::message::cluster::{
-    Change, Heartbeat, PathState, PeerEvidence, Proposal, ReplicaReport, ReplicaState, SearchBudget,
+    Change, Heartbeat, PathState, PeerEvidence, Proposal, ReplicaReport, ReplicaState, ScrubState,
+    SearchBudget, StoreState,
 };
 use ashlar_types::message::data::Network;
 use ashlar_types::{
@@ -56,11 +58,22 @@ pub(super) fn chunk(index: u32) -> ChunkId {
 pub(super) fn record(node: u32) -> NodeRecord {
     NodeRecord {
         node: NodeId(node),
-        store: StoreId(u128::from(node)),
+        stores: alloc::vec![StoreId(u128::from(node))],
         start: StartNumber(1),
         primary_address: format!("127.1.1.{node}:1"),
         replication_address: format!("127.2.1.{node}:1"),
     }
+}
+
+/// A store of 1 GiB.
+pub(super) fn store_state(store: StoreId, used_bytes: u64) -> StoreState {
+    StoreState { store, capacity_bytes: 1 << 30, used_bytes, scrub: ScrubState::default() }
+}
+
+/// A heartbeat of a node with one store.
+pub(super) fn beat_of(node: u32, used_bytes: u64) -> Heartbeat {
+    let stores = alloc::vec![store_state(StoreId(u128::from(node)), used_bytes)];
+    Heartbeat { stores, peers: Vec::new() }
 }
 
 impl Zone {
@@ -114,21 +127,28 @@ impl Zone {
     }
 
     pub(super) fn create(&mut self, token: Option<&str>, name: &str) -> Result<Answer, Refusal> {
+        let mut action = self.creation(name);
+        if let Action::CreateVolume { token: used, .. } = &mut action {
+            *used = token.map(|token| token_use(token, name));
+        }
+        self.apply(action).answer
+    }
+
+    /// A volume of four chunks with its places, to be created.
+    pub(super) fn creation(&self, name: &str) -> Action {
         let geometry = Geometry::new(256 * MIB, 64 * MIB).unwrap();
         let verdicts = judge_all(self.now, &self.state, &self.seen);
         let space = crate::place::Space::of(&self.state, &self.seen, &verdicts);
         let placement = crate::place::place_volume(geometry, 3, space, &self.state).unwrap();
-        let used = self.state.volumes().count() as u128;
-        self.apply(Action::CreateVolume {
-            token: token.map(|token| token_use(token, name)),
-            volume: volume_id(used + 1),
+        Action::CreateVolume {
+            token: None,
+            volume: volume_id(self.state.volumes().count() as u128 + 1),
             name: name.into(),
             geometry,
             copies_wanted: 3,
             copies_min: 2,
             placement,
-        })
-        .answer
+        }
     }
 
     pub(super) fn attach(&mut self, client: &str, force: bool) -> Result<Volume, Refusal> {
@@ -178,7 +198,10 @@ impl Zone {
                     PeerEvidence { node: NodeId(peer), primary_net, replication_net }
                 })
                 .collect();
-            let beat = Heartbeat { capacity_bytes: 1 << 30, used_bytes: 0, peers };
+            let known = self.state.node(NodeId(node)).cloned();
+            let stores = known.map(|record| record.stores).unwrap_or_default();
+            let stores = stores.into_iter().map(|id| store_state(id, 0)).collect();
+            let beat = Heartbeat { stores, peers };
             self.seen.on_heartbeat(self.now, NodeId(node), beat);
         }
     }

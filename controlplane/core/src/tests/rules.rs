@@ -230,7 +230,7 @@ fn a_deleted_volume_leaves_erasures_until_they_are_confirmed() {
     zone.apply(delete(true)).answer.unwrap();
     assert_eq!(zone.state.configs().count(), 0);
     assert_eq!(zone.state.erasures().count(), held.len());
-    assert_eq!(zone.state.allocated_on(NodeId(1)), 0);
+    assert_eq!(zone.state.allocated_on(NodeId(1), StoreId(1)), 0);
     let (first, replica) = held[0];
     zone.report(first.index.0, replica, ReplicaState::Gone);
     let erased = zone.plan().erased;
@@ -242,7 +242,7 @@ fn a_deleted_volume_leaves_erasures_until_they_are_confirmed() {
 #[test]
 fn a_store_is_bound_to_its_node_and_never_set_back() {
     let zone = Zone::with_volume();
-    let foreign = NodeRecord { store: StoreId(2), ..record(9) };
+    let foreign = NodeRecord { stores: alloc::vec![StoreId(2)], ..record(9) };
     assert!(matches!(zone.state.check_registration(&foreign), Err(Refusal::StoreTaken { .. })));
     let back = NodeRecord { start: StartNumber(0), ..record(1) };
     assert!(matches!(zone.state.check_registration(&back), Err(Refusal::StartBack { .. })));
@@ -276,7 +276,7 @@ fn replicas_of_a_store_that_was_exchanged_are_given_up_and_nobody_is_asked_to_er
     let member = zone.config(0).secondaries().next().unwrap();
     let kind = remove(&zone, 0, Evidence::Unreachable {});
     zone.change(0, kind).unwrap();
-    let node = NodeRecord { store: StoreId(77), ..record(member.node.0) };
+    let node = NodeRecord { stores: alloc::vec![StoreId(77)], ..record(member.node.0) };
     zone.apply(Action::RegisterNode { node }).answer.unwrap();
     assert!(zone.state.is_store_gone(member));
     zone.change(0, ChangeKind::Retire { replica: member }).unwrap();

@@ -27,7 +27,7 @@ fn primaries_and_copies_spread_over_the_nodes() {
     for node in 1..=4 {
         assert_eq!(primaries_of(&zone, node).len(), 1);
         assert_eq!(zone.state.replicas_on(NodeId(node)), 3);
-        assert_eq!(zone.state.allocated_on(NodeId(node)), 3 * 64 * MIB);
+        assert_eq!(zone.state.allocated_on(NodeId(node), StoreId(node.into())), 3 * 64 * MIB);
     }
 }
 
@@ -125,7 +125,7 @@ fn without_a_living_in_sync_member_nobody_is_elected() {
 fn a_chunk_whose_stores_are_nearly_full_is_stuck_and_says_which() {
     let mut zone = Zone::with_volume();
     let second = zone.config(0).in_sync[1].node;
-    let beat = |used_bytes| Heartbeat { capacity_bytes: 1 << 30, used_bytes, peers: Vec::new() };
+    let beat = |used_bytes| beat_of(second.0, used_bytes);
     let health = |zone: &Zone| {
         let verdicts = judge_all(zone.now, &zone.state, &zone.seen);
         describe::health(&zone.config(0), &zone.seen, &verdicts)
@@ -436,7 +436,7 @@ fn an_exchanged_disk_loses_its_primaries_and_its_replicas_and_can_be_filled_agai
     let mut zone = Zone::with_volume();
     let index = primaries_of(&zone, 1)[0];
     let old = zone.config(index).primary;
-    let node = NodeRecord { store: StoreId(77), ..record(1) };
+    let node = NodeRecord { stores: alloc::vec![StoreId(77)], ..record(1) };
     zone.apply(Action::RegisterNode { node }).answer.unwrap();
     let plan = zone.carry_out();
     assert_eq!(elected(&plan), 1, "its process is up, but not with that store");
@@ -463,8 +463,7 @@ fn without_space_a_search_is_refused_with_the_reason_for_each_node() {
     zone.carry_out();
     let holders: Vec<_> = zone.config(0).replicas().map(|r| r.node).collect();
     let spare = (1..=4).map(NodeId).find(|node| !holders.contains(node)).unwrap();
-    let beat = Heartbeat { capacity_bytes: 1 << 30, used_bytes: 1 << 30, peers: Vec::new() };
-    zone.seen.on_heartbeat(zone.now, spare, beat);
+    zone.seen.on_heartbeat(zone.now, spare, beat_of(spare.0, 1 << 30));
     zone.propose(0, Change::SeekLearner);
     let refused = zone.plan().refused;
     assert!(refused[0].1.contains("0 bytes free"), "{}", refused[0].1);

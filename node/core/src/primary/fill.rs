@@ -85,11 +85,12 @@ impl Primary {
                 && durable.proposal.is_none_or(|proposed| proposed.learner != replica)
                 && context.peers.reachable(replica.node)
                 && *context.fills < context.timing.fills_max;
-            let Some((store, learner_start)) = process.filter(|_| ready) else { continue };
-            if store != replica.store {
+            let Some(process) = process.filter(|_| ready) else { continue };
+            if !process.has_store_of(replica) {
                 follower.says_gone = true;
                 continue;
             }
+            let learner_start = process.start;
             *context.fills += 1;
             let base = durable.last;
             follower.acked = Lsn::ZERO;
@@ -150,7 +151,7 @@ impl Primary {
         context: &mut Context<'_>,
     ) {
         let Some(follower) = self.followers.get_mut(at) else { return };
-        let start = context.peers.process(follower.replica.node).map(|(_, start)| start);
+        let start = context.peers.process(follower.replica.node).map(|process| process.start);
         let proposed = durable.proposal.is_some_and(|p| p.learner == follower.replica);
         let lost = follower.fill.as_ref().is_some_and(|fill| Some(fill.learner_start) != start);
         if lost && !proposed {
@@ -171,7 +172,7 @@ impl Primary {
         let (replica, acked) = (follower.replica, follower.acked);
         let Some(fill) = follower.fill.as_mut().filter(|_| opened) else { return };
         // Copies are writes like others: what would fill its store to the brim waits.
-        let room = !context.is_short_of_space(replica.node);
+        let room = !context.is_short_of_space(replica);
         while room
             && fill.next_block < blocks
             && fill.copies.len() < context.timing.copies_in_flight_max

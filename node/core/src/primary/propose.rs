@@ -226,7 +226,7 @@ impl Primary {
         let back = config.stale.iter().map(|(replica, _)| *replica).find(|replica| {
             (urgent || !self.proposals.rests(*replica, context))
                 && context.peers.reachable(replica.node)
-                && context.peers.process(replica.node).is_some_and(|(s, _)| s == replica.store)
+                && context.peers.process(replica.node).is_some_and(|p| p.has_store_of(*replica))
         });
         if let Some(replica) = back {
             return Some(Change::ReadoptStale { replica });
@@ -246,8 +246,8 @@ impl Primary {
 /// Why a follower counts as lost, if it does.
 fn removal_reason(follower: &Follower, context: &Context<'_>) -> Option<RemovalReason> {
     let node = follower.replica.node;
-    let foreign =
-        context.peers.process(node).is_some_and(|(store, _)| store != follower.replica.store);
+    let process = context.peers.process(node);
+    let foreign = process.is_some_and(|process| !process.has_store_of(follower.replica));
     if follower.says_gone || foreign {
         return Some(RemovalReason::ReportedGone);
     }

@@ -43,6 +43,6 @@ impl Primary {
                 .followers
                 .iter()
                 .filter(required)
-                .any(|follower| context.is_short_of_space(follower.replica.node))
+                .any(|follower| context.is_short_of_space(follower.replica))
     }
 }

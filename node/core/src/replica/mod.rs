@@ -23,7 +23,7 @@ use crate::record::Record;
 use alloc::boxed::Box;
 use ashlar_types::message::cluster::{ReplicaReport, ReplicaState};
 use ashlar_types::message::data::{DataMessage, PeerRefusal};
-use ashlar_types::{ChunkConfig, Epoch, Generation, NodeId, Term, Time};
+use ashlar_types::{ChunkConfig, Epoch, Generation, NodeId, StoreId, Term, Time};
 
 pub(crate) use member::Member;
 
@@ -83,6 +83,24 @@ impl Replica {
         context.persist_adoption(&mut replica.durable, config);
         replica.take_role(context);
         replica
+    }
+
+    /// Its store.
+    pub(crate) const fn store(&self) -> StoreId {
+        self.durable.replica.store
+    }
+
+    /// The store has failed: whoever waits for this replica is told, as far as that rests on nothing.
+    pub(crate) fn lost(&mut self, context: &mut Context<'_>) {
+        let (chunk, primary) = (self.durable.config.chunk, self.durable.config.primary);
+        self.step_down(context);
+        if primary.node != context.me.node {
+            // What is gone vouches for nobody any more.
+            let next = self.durable.config.epoch.next();
+            context.leases.except(primary.node, chunk, next, context.timing);
+            let refusal = PeerRefusal::NotHeld;
+            context.mirror_eagerly(primary.node, DataMessage::PeerRefused { chunk, refusal });
+        }
     }
 
     /// Adopts a configuration with a later epoch; an earlier or equal one changes nothing.

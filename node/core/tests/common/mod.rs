@@ -5,8 +5,8 @@
 
 use ashlar_node_core::durable::DurableState;
 use ashlar_node_core::{
-    ConnectionId, Effect, Identity, Input, JournalSeq, Link, NodeCore, Outbox, ReadTicket, Record,
-    Timing,
+    ConnectionId, Effect, Identity, Input, JournalSeq, Link, NodeCore, Outbox, Process, ReadTicket,
+    Record, Timing,
 };
 use ashlar_types::message::cluster::{Change, ControlDown, ControlUp, Order, ReplicaState};
 use ashlar_types::message::data::{DataMessage, History, Network, PeerRefusal, Stamp};
@@ -57,6 +57,11 @@ pub fn order(message: ControlDown) -> Input {
     Input::Control(Order { term: ControlTerm(1), message })
 }
 
+/// A process of a node with one store, which has the node's number.
+pub fn process(node: u32, start: u64) -> Process {
+    Process { stores: vec![StoreId(u128::from(node))], start: StartNumber(start) }
+}
+
 pub fn block(at: u32, fill: u8) -> BlockData {
     let range = BlockRange::new(at, 1);
     let data = Bytes::from(vec![fill; BLOCK_SIZE]);
@@ -91,16 +96,13 @@ impl Hands {
         start: u64,
         recovered: DurableState,
     ) -> (Self, Vec<(NodeId, DataMessage)>) {
-        let me = Identity {
-            zone: "a".parse().unwrap(),
-            node: NodeId(node),
-            store: StoreId(u128::from(node)),
-            start: StartNumber(start),
-        };
+        let me =
+            Identity { zone: "a".parse().unwrap(), node: NodeId(node), start: StartNumber(start) };
         let mut out = Outbox::default();
         let now = Time::from_millis(1_000);
         let timing = TIMING.get().unwrap_or_default();
-        let core = NodeCore::new(now, me, timing, recovered, &mut out);
+        let found = [(StoreId(u128::from(node)), recovered)];
+        let core = NodeCore::new(now, me, timing, found, &mut out);
         let mut hands = Self {
             node,
             core,
@@ -131,8 +133,7 @@ impl Hands {
         self.feed(Input::LinkUp {
             node: NodeId(peer),
             network: Network::Primary,
-            store: StoreId(u128::from(peer)),
-            start: StartNumber(start),
+            process: process(peer, start),
         })
     }
 
@@ -147,7 +148,7 @@ impl Hands {
                     sent.push((node, message));
                 }
                 Effect::Send { to: Link::Client(_), message } => sent.push((NodeId(0), message)),
-                Effect::Persist { seq, record } => {
+                Effect::Persist { seq, record, .. } => {
                     assert_eq!(seq.0, self.newest.0 + 1, "records are numbered without gaps");
                     self.newest = seq;
                     self.journal.push(record);
@@ -182,7 +183,7 @@ impl Hands {
     /// The journal's group commit.
     pub fn sync(&mut self) -> Vec<(NodeId, DataMessage)> {
         let seq = self.newest;
-        self.feed(Input::Durable { seq })
+        self.feed(Input::Durable { store: StoreId(u128::from(self.node)), seq })
     }
 
     /// The store answers every read with one byte value, or as holes.
@@ -259,7 +260,7 @@ pub fn write(id: u64, epoch: u64, data: BlockData) -> DataMessage {
 
 /// A peer's beat.
 pub fn beat() -> DataMessage {
-    DataMessage::Beat { number: 1, adopted: vec![], short_of_space: false }
+    DataMessage::Beat { number: 1, adopted: vec![], short_of_space: vec![] }
 }
 
 pub fn stamp(epoch: u64) -> Stamp {

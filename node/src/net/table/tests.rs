@@ -5,10 +5,11 @@ use super::super::{EVENTS_MAX, Net};
 use super::*;
 use crate::admission::Admission;
 use ashlar_node_core::Identity;
-use ashlar_types::{BLOCK_SIZE, BlockData, BlockRange, Sums};
+use ashlar_types::{BLOCK_SIZE, BlockData, BlockRange, StartNumber, StoreId, Sums};
 use bytes::Bytes;
 use std::net::{IpAddr, Ipv4Addr};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 const PEER: NodeId = NodeId(2);
 
@@ -23,12 +24,15 @@ struct Rig {
 impl Rig {
     async fn new() -> Self {
         let zone = "t".parse().unwrap();
-        let me = Identity { zone, node: NodeId(1), store: StoreId(5), start: StartNumber(1) };
+        let me = Identity { zone, node: NodeId(1), start: StartNumber(1) };
+        let (_, stores) = watch::channel(vec![StoreId(5)]);
         let (sender, events) = mpsc::channel(EVENTS_MAX);
         let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let sources = Sources { primary: ip, replication: ip };
-        let diallers =
-            Diallers::new(Net::new(me, Arc::new(Admission::nobody()), sender.clone()), sources);
+        let diallers = Diallers::new(
+            Net::new(me, stores, Arc::new(Admission::nobody()), sender.clone()),
+            sources,
+        );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         Self { table: Table::new(diallers, sender), events, listener, far: Vec::new() }
     }
@@ -48,14 +52,14 @@ impl Rig {
 
     async fn peer_open(&mut self, number: u64, start: u64) {
         let stream = self.stream().await;
-        let process = (StoreId(9), StartNumber(start));
+        let process = Process { stores: vec![StoreId(9)], start: StartNumber(start) };
         let (connection, network) = (ConnectionNumber(number), Network::Primary);
         self.on(NetEvent::PeerOpen { connection, stream, node: PEER, network, process });
     }
 
     fn beat(&mut self, number: u64) -> usize {
         let messages =
-            vec![DataMessage::Beat { number: 1, adopted: vec![], short_of_space: false }];
+            vec![DataMessage::Beat { number: 1, adopted: vec![], short_of_space: vec![] }];
         self.on(NetEvent::Frames { connection: ConnectionNumber(number), messages }).len()
     }
 
@@ -71,7 +75,7 @@ impl Rig {
         let mut inputs = Vec::new();
         self.table.update_peers(&[peer], &mut inputs);
         let (connection, stream) = (ConnectionNumber(70), self.stream().await);
-        let process = (StoreId(9), StartNumber(1));
+        let process = Process { stores: vec![StoreId(9)], start: StartNumber(1) };
         let dialler = DiallerNumber(1);
         let inputs = self.on(NetEvent::Linked { dialler, connection, stream, process });
         assert!(matches!(inputs.as_slice(), [Input::LinkUp { node: PEER, .. }]), "{inputs:?}");
@@ -101,7 +105,7 @@ async fn the_link_to_a_peer_that_has_left_is_closed_and_its_dialler_counts_no_mo
     rig.table.update_peers(&[], &mut inputs);
     assert!(matches!(inputs.as_slice(), [Input::LinkDown { node: PEER, .. }]), "{inputs:?}");
     let (connection, stream) = (ConnectionNumber(71), rig.stream().await);
-    let process = (StoreId(9), StartNumber(1));
+    let process = Process { stores: vec![StoreId(9)], start: StartNumber(1) };
     let late = NetEvent::Linked { dialler: DiallerNumber(1), connection, stream, process };
     assert!(rig.on(late).is_empty());
     let failed = NetEvent::DialFailed { dialler: DiallerNumber(1), refused: true };
