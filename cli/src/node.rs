@@ -140,7 +140,7 @@ impl From<&v1::Store> for StoreView {
 
 impl StoreView {
     const HEADER: [&'static str; 7] =
-        ["STORE", "USED", "CAPACITY", "REPLICAS", "SCRUBBED", "THIS CYCLE", "SCRUB RATE"];
+        ["STORE", "USED", "CAPACITY", "REPLICAS", "SCRUB CYCLES", "THIS CYCLE", "SCRUB RATE"];
 
     fn row(&self) -> [String; 7] {
         let done = match self.scrub_done_permille {
@@ -152,7 +152,7 @@ impl StoreView {
             size::show(self.used_bytes),
             size::show(self.capacity_bytes),
             self.replicas.to_string(),
-            format!("{} times", self.scrub_cycles),
+            self.scrub_cycles.to_string(),
             done,
             format!("{}/s", size::show(self.scrub_bytes_per_second)),
         ]

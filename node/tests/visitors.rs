@@ -8,7 +8,9 @@ use ashlar_types::message::data::{
     DATA_PROTOCOL_VERSION, DataMessage, HelloRefusal, HelloReply, HelloRole, Network, Refusal,
     Stamp, TokenRefusal,
 };
-use ashlar_types::{BlockRange, ChunkId, Generation, RequestId, SessionId, VolumeId};
+use ashlar_types::{
+    BlockRange, ChunkId, Generation, NodeId, RequestId, SessionId, StartNumber, StoreId, VolumeId,
+};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -88,8 +90,19 @@ fn a_hello_is_refused_by_the_name_of_what_is_wrong() {
     foreign.zone = "other".parse().unwrap();
     assert_eq!(refused(primary, foreign), HelloRefusal::Zone);
     assert_eq!(refused(replication, hello(as_client(1))), HelloRefusal::Network);
-    // A peer that says it came over the other network, and one with this node's own number.
-    for absurd in [as_node(9, Network::Replication), as_node(1, Network::Primary)] {
+    // A peer that says it came over the other network, one with this node's own number, one without a
+    // store, one with more than any node has.
+    let with_stores = |count: u128| {
+        let stores = (1..=count).map(StoreId).collect();
+        HelloRole::Node {
+            node: NodeId(9),
+            stores,
+            start: StartNumber(1),
+            network: Network::Primary,
+        }
+    };
+    let (other, own) = (as_node(9, Network::Replication), as_node(1, Network::Primary));
+    for absurd in [other, own, with_stores(0), with_stores(65)] {
         let mut peer = Client::connect(primary);
         peer.send(&Frame::Hello(hello(absurd)));
         assert_eq!(peer.receive(), None);

@@ -8,7 +8,7 @@ use crate::judge::Violation;
 use crate::kinds::{FaultKind, Kinds, Tally};
 use crate::lines::Lines;
 use crate::net::{Net, Weather};
-use crate::node::SimNode;
+use crate::node::{End, SimNode};
 use crate::scenario::{Load, Scenario, Script, longest};
 use crate::watch::LOOK_EVERY;
 use crate::world::{Event, World};
@@ -465,6 +465,13 @@ impl World {
         // The ends of faults are dropped with the faults.
         for node in core::mem::take(&mut self.short_of_space) {
             self.tell_space(node);
+        }
+        // A node that goes on without a store is started again with it, as its operator would.
+        let failed = |node: &SimNode| node.stores.iter().any(|store| store.failed);
+        let without: Vec<NodeId> =
+            self.nodes.iter().filter(|(_, node)| failed(node)).map(|(id, _)| *id).collect();
+        for node in without {
+            self.end_node(node, End::Killed);
         }
         let down: Vec<NodeId> =
             self.nodes.iter().filter(|(_, node)| !node.is_up()).map(|(id, _)| *id).collect();

@@ -8,6 +8,7 @@ use ashlar_env::clock::{Clock, SystemClock};
 use ashlar_node_core::{Identity, Process};
 use ashlar_proto::frame::{Frame, FrameQueue, next_frame, push_frame};
 use ashlar_types::NodeId;
+use ashlar_types::limit::STORES_PER_NODE_MAX;
 use ashlar_types::message::data::{
     DATA_PROTOCOL_VERSION, Hello, HelloRefusal, HelloReply, HelloRole, Network,
 };
@@ -98,6 +99,9 @@ pub(crate) async fn receive(
         Ok(Visitor::Node { network: said, .. }) if said != network => {
             Err(HelloError::Absurd("a hello for the other network"))
         }
+        Ok(Visitor::Node { process, .. }) if !is_possible(&process) => {
+            Err(HelloError::Absurd("a hello of a node with no store, or with too many"))
+        }
         Ok(visitor) => {
             let version = DATA_PROTOCOL_VERSION;
             let (node, Process { stores, start }) = (me.node, net.process());
@@ -106,6 +110,11 @@ pub(crate) async fn receive(
             Ok(visitor)
         }
     }
+}
+
+/// Whether a node can be like that.
+fn is_possible(process: &Process) -> bool {
+    (1..=STORES_PER_NODE_MAX).contains(&process.stores.len())
 }
 
 /// Who the visitor is; a client proves it by its token.
@@ -154,8 +163,14 @@ pub(crate) async fn introduce(
     let mut input = BytesMut::with_capacity(256);
     match first_frame(stream, &mut input).await? {
         Frame::HelloReply(HelloReply::Welcome { node, stores, start, .. }) if node == peer => {
+            let process = Process { stores, start };
+            if !is_possible(&process) {
+                return Err(HelloError::Absurd(
+                    "an answer of a node with no store, or with too many",
+                ));
+            }
             tracing::debug!(node = node.0, network = name(network), start = start.0, "linked");
-            Ok(Process { stores, start })
+            Ok(process)
         }
         Frame::HelloReply(HelloReply::Welcome { node, .. }) => Err(HelloError::OtherNode(node)),
         Frame::HelloReply(HelloReply::Refused(refusal)) => Err(HelloError::RefusedByThem(refusal)),
