@@ -187,11 +187,10 @@ impl FaultKind {
             | Self::RestartClient
             | Self::JumpClock
             | Self::ShortOfSpace
+            | Self::FailReads
             | Self::Drift => 1,
-            // Weather: always there where it is on. Failing reads: the last look at the own disk of
-            // a primary that is alone comes at once, and names as lost what could be read a moment
-            // later (docs/simulation.md).
-            Self::Loss | Self::FailReads => 0,
+            // Weather: always there where it is on.
+            Self::Loss => 0,
         }
     }
 }

@@ -32,6 +32,8 @@ const SEEDS: &[(u64, &str, u64, &str)] = &[
     (15546, "all", 10_000, "a session number of a former process of the client"),
     (16012, "all", 10_000, "a session number of a former process of the client"),
     (18105, "all", 10_000, "an alarm about a configuration that came too late to matter"),
+    (628, "all", 10_000, "a block said to be lost that could be read a moment later"),
+    (1154, "all", 10_000, "a block said to be lost that could be read a moment later"),
     (264, "all", 10_000, "an erased replica brought back by an old configuration"),
 ];
 

@@ -121,15 +121,10 @@ pub(super) const MUTANTS: &[Mutant] = &[
         tests: CORE,
     },
     Mutant {
-        rule: "no block is said to be lost without a last look at the own store",
+        rule: "no block is said to be lost before the own store was asked again, after a while",
         file: "node/core/src/primary/repair.rs",
-        take_out: "            repair.step = Step::LastLook;\n",
-        put_in: "            let range = repair.range;
-            if range.count > 0 {
-                self.give_up(range, durable, context);
-                return;
-            }
-            let Some(repair) = &mut self.repairs.present else { return };\n",
+        take_out: "Step::LastLooks { left: 0, .. } =>",
+        put_in: "Step::LastLooks { .. } =>",
         tests: CORE,
     },
     Mutant {

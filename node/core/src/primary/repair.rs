@@ -9,8 +9,8 @@
 //! - no write gets a position while a repair is under way, so that none can be undone by it;
 //! - a member is asked only when everything assigned is committed, and what it answers counts only
 //!   as long as nothing else was assigned: its content at that very position;
-//! - a block that no in-sync replica can read is said to be so, after a last look at the own store: an
-//!   error of a disk may have passed. It is never guessed.
+//! - a block that no in-sync replica can read is said to be so, after a few more looks at the own
+//!   store, not all at once: an error of a disk may pass. It is never guessed.
 //!
 //! An opening that meets an unreadable range takes the content of another in-sync member instead: the
 //! range is not known to be committed, so the content of each of them is as good (design.md 4.5).
@@ -27,6 +27,10 @@ use ashlar_types::{BlockData, BlockRange, Lsn, NodeId, Time};
 
 /// Ranges that wait for repair. What is beyond is found again by the next read or scrub.
 const WAITING_MAX: usize = 64;
+
+/// Times that the own store is asked again for a block that no member has, each after the time of a
+/// retry: 1 s altogether by default.
+const LAST_LOOKS: u32 = 5;
 
 /// How long fills rest after a block was found lost, in stalls: 5 s by default.
 const REST_STALLS: u32 = 10;
@@ -66,8 +70,9 @@ enum Step {
     Reading,
     /// Unreadable here: a member is to be asked, or was.
     Recalling { asked: Option<Asked>, failed: Vec<NodeId> },
-    /// Nobody else has it: the store here is reading it for the last time.
-    LastLook,
+    /// Nobody else has it: the store here reads it a few times more, with a wait before each, since
+    /// an error of a disk may pass.
+    LastLooks { left: u32, next: Option<Time> },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -116,6 +121,7 @@ impl Primary {
     ) {
         if self.repairs.present.is_some() {
             self.recall(durable, context);
+            self.look_again(durable, context);
             return;
         }
         let Some((range, whose)) = self.repairs.waiting.pop_front() else { return };
@@ -148,11 +154,25 @@ impl Primary {
                 self.repairs.waiting.push_front((BlockRange::new(range.first, half), whose));
                 self.end_repair(durable, context);
             }
-            None if matches!(repair.step, Step::LastLook) => self.give_up(range, durable, context),
-            None => {
-                repair.step = Step::Recalling { asked: None, failed: Vec::new() };
-                self.recall(durable, context);
-            }
+            None => match &mut repair.step {
+                Step::LastLooks { left: 0, .. } => self.give_up(range, durable, context),
+                Step::LastLooks { next, .. } => *next = Some(context.now + context.timing.retry),
+                Step::Reading | Step::Recalling { .. } => {
+                    repair.step = Step::Recalling { asked: None, failed: Vec::new() };
+                    self.recall(durable, context);
+                }
+            },
+        }
+    }
+
+    /// Has the own store read the block once more, when it is time to.
+    fn look_again(&mut self, durable: &ReplicaDurable, context: &mut Context<'_>) {
+        let Some(repair) = &mut self.repairs.present else { return };
+        let Step::LastLooks { left, next } = &mut repair.step else { return };
+        if next.is_some_and(|due| context.now >= due) {
+            (*next, *left) = (None, left.saturating_sub(1));
+            let purpose = ReadFor::Repair(repair.number);
+            context.read(durable.config.chunk, repair.range, purpose);
         }
     }
 
@@ -173,7 +193,7 @@ impl Primary {
         self.end_repair(durable, context);
     }
 
-    /// Asks a member for the block, once nothing is in flight; looks here again when all have failed.
+    /// Asks a member for the block, once nothing is in flight; here again when all have failed.
     fn recall(&mut self, durable: &mut ReplicaDurable, context: &mut Context<'_>) {
         let at = durable.last;
         let Some(repair) = &mut self.repairs.present else { return };
@@ -193,9 +213,8 @@ impl Primary {
             .filter(|node| !failed.contains(node))
             .peekable();
         if left.peek().is_none() {
-            repair.step = Step::LastLook;
-            let purpose = ReadFor::Repair(repair.number);
-            context.read(durable.config.chunk, repair.range, purpose);
+            let next = Some(context.now + context.timing.retry);
+            repair.step = Step::LastLooks { left: LAST_LOOKS, next };
             return;
         }
         let Some(source) = left.find(|node| context.peers.reachable(*node)).filter(|_| due) else {
