@@ -17,6 +17,7 @@
 mod calls;
 mod lead;
 mod members;
+mod relay;
 mod sessions;
 mod storage;
 #[cfg(test)]

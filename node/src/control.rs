@@ -157,6 +157,9 @@ pub(crate) async fn keep(mut control: Control) -> ApiError {
         };
         let began = Instant::now();
         let end = control.stream(&member, &mut last_error).await;
+        if control.events.send(ControlEvent::Closed).await.is_err() {
+            return std::future::pending().await;
+        }
         if let Some(refusal) = end.for_good() {
             log_line!(Line::Refused, %member, error = %refusal);
             if !control.serves {

@@ -68,6 +68,8 @@ pub(crate) trait Storage: Send + fmt::Debug {
 pub(crate) enum ControlEvent {
     /// It is open; messages for it go here. A sender that is dropped ends the stream.
     Open(mpsc::Sender<v1::NodeUp>),
+    /// It is gone.
+    Closed,
     /// A message.
     Down(Order),
     /// The zone's nodes as they were when this node last heard of them.
@@ -261,6 +263,10 @@ impl<S: Storage + 'static> Machine<S> {
             ControlEvent::Open(sender) => {
                 self.control = Some(sender);
                 self.inputs.push(Input::ControlUp);
+            }
+            ControlEvent::Closed => {
+                self.control = None;
+                self.inputs.push(Input::ControlLost);
             }
             ControlEvent::Down(order) => {
                 if let ControlDown::Peers(peers) = &order.message {

@@ -183,6 +183,7 @@ fn a_client_that_speaks_as_a_node_is_shut_out() {
         number: 1,
         adopted: vec![],
         short_of_space: vec![],
+        has_control: false,
     }));
     assert_eq!(client.receive(), None);
     let mut client = zone.client(1);

@@ -79,6 +79,9 @@ pub enum FrameError {
     /// The body is not the message that its kind says.
     #[error("the frame's body is malformed: {0}")]
     Body(#[from] CodecError),
+    /// What a node relays between another and the control plane is no message of theirs.
+    #[error("the message that the frame relays is malformed")]
+    Relayed,
     /// Content that does not fit its range.
     #[error("the frame's content is malformed: {0}")]
     Content(#[from] BlockDataError),

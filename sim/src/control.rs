@@ -77,6 +77,11 @@ pub(crate) enum ControlEvent {
         member: u64,
         life: u64,
     },
+    /// A stream has ended: the node learns of it.
+    Lost {
+        node: NodeId,
+        life: u64,
+    },
     /// A stream whose other end gave no sign: it ends, if it still gives none.
     Missed {
         session: SessionKey,
@@ -122,7 +127,9 @@ impl ControlEvent {
             | Self::Call { member, .. } => Some(Host::Member(*member)),
             Self::Raft { to, .. } => Some(Host::Member(*to)),
             Self::Told { member, .. } => Some(Host::Member(*member)),
-            Self::Open { node, .. } | Self::Down { node, .. } => Some(Host::Node(*node)),
+            Self::Open { node, .. } | Self::Down { node, .. } | Self::Lost { node, .. } => {
+                Some(Host::Node(*node))
+            }
             Self::Up { member, .. } => Some(Host::Member(*member)),
             Self::CallEnds { .. } | Self::Answered { .. } => Some(Host::Client),
             Self::Start { .. }
@@ -140,6 +147,8 @@ struct Session {
     node_life: u64,
     member: u64,
     member_life: u64,
+    /// The leader has spoken: only then it is a stream for the node.
+    spoken: bool,
 }
 
 /// The control plane.
@@ -386,6 +395,13 @@ impl World {
                     self.member_input(member, Input::NodeClosed { session });
                 }
             }
+            ControlEvent::Lost { node, life } => {
+                // A later stream may be open already.
+                let streams = |s: &Session| (s.node, s.node_life, s.spoken) == (node, life, true);
+                if self.lives(node, life) && !self.control.sessions.values().any(streams) {
+                    self.input(node, node::Input::ControlLost);
+                }
+            }
             ControlEvent::Missed { session } => {
                 if self.is_missed(session) {
                     self.end_session(session, None);
@@ -421,6 +437,13 @@ impl World {
     fn order_arrives(&mut self, session: SessionKey, order: Order) {
         let known = self.control.sessions.get(&session).copied();
         let Some(known) = known.filter(|s| self.lives(s.node, s.node_life)) else { return };
+        if !known.spoken {
+            if let Some(session) = self.control.sessions.get_mut(&session) {
+                session.spoken = true;
+            }
+            self.tell_space(known.node);
+            self.input(known.node, node::Input::ControlUp);
+        }
         if let ControlDown::Members(addresses) = &order.message {
             let ids = self.control.numbers(addresses);
             self.control.node_knows.insert(known.node, ids);
@@ -651,12 +674,10 @@ impl World {
             replication_address: format!("127.2.1.{}:1", id.0),
         };
         let session = SessionKey(self.control.number());
-        let known = Session { node: id, node_life: life, member, member_life };
+        let known = Session { node: id, node_life: life, member, member_life, spoken: false };
         self.control.sessions.insert(session, known);
         self.control.stream_of.insert(id, session);
         self.member_input(member, Input::NodeOpened { session, registration });
-        self.tell_space(id);
-        self.input(id, node::Input::ControlUp);
     }
 
     /// A node's store says what room it has.
@@ -686,6 +707,8 @@ impl World {
         if self.control.stream_of.get(&session.node) == Some(&key) {
             self.control.stream_of.remove(&session.node);
         }
+        let (node, life) = (session.node, session.node_life);
+        self.carry_out(Event::Control(ControlEvent::Lost { node, life }));
         let next = self.control.next_for(session.node, session.member);
         let next = leader.unwrap_or(next);
         self.control.try_next.insert(session.node, next);
@@ -695,9 +718,18 @@ impl World {
     }
 
     pub(crate) fn control_send_up(&mut self, node: NodeId, message: ControlUp) {
-        self.note_proposals(node, &message);
+        match &message {
+            ControlUp::Relayed(relayed) => {
+                self.tally.note("messages relayed");
+                self.note_proposals(relayed.node, &relayed.message);
+            }
+            own => self.note_proposals(node, own),
+        }
         let Some(session) = self.control.stream_of.get(&node).copied() else { return };
         let Some(known) = self.control.sessions.get(&session).copied() else { return };
+        if !known.spoken {
+            return;
+        }
         if self.is_cut_between(Host::Node(node), Host::Member(known.member)) {
             self.control_in(REDIAL_MAX, ControlEvent::Close { session, leader: None });
             return;

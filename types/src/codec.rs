@@ -75,6 +75,13 @@ impl<'a> Reader<'a> {
         Ok(*head)
     }
 
+    /// All bytes not read yet.
+    pub const fn rest(&mut self) -> &'a [u8] {
+        let rest = self.rest;
+        self.rest = &[];
+        rest
+    }
+
     /// Bytes not read yet.
     #[must_use]
     pub const fn left(&self) -> usize {

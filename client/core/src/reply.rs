@@ -111,6 +111,8 @@ impl VolumeCore {
             | DataMessage::Write { .. }
             | DataMessage::FindConfig { .. }
             | DataMessage::Beat { .. }
+            | DataMessage::Relay { .. }
+            | DataMessage::Relayed { .. }
             | DataMessage::BeatReply { .. }
             | DataMessage::Adopt { .. }
             | DataMessage::Collect { .. }

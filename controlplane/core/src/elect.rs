@@ -95,7 +95,8 @@ fn urgency(config: &ChunkConfig, state: &ZoneState, seen: &Observations) -> (boo
 }
 
 /// Who takes over: of the living in-sync secondaries the one on the node that is primary of the
-/// fewest chunks; one that clients could not reach a moment ago only if there is no other.
+/// fewest chunks; one that clients could not reach a moment ago only if there is no other, and one that
+/// the control plane hears through a peer only if there is no other at all.
 pub(crate) fn successor(
     now: Time,
     config: &ChunkConfig,
@@ -104,13 +105,16 @@ pub(crate) fn successor(
     seen: &Observations,
     verdicts: &Verdicts,
 ) -> Option<ReplicaId> {
+    let last_resort = |node: NodeId| verdicts.get(&node).is_some_and(Verdict::is_last_resort);
     let fit = |replica: &ReplicaId| {
-        verdicts.get(&replica.node).is_some_and(Verdict::is_usable)
+        let verdict = verdicts.get(&replica.node);
+        (verdict.is_some_and(Verdict::is_usable) || last_resort(replica.node))
             && !state.is_store_gone(*replica)
             && !seen.says_unfit(config.chunk, *replica, config.epoch)
     };
     let secondaries = config.secondaries().filter(fit);
-    secondaries.min_by_key(|r| (seen.was_hidden(now, r.node), load(r.node), r.node))
+    secondaries
+        .min_by_key(|r| (last_resort(r.node), seen.was_hidden(now, r.node), load(r.node), r.node))
 }
 
 fn step(
@@ -129,7 +133,7 @@ fn step(
         Verdict::Hidden { fresh } => (true, *fresh),
         Verdict::Up { cut: true } => (true, false),
         Verdict::Up { cut: false } => (is_alone(now, config, seen), false),
-        Verdict::Unknown { .. } => (false, false),
+        Verdict::Relayed { .. } | Verdict::Unknown { .. } => (false, false),
     };
     if !useless {
         return None;

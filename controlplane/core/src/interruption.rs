@@ -129,7 +129,7 @@ pub fn lost_nodes(
 ) -> BTreeSet<NodeId> {
     let is_lost = |node: NodeId, verdict: &Verdict| match verdict {
         Verdict::Dead { .. } | Verdict::Hidden { .. } | Verdict::Up { cut: true } => true,
-        Verdict::Up { cut: false } | Verdict::Unknown { .. } => {
+        Verdict::Up { cut: false } | Verdict::Relayed { .. } | Verdict::Unknown { .. } => {
             let votes = verdict::votes(now, node, None, SILENT_VOTE_MILLIS, state, seen);
             votes.down >= ACCUSERS_MIN && votes.down >= votes.up
         }

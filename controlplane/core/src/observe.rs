@@ -64,6 +64,8 @@ pub struct NodeView {
     pub last_contact: Option<Time>,
     /// Its stores as of its last heartbeat.
     pub stores: Vec<StoreState>,
+    /// Who relayed a heartbeat of it last, and when.
+    relayed: Option<(NodeId, Time)>,
     /// What it saw of its peers at its last heartbeat.
     pub evidence: Vec<PeerEvidence>,
     /// Own tries to connect, by network.
@@ -79,6 +81,13 @@ impl NodeView {
         self.probes
             .iter()
             .all(|probe| matches!(probe, Some((at, ProbeResult::Refused)) if *at > since))
+    }
+
+    /// Who relays its heartbeats, while it has no stream.
+    #[must_use]
+    pub fn relayed_by(&self, now: Time) -> Option<NodeId> {
+        let (by, at) = self.relayed?;
+        (now.since(at) < HEARTBEAT_TIMEOUT).then_some(by)
     }
 
     /// One of its stores, as of its last heartbeat.
@@ -230,6 +239,7 @@ impl Observations {
         view.connected = true;
         view.last_contact = Some(now);
         view.connection_changed = now;
+        view.relayed = None;
         // What an earlier process saw is no evidence any more.
         view.evidence.clear();
         self.reports.retain(|(_, replica), _| replica.node != node);
@@ -252,6 +262,12 @@ impl Observations {
         view.last_contact = Some(now);
         view.stores = beat.stores;
         view.evidence = beat.peers;
+    }
+
+    /// A sign of life that a peer has handed on. It shows that the node lives, and nothing of its way
+    /// to the control plane: neither its voice nor its room counts.
+    pub fn on_relayed(&mut self, now: Time, node: NodeId, by: NodeId) {
+        self.nodes.entry(node).or_default().relayed = Some((by, now));
     }
 
     /// A try to connect has ended.

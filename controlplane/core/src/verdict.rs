@@ -7,6 +7,9 @@
 //!   control plane is one more that does not see the node. A tie keeps the node.
 //!   Peers that have only just come to this leader are heard first: after a change of leaders the
 //!   first one to come would otherwise outlive all others.
+//! - Heartbeats that a peer relays, while the node's own stream is gone: it lives, keeps what it has,
+//!   and is chosen for something new only where there is nobody else. Unless most peers do not reach it:
+//!   then that one peer does not help it.
 //! - Until it has listened for two heartbeats, a leader declares nobody dead.
 //!
 //! A node that lives is hidden if clients cannot reach it: they come by the primary network only, so
@@ -43,8 +46,13 @@ pub enum Verdict {
     },
     /// It lives, but most voters do not reach it by the primary network, by which clients come.
     Hidden {
-        /// Heartbeats arrive.
+        /// Heartbeats arrive, its own or relayed: it can be asked.
         fresh: bool,
+    },
+    /// It lives: a peer relays its heartbeats. Its own stream is gone.
+    Relayed {
+        /// The peer.
+        by: NodeId,
     },
     /// No heartbeat now, not enough evidence to act on.
     Unknown {
@@ -65,10 +73,16 @@ impl Verdict {
         matches!(self, Self::Up { cut: false })
     }
 
+    /// Whether it can take over where nobody usable can.
+    #[must_use]
+    pub const fn is_last_resort(&self) -> bool {
+        matches!(self, Self::Relayed { .. })
+    }
+
     /// Whether it can follow a primary: over the replication network that suffices.
     #[must_use]
     pub const fn can_follow(&self) -> bool {
-        matches!(self, Self::Up { cut: false } | Self::Hidden { .. })
+        matches!(self, Self::Up { cut: false } | Self::Hidden { .. } | Self::Relayed { .. })
     }
 
     /// Whether it is declared dead.
@@ -84,6 +98,7 @@ impl Verdict {
             Self::Up { cut: false } => "",
             Self::Up { cut: true } => "most of its peers do not reach it",
             Self::Hidden { .. } => "most of its peers do not reach it by the primary network",
+            Self::Relayed { .. } => "its stream is gone; a peer relays what it says",
             Self::Unknown { cause } | Self::Dead { cause } => cause,
         }
     }
@@ -179,6 +194,11 @@ fn judge(now: Time, node: NodeId, state: &ZoneState, seen: &Observations) -> Ver
     let millis = silence.as_millis();
     if !seen.may_judge(now) {
         return Verdict::Unknown { cause: "the leader has not listened for long enough".into() };
+    }
+    let relayed = view.and_then(|view| view.relayed_by(now));
+    if let Some(by) = relayed.filter(|_| votes.down <= votes.up + votes.unheard) {
+        let hidden = is_hidden(votes, false);
+        return if hidden { Verdict::Hidden { fresh: true } } else { Verdict::Relayed { by } };
     }
     if view.is_some_and(|view| view.refused_since(contact.unwrap_or(Time::ZERO))) {
         return Verdict::Dead { cause: "its ports refuse connections on both networks".into() };

@@ -2,7 +2,8 @@
 //!
 //! All of it is volatile: a new leader starts empty and asks the world again.
 
-use super::sessions::Session;
+use super::relay::Relay;
+use super::sessions::{Due, Session};
 use super::{CallId, Member, Now, Output, SessionKey};
 use ashlar_controlplane_core::command::{Action, ChunkChange, Command};
 use ashlar_controlplane_core::describe;
@@ -75,6 +76,8 @@ pub(super) struct Lead {
     pub(super) since: Time,
     pub(super) seen: Observations,
     pub(super) sessions: BTreeMap<SessionKey, Session>,
+    /// Nodes whose stream is gone, and who relays for them.
+    pub(super) relays: BTreeMap<NodeId, Relay>,
     /// By log index.
     pub(super) pending: BTreeMap<u64, Option<Pending>>,
     pub(super) attachments: Vec<Attaching>,
@@ -108,6 +111,7 @@ impl Lead {
             since: now,
             seen: Observations::new(now),
             sessions: BTreeMap::new(),
+            relays: BTreeMap::new(),
             pending: BTreeMap::new(),
             attachments: Vec::new(),
             plan_due: true,
@@ -125,9 +129,22 @@ impl Lead {
         }
     }
 
-    /// The open stream of a node.
-    pub(super) fn session_of(&mut self, node: NodeId) -> Option<&mut Session> {
-        self.sessions.values_mut().find(|session| session.active && session.node() == node)
+    /// What a node is to be told, by each way there is: a stream may be dead, and not known to be.
+    fn due_of(&mut self, node: NodeId) -> impl Iterator<Item = &mut Due> {
+        let streams = self.sessions.values_mut().filter(move |s| s.active && s.node() == node);
+        let relay = self.relays.get_mut(&node).map(|relay| &mut relay.due);
+        streams.map(|session| &mut session.due).chain(relay)
+    }
+
+    /// A message to a node, by the way that works.
+    fn message_to(&self, node: NodeId, message: ControlDown) -> Option<Output> {
+        let term = ControlTerm(self.term);
+        if let Some(relay) = self.relays.get(&node) {
+            return Some(relay.message(node, term, message));
+        }
+        let mut sessions = self.sessions.values();
+        let session = sessions.find(|session| session.active && session.node() == node)?;
+        Some(Output::Node { session: session.key, term, message })
     }
 
     /// Takes in which nodes are lost now.
@@ -155,14 +172,14 @@ impl Lead {
                         .map(|config| config.replicas().map(|replica| replica.node).collect())
                         .unwrap_or_default();
                     for node in nodes {
-                        if let Some(session) = self.session_of(node) {
-                            session.configs_due.insert(*chunk);
+                        for due in self.due_of(node) {
+                            due.configs.insert(*chunk);
                         }
                     }
                 }
                 Key::Erase(chunk, replica) if state.is_erasure(*chunk, *replica) => {
-                    if let Some(session) = self.session_of(replica.node) {
-                        session.erase_due.insert((*chunk, *replica));
+                    for due in self.due_of(replica.node) {
+                        due.erase.insert((*chunk, *replica));
                     }
                 }
                 Key::Erase(chunk, replica) => {
@@ -214,11 +231,8 @@ impl Member {
         for (proposal, reason) in &plan.refused {
             let (chunk, epoch, reason) = (proposal.chunk, proposal.epoch, reason.clone());
             tracing::info!(%chunk, %epoch, %reason, "a proposal is refused");
-            let term = ControlTerm(lead.term);
-            if let Some(session) = lead.session_of(proposal.proposer.node) {
-                let message = ControlDown::ProposalRefused { chunk, epoch, reason };
-                out.push(Output::Node { session: session.key, term, message });
-            }
+            let message = ControlDown::ProposalRefused { chunk, epoch, reason };
+            out.extend(lead.message_to(proposal.proposer.node, message));
         }
         self.look_around(now);
         self.carry_out(now, plan) || found
@@ -229,7 +243,6 @@ impl Member {
     fn elect(&mut self, now: Now, elections: Elections, out: &mut Vec<Output>) -> bool {
         let Elections { changes, asks } = elections;
         let Some(lead) = &mut self.lead else { return false };
-        let term = ControlTerm(lead.term);
         let mut asked: BTreeMap<NodeId, Vec<(ChunkId, Epoch)>> = BTreeMap::new();
         for (node, chunk, epoch) in asks {
             lead.seen.on_asked(now.time, chunk, epoch);
@@ -237,10 +250,7 @@ impl Member {
         }
         for (node, chunks) in asked {
             tracing::info!(%node, chunks = chunks.len(), "a primary is asked to follow another");
-            if let Some(Session { key: session, .. }) = lead.session_of(node) {
-                let (session, message) = (*session, ControlDown::AskToFollow(chunks));
-                out.push(Output::Node { session, term, message });
-            }
+            out.extend(lead.message_to(node, ControlDown::AskToFollow(chunks)));
         }
         if changes.is_empty() {
             return false;
@@ -322,8 +332,8 @@ impl Member {
             lead.key_proposed = false;
             lead.forgetting.clear();
             for (chunk, replica) in self.state.erasures() {
-                if let Some(session) = lead.session_of(replica.node) {
-                    session.erase_due.insert((chunk, replica));
+                for due in lead.due_of(replica.node) {
+                    due.erase.insert((chunk, replica));
                 }
             }
         }

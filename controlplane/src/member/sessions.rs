@@ -37,8 +37,7 @@ pub(super) struct Session {
     /// The registration is committed.
     pub(super) active: bool,
     waiting: Vec<ControlUp>,
-    pub(super) configs_due: BTreeSet<ChunkId>,
-    pub(super) erase_due: BTreeSet<(ChunkId, ReplicaId)>,
+    pub(super) due: Due,
     /// The budget for searches as the node knows it.
     search_told: Option<SearchBudget>,
 }
@@ -75,8 +74,7 @@ impl Member {
                         registration,
                         active: false,
                         waiting: Vec::new(),
-                        configs_due: BTreeSet::new(),
-                        erase_due: BTreeSet::new(),
+                        due: Due::default(),
                         search_told: None,
                     },
                 );
@@ -226,9 +224,8 @@ impl Member {
         let Some(lead) = &mut self.lead else { return };
         let Some(session) = lead.sessions.get_mut(&key) else { return };
         session.active = true;
-        session.configs_due = self.state.configs_of_node(node).map(|config| config.chunk).collect();
-        session.erase_due =
-            self.state.erasures().filter(|(_, replica)| replica.node == node).collect();
+        session.due = Due::everything(&self.state, node);
+        lead.relays.remove(&node);
         for message in std::mem::take(&mut session.waiting) {
             self.on_node_said(now, key, message, out);
         }
@@ -265,6 +262,7 @@ impl Member {
                 lead.seen.on_proposals(&self.state, node, proposals);
                 lead.plan_due = true;
             }
+            ControlUp::Relayed(relayed) => self.on_relayed(now, key, node, relayed),
         }
     }
 
@@ -275,6 +273,7 @@ impl Member {
     fn drop_session(&mut self, now: Now, key: SessionKey) {
         let Some(lead) = &mut self.lead else { return };
         let Some(session) = lead.sessions.remove(&key) else { return };
+        lead.relays.retain(|_, relay| !relay.goes_by(key));
         if session.active {
             tracing::info!(node = %session.node(), "a node's stream has ended");
             lead.seen.on_disconnected(now.time, session.node());
@@ -303,16 +302,41 @@ impl Member {
             if let Some(members) = &members {
                 tell(ControlDown::Members(members.clone()));
             }
-            let due: Vec<ChunkId> = std::mem::take(&mut session.configs_due).into_iter().collect();
-            for part in due.chunks(CONFIGS_PER_MESSAGE_MAX) {
-                let configs =
-                    part.iter().filter_map(|chunk| self.state.config(*chunk)).cloned().collect();
-                tell(ControlDown::Configs(configs));
-            }
-            let due: Vec<_> = std::mem::take(&mut session.erase_due).into_iter().collect();
-            for part in due.chunks(ERASURES_PER_MESSAGE_MAX) {
-                tell(ControlDown::Erase(part.to_vec()));
-            }
+            session.due.tell(&self.state, tell);
+        }
+        lead.relays.retain(|_, relay| relay.is_used(now));
+        for (node, relay) in &mut lead.relays {
+            relay.flush(*node, term, &self.state, out);
+        }
+    }
+}
+
+/// What a node is still to be told.
+#[derive(Debug, Default)]
+pub(super) struct Due {
+    pub(super) configs: BTreeSet<ChunkId>,
+    pub(super) erase: BTreeSet<(ChunkId, ReplicaId)>,
+}
+
+impl Due {
+    /// All that the state has for a node.
+    pub(super) fn everything(state: &ZoneState, node: NodeId) -> Self {
+        Self {
+            configs: state.configs_of_node(node).map(|config| config.chunk).collect(),
+            erase: state.erasures().filter(|(_, replica)| replica.node == node).collect(),
+        }
+    }
+
+    /// Tells it, in messages of bounded size; nothing is due after that.
+    pub(super) fn tell(&mut self, state: &ZoneState, mut tell: impl FnMut(ControlDown)) {
+        let due: Vec<ChunkId> = std::mem::take(&mut self.configs).into_iter().collect();
+        for part in due.chunks(CONFIGS_PER_MESSAGE_MAX) {
+            let configs = part.iter().filter_map(|chunk| state.config(*chunk)).cloned().collect();
+            tell(ControlDown::Configs(configs));
+        }
+        let due: Vec<_> = std::mem::take(&mut self.erase).into_iter().collect();
+        for part in due.chunks(ERASURES_PER_MESSAGE_MAX) {
+            tell(ControlDown::Erase(part.to_vec()));
         }
     }
 }

@@ -10,9 +10,10 @@ use ashlar_env::disk::mem::MemDisk;
 use ashlar_env::meta::MemStore;
 use ashlar_proto::token::{Grant, Rights, Signs, Verifies};
 use ashlar_types::message::cluster::{
-    Heartbeat, ReplicaReport, ReplicaState, ScrubState, StoreState,
+    CLUSTER_PROTOCOL_VERSION, Heartbeat, Relayed, ReplicaReport, ReplicaState, ScrubState,
+    StoreState,
 };
-use ashlar_types::{ChunkConfig, Generation, StartNumber, StoreId};
+use ashlar_types::{ChunkConfig, ChunkId, Generation, StartNumber, StoreId};
 use ashlar_zone_raft::{RaftStatus, Start};
 use std::collections::VecDeque;
 
@@ -34,6 +35,10 @@ struct Node {
     session: Option<(u64, SessionKey)>,
     reports: Vec<ReplicaReport>,
     silent: bool,
+    /// Its stream is gone; this peer relays for it.
+    relay: Option<u32>,
+    /// The last report of each replica: told whole now and then while a peer relays.
+    all: BTreeMap<ChunkId, ReplicaReport>,
     /// Where the members are, once they have changed.
     members: Vec<String>,
 }
@@ -52,6 +57,8 @@ struct World {
     compact_after: usize,
     /// Members that ended as they were told that they are none.
     removed: Vec<u64>,
+    /// So many messages that are to be relayed are lost.
+    lost_relays: u32,
     /// Members that hear nothing.
     deaf: Vec<u64>,
     /// Whom each member can send to, by its own word.
@@ -73,6 +80,7 @@ impl World {
             trace: Vec::new(),
             compact_after: 1_000,
             removed: Vec::new(),
+            lost_relays: 0,
             deaf: Vec::new(),
             ways: BTreeMap::new(),
         };
@@ -175,6 +183,13 @@ impl World {
             Output::Answer { call, result } => {
                 assert!(self.answers.insert(call, *result).is_none(), "answered twice");
             }
+            Output::Node { message: ControlDown::Relay { to, message }, .. } => {
+                if self.lost_relays > 0 {
+                    self.lost_relays -= 1;
+                } else if let Some(node) = self.nodes.get_mut(&to.0) {
+                    node.hear(to.0, *message);
+                }
+            }
             Output::Node { session, message, .. } => {
                 let node = self.nodes.iter_mut().find(|(_, n)| n.session == Some((id, session)));
                 if let Some((number, node)) = node {
@@ -227,6 +242,9 @@ impl World {
 
     fn node_acts(&mut self, number: u32) {
         let Some(leader) = self.serving() else { return };
+        if let Some(by) = self.nodes[&number].relay {
+            return self.node_acts_through(number, by);
+        }
         let node = self.nodes.get_mut(&number).unwrap();
         let Some((member, session)) = node.session else {
             let session = SessionKey(self.next);
@@ -251,6 +269,32 @@ impl World {
             let beat = Heartbeat { stores: vec![store], peers: Vec::new() };
             let message = ControlUp::Heartbeat(beat);
             self.feed(member, Input::NodeSaid { session, message });
+        }
+    }
+
+    /// A node without a stream speaks through a peer, and tells everything every 3 s.
+    fn node_acts_through(&mut self, number: u32, by: u32) {
+        let Some((member, session)) = self.nodes[&by].session else { return };
+        let node = self.nodes.get_mut(&number).unwrap();
+        let mut ups = Vec::new();
+        if self.millis.is_multiple_of(300) {
+            ups.push(ControlUp::Heartbeat(Heartbeat::default()));
+        }
+        if self.millis.is_multiple_of(3_000) {
+            ups.push(ControlUp::Replicas(node.all.values().copied().collect()));
+        }
+        ups.push(ControlUp::Replicas(std::mem::take(&mut node.reports)));
+        for up in ups {
+            self.feed(member, Input::NodeSaid { session, message: relayed(number, up) });
+        }
+    }
+
+    /// The stream of a node ends, and a peer relays for it from now on.
+    fn relay(&mut self, number: u32, by: u32) {
+        let node = self.nodes.get_mut(&number).unwrap();
+        node.relay = Some(by);
+        if let Some((member, session)) = node.session.take() {
+            self.feed(member, Input::NodeClosed { session });
         }
     }
 
@@ -361,13 +405,15 @@ impl Node {
                     } else {
                         ReplicaState::Following
                     };
-                    self.reports.push(ReplicaReport {
+                    let report = ReplicaReport {
                         chunk: config.chunk,
                         replica,
                         adopted: config.epoch,
                         generation: config.generation,
                         state,
-                    });
+                    };
+                    self.all.insert(config.chunk, report);
+                    self.reports.push(report);
                 }
             }
             ControlDown::Erase(list) => {
@@ -383,15 +429,21 @@ impl Node {
             ControlDown::Peers(_)
             | ControlDown::ZoneKey(_)
             | ControlDown::AskToFollow(_)
+            | ControlDown::Relay { .. }
             | ControlDown::Search(_)
             | ControlDown::ProposalRefused { .. } => {}
         }
     }
 }
 
+fn relayed(number: u32, message: ControlUp) -> ControlUp {
+    let (node, store) = (NodeId(number), registration(number).stores[0]);
+    ControlUp::Relayed(Relayed { node, store, message: Box::new(message) })
+}
+
 fn registration(number: u32) -> Registration {
     Registration {
-        version: 3,
+        version: CLUSTER_PROTOCOL_VERSION,
         zone: "a".parse().unwrap(),
         node: NodeId(number),
         stores: vec![StoreId(number.into())],
@@ -647,4 +699,52 @@ fn a_renewed_token_has_the_rights_of_the_one_it_replaces() {
         };
         assert_eq!(zone.read(&map.token).unwrap().rights, rights);
     }
+}
+
+#[test]
+fn a_node_without_a_stream_is_heard_and_told_through_a_peer_even_if_some_of_it_is_lost() {
+    let mut world = World::new(13);
+    world.settle();
+    world.create("data").unwrap();
+    world.relay(1, 2);
+    world.lost_relays = 3;
+    let attached = Generation(generation(world.attach("data", "first")));
+    world.until("the node without a stream has what was committed", |world| {
+        let all = &world.nodes[&1].all;
+        !all.is_empty() && all.values().all(|report| report.generation == attached)
+    });
+    assert_eq!(world.lost_relays, 0, "nothing was lost");
+    let leader = world.serving().unwrap();
+    world.until("what it says through the peer counts", |world| {
+        let member = world.hosts[&leader].member.as_ref().unwrap();
+        let seen = &member.lead.as_ref().unwrap().seen;
+        let mut all = world.nodes[&1].all.values();
+        all.all(|report| seen.has_adopted(report.chunk, report.replica, attached))
+    });
+    // It has a stream again: nothing is relayed any more.
+    world.nodes.get_mut(&1).unwrap().relay = None;
+    world.until("its own stream is open", |world| world.nodes[&1].session.is_some());
+    let member = world.hosts[&leader].member.as_ref().unwrap();
+    assert!(member.lead.as_ref().unwrap().relays.is_empty());
+}
+
+#[test]
+fn what_a_peer_relays_for_another_store_or_for_a_node_that_is_heard_is_void() {
+    let mut world = World::new(14);
+    world.settle();
+    world.create("data").unwrap();
+    let leader = world.serving().unwrap();
+    let session = world.nodes[&2].session.unwrap().1;
+    let says = |world: &mut World, message| {
+        world.feed(leader, Input::NodeSaid { session, message });
+        let member = world.hosts[&leader].member.as_ref().unwrap();
+        member.lead.as_ref().unwrap().relays.len()
+    };
+    let beat = || ControlUp::Heartbeat(Heartbeat::default());
+    assert_eq!(says(&mut world, relayed(1, beat())), 0, "it has a stream of its own");
+    world.relay(1, 3);
+    world.millis += 3_000;
+    let foreign = Relayed { node: NodeId(1), store: StoreId(77), message: Box::new(beat()) };
+    assert_eq!(says(&mut world, ControlUp::Relayed(foreign)), 0, "that store is not registered");
+    assert_eq!(says(&mut world, relayed(1, beat())), 1);
 }

@@ -81,7 +81,11 @@ impl<'a> View<'a> {
             .map(|record| {
                 let verdict = self.verdicts.get(&record.node);
                 let state = match verdict {
-                    Some(Verdict::Up { .. } | Verdict::Hidden { fresh: true }) => v1::NodeState::Up,
+                    Some(
+                        Verdict::Up { .. }
+                        | Verdict::Hidden { fresh: true }
+                        | Verdict::Relayed { .. },
+                    ) => v1::NodeState::Up,
                     Some(Verdict::Dead { .. }) => v1::NodeState::Dead,
                     Some(Verdict::Unknown { .. } | Verdict::Hidden { fresh: false }) | None => {
                         v1::NodeState::Unknown

@@ -26,7 +26,7 @@ use ashlar_controlplane::member::{
 use ashlar_env::dice::{Dice, SeededDice};
 use ashlar_env::disk::{Disk, RealDisk};
 use ashlar_env::meta::{SledOptions, SledStore, SledTuning};
-use ashlar_types::message::cluster::Registration;
+use ashlar_types::message::cluster::{CLUSTER_PROTOCOL_VERSION, Registration};
 use ashlar_types::{NodeId, StartNumber, StoreId, Time};
 use ashlar_zone_raft::{RaftOptions, Start};
 use std::collections::BTreeMap;
@@ -190,7 +190,7 @@ impl Zone {
         let session = SessionKey(n.into());
         let [_, a, b, c] = n.to_be_bytes();
         let registration = Registration {
-            version: 3,
+            version: CLUSTER_PROTOCOL_VERSION,
             zone: "a".parse().unwrap(),
             node: NodeId(n),
             stores: vec![StoreId(n.into())],

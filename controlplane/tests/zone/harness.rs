@@ -270,7 +270,7 @@ impl Zone {
     pub(crate) fn registration(&self, node: u32) -> v1::Registration {
         self.nodes.get(&node).map_or_else(
             || v1::Registration {
-                version: 3,
+                version: ashlar_types::message::cluster::CLUSTER_PROTOCOL_VERSION,
                 zone: self.name.clone(),
                 node,
                 stores: vec![format!("{node:032x}")],

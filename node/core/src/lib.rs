@@ -19,6 +19,7 @@ mod drift;
 mod found;
 mod lease;
 mod primary;
+mod relay;
 mod replica;
 mod scrub;
 mod search;

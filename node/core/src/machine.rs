@@ -10,6 +10,7 @@ use crate::lease::{Answer, Leases};
 use crate::outbox::{Alarm, ConnectionId, Effect, Link, Outbox, ReadTicket};
 use crate::peers::{Peers, Process};
 use crate::record::JournalSeq;
+use crate::relay::{Uplink, tell_replicas};
 use crate::replica::{Replica, Role};
 use crate::scrub::digest;
 use crate::search::Searches;
@@ -19,7 +20,7 @@ use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use ashlar_types::message::cluster::{
-    ControlDown, ControlUp, Heartbeat, Order, ReplicaReport, ReplicaState,
+    ControlDown, ControlUp, Heartbeat, Order, Relayed, ReplicaReport, ReplicaState,
 };
 use ashlar_types::message::data::{DataMessage, Network, NotReady, PeerRefusal, Refusal, Stamp};
 use ashlar_types::{
@@ -86,6 +87,8 @@ pub enum Input {
     },
     /// The stream to the control plane is open (again): it must be told everything.
     ControlUp,
+    /// That stream is gone.
+    ControlLost,
     /// A message of the control plane.
     Control(Order),
     /// Room in a store.
@@ -127,6 +130,7 @@ pub struct NodeCore {
     /// a leader in what it said (configurations, orders to erase) is committed and stays true however
     /// late it comes, and the rest a new process has not been told by anybody yet.
     control_term: ControlTerm,
+    uplink: Uplink,
 }
 
 impl NodeCore {
@@ -157,6 +161,7 @@ impl NodeCore {
             last_heartbeat: now,
             erased: BTreeMap::new(),
             control_term: ControlTerm::default(),
+            uplink: Uplink::default(),
         };
         let mut found = Found::default();
         for (store, state) in recovered {
@@ -233,6 +238,7 @@ impl NodeCore {
 
     /// Handles one input. Spurious inputs are harmless.
     pub fn handle(&mut self, now: Time, input: Input, out: &mut Outbox) {
+        let before = out.len();
         match input {
             Input::Tick => self.on_tick(now, out),
             Input::Frame { from: Link::Client(connection), message } => {
@@ -258,13 +264,20 @@ impl NodeCore {
             Input::Durable { store, seq } => self.on_durable(now, store, seq, out),
             Input::StoreFailed { store } => self.on_store_failed(now, store, out),
             Input::BlocksRead { ticket, content } => self.on_blocks(now, ticket, content, out),
-            Input::ControlUp => self.report_everything(out),
+            Input::ControlUp => {
+                self.uplink.opened();
+                self.report_everything(out);
+            }
+            Input::ControlLost => self.uplink.lost(),
             Input::Control(order) => self.on_order(now, order, out),
             Input::Space { store, capacity_bytes, used_bytes } => {
                 if let Some(part) = self.stores.get_mut(store) {
                     part.space = (capacity_bytes, used_bytes);
                 }
             }
+        }
+        if let Some(store) = self.stores.first() {
+            self.uplink.route(before, store, &self.peers, out);
         }
         #[cfg(debug_assertions)]
         self.check();
@@ -321,6 +334,9 @@ impl NodeCore {
         if now.since(self.last_beat) >= self.timing.beat {
             self.last_beat = now;
             self.beat(now, out);
+        }
+        if self.uplink.choose(now, &self.peers, &self.timing) {
+            self.report_everything(out);
         }
         let (replicas, mut desk) = self.split(now, out);
         for replica in replicas.values_mut() {
@@ -381,7 +397,8 @@ impl NodeCore {
             // Lost on the way: the peer lists them again.
             self.leases.forget_settled(node, &adopted);
             let short_of_space = short_of_space.clone();
-            let message = DataMessage::Beat { number, adopted, short_of_space };
+            let has_control = self.uplink.is_open();
+            let message = DataMessage::Beat { number, adopted, short_of_space, has_control };
             out.push(Effect::Send { to: Link::Peer(node, network), message });
         }
     }
@@ -464,8 +481,9 @@ impl NodeCore {
         out: &mut Outbox,
     ) {
         match &message {
-            DataMessage::Beat { number, adopted, short_of_space } => {
+            DataMessage::Beat { number, adopted, short_of_space, has_control } => {
                 self.peers.says_space(from, short_of_space);
+                self.peers.says_control(from, *has_control);
                 let (granted, except) = self.leases.on_beat(now, from, adopted, &self.timing);
                 let (number, start, clock) = (*number, self.me.start, now);
                 let message = DataMessage::BeatReply { number, start, clock, granted, except };
@@ -478,6 +496,10 @@ impl NodeCore {
                 if self.leases.on_reply(now, from, answer, *granted, except, &self.timing) {
                     out.push(Effect::Alarm(Alarm::ClockRunsAhead { node: from }));
                 }
+                return;
+            }
+            DataMessage::Relay { .. } | DataMessage::Relayed { .. } => {
+                self.on_relay(now, from, message, out);
                 return;
             }
             DataMessage::Adopt { config }
@@ -497,6 +519,19 @@ impl NodeCore {
             let message = DataMessage::PeerRefused { chunk, refusal };
             let to = Link::Peer(from, self.peers.via(from));
             out.push(Effect::Send { to, message });
+        }
+    }
+
+    /// Hands on what a peer without a stream says, or takes in what one with a stream hands on.
+    fn on_relay(&mut self, now: Time, from: NodeId, message: DataMessage, out: &mut Outbox) {
+        match message {
+            // Without a stream it would end here; the peer looks for another.
+            DataMessage::Relay { store, message } if self.uplink.is_open() => {
+                let relayed = Relayed { node: from, store, message };
+                out.push(Effect::Control(ControlUp::Relayed(relayed)));
+            }
+            DataMessage::Relayed { order } => self.on_order(now, *order, out),
+            _other => {}
         }
     }
 
@@ -615,6 +650,11 @@ impl NodeCore {
                         }
                     });
                 }
+            }
+            ControlDown::Relay { to, message } => {
+                let order = Box::new(Order { term: self.control_term, message: *message });
+                let to = Link::Peer(to, self.peers.via(to));
+                out.push(Effect::Send { to, message: DataMessage::Relayed { order } });
             }
             // Clients are admitted, and members dialled, by the shell.
             ControlDown::ZoneKey(_)
@@ -784,13 +824,13 @@ impl NodeCore {
             .iter()
             .filter_map(|chunk| self.replicas.get(chunk).map(Replica::report))
             .collect();
-        out.push(Effect::Control(ControlUp::Replicas(reports)));
+        tell_replicas(reports, out);
     }
 
     fn report_everything(&mut self, out: &mut Outbox) {
         let reports: Vec<ReplicaReport> = self.replicas.values().map(Replica::report).collect();
         self.dirty.clear();
-        out.push(Effect::Control(ControlUp::Replicas(reports)));
+        tell_replicas(reports, out);
         self.last_heartbeat = Time::ZERO;
     }
 }

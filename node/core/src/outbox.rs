@@ -131,6 +131,16 @@ impl Outbox {
         self.effects.drain(..)
     }
 
+    /// How many there are.
+    pub(crate) const fn len(&self) -> usize {
+        self.effects.len()
+    }
+
+    /// Those that were added since there were so many.
+    pub(crate) fn since(&mut self, len: usize) -> impl Iterator<Item = &mut Effect> {
+        self.effects.iter_mut().skip(len)
+    }
+
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -29,6 +29,14 @@ struct Path {
     answered: Time,
 }
 
+impl Path {
+    /// Whether beats over it are answered; silence counts from `since` on at the earliest.
+    fn works(&self, now: Time, since: Time, timing: &Timing) -> bool {
+        let patience = timing.beat.saturating_mul(BEATS_UNANSWERED_MAX);
+        self.linked && now.since(self.answered.max(since)) <= patience
+    }
+}
+
 /// Which network the pair uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Route {
@@ -65,13 +73,21 @@ struct Peer {
     route: Route,
     /// Stores of which its last beat said that they have little room left.
     short_of_space: Vec<StoreId>,
+    /// Its last beat said that its stream to the control plane is open.
+    has_control: bool,
 }
 
 impl Default for Peer {
     fn default() -> Self {
         let (primary, replication) = (Path::default(), Path::default());
-        let short_of_space = Vec::new();
-        Self { process: None, primary, replication, route: Route::Primary, short_of_space }
+        Self {
+            process: None,
+            primary,
+            replication,
+            route: Route::Primary,
+            short_of_space: Vec::new(),
+            has_control: false,
+        }
     }
 }
 
@@ -80,6 +96,13 @@ impl Peer {
         match self.route {
             Route::Primary => Network::Primary,
             Route::Replication { .. } => Network::Replication,
+        }
+    }
+
+    const fn used_path(&self) -> &Path {
+        match self.route {
+            Route::Primary => &self.primary,
+            Route::Replication { .. } => &self.replication,
         }
     }
 
@@ -171,6 +194,26 @@ impl Peers {
         }
     }
 
+    /// The peer says whether its stream to the control plane is open.
+    pub fn says_control(&mut self, node: NodeId, open: bool) {
+        if let Some(peer) = self.peers.get_mut(&node) {
+            peer.has_control = open;
+        }
+    }
+
+    /// Whether the peer can be asked to relay: it has a stream, and answers.
+    #[must_use]
+    pub fn can_relay(&self, now: Time, node: NodeId, timing: &Timing) -> bool {
+        self.peers.get(&node).is_some_and(|peer| {
+            peer.has_control && peer.used_path().works(now, self.listening_since, timing)
+        })
+    }
+
+    /// Peers that can be asked to relay.
+    pub fn relays(&self, now: Time, timing: &Timing) -> impl Iterator<Item = NodeId> {
+        self.peers.keys().copied().filter(move |node| self.can_relay(now, *node, timing))
+    }
+
     /// Whether the store of a peer's replica had little room left when the peer said so last.
     #[must_use]
     pub fn is_short_of_space(&self, replica: ReplicaId) -> bool {
@@ -200,8 +243,7 @@ impl Peers {
     /// Chooses the network of each pair anew; gives the peers for which it has changed.
     pub fn choose_routes(&mut self, now: Time, timing: &Timing) -> Vec<NodeId> {
         let since = self.listening_since;
-        let patience = timing.beat.saturating_mul(BEATS_UNANSWERED_MAX);
-        let works = |path: &Path| path.linked && now.since(path.answered.max(since)) <= patience;
+        let works = |path: &Path| path.works(now, since, timing);
         let mut changed = Vec::new();
         for (node, peer) in &mut self.peers {
             let (primary, replication) = (works(&peer.primary), works(&peer.replication));

@@ -70,6 +70,11 @@ impl Stores {
         self.parts.iter()
     }
 
+    /// One of them, whichever: it tells this node from another under its number.
+    pub(crate) fn first(&self) -> Option<StoreId> {
+        self.parts.first().map(|part| part.id)
+    }
+
     pub(crate) fn ids(&self) -> Vec<StoreId> {
         self.parts.iter().map(|part| part.id).collect()
     }

@@ -97,7 +97,7 @@ fn settle(hands: &mut Hands, counter: u64) -> Sent {
     let mut sent = hands.sync();
     sent.extend(hands.ack(2, at));
     sent.extend(hands.ack(3, at));
-    for round in 1..=3 {
+    for round in 1..=12 {
         for peer in [2, 3] {
             let (chunk, term) = (chunk(), term(1, 1));
             sent.extend(hands.peer_says(peer, DataMessage::Confirmed { chunk, term, round }));
@@ -207,6 +207,12 @@ fn a_block_that_nobody_can_read_is_an_error_that_names_it_and_holds_nothing_up()
     hands.client_says(read(3, 6, 2));
     answer(&mut hands, &[5]);
     assert!(read_done(&settle(&mut hands, 1)), "its neighbours can be read");
+    // Who asks for it again holds nothing up: it is looked at once, wherever it may be.
+    hands.client_says(read(4, 5, 1));
+    answer(&mut hands, &[5]);
+    hands.peer_says(2, damaged(5, 1));
+    hands.peer_says(3, damaged(5, 1));
+    assert_eq!(unreadable(&answer(&mut hands, &[5])), Some(BlockRange::new(5, 1)));
 }
 
 /// Seeds 60 and 628 of the simulation: the secondaries are away, and the error passes after a while.

@@ -23,7 +23,10 @@ fn says_short(hands: &mut Hands, peer: u32, short: bool) {
     // Another store of the peer is short in any case: that is nothing to this chunk.
     let mut short_of_space = vec![StoreId(77)];
     short_of_space.extend(short.then_some(StoreId(u128::from(peer))));
-    hands.peer_says(peer, DataMessage::Beat { number: 1, adopted: vec![], short_of_space });
+    hands.peer_says(
+        peer,
+        DataMessage::Beat { number: 1, adopted: vec![], short_of_space, has_control: false },
+    );
 }
 
 fn mirrored(sent: &[(NodeId, DataMessage)]) -> Vec<u64> {

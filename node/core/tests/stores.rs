@@ -158,7 +158,8 @@ impl Hands {
                 }
                 Effect::Control(ControlUp::Replicas(reports)) => self.reported.extend(reports),
                 Effect::Control(ControlUp::Heartbeat(beat)) => self.heartbeat = beat,
-                Effect::Control(ControlUp::Propose(_)) | Effect::Read { .. } => {}
+                Effect::Control(ControlUp::Propose(_) | ControlUp::Relayed(_))
+                | Effect::Read { .. } => {}
                 Effect::Alarm(alarm) => self.alarms.push(alarm),
             }
         }

@@ -358,7 +358,12 @@ fn removals(hands: &mut Hands) -> Vec<ReplicaId> {
     for peer in [2, 3] {
         hands.peer_says(
             peer,
-            DataMessage::Beat { number: 1, adopted: vec![], short_of_space: vec![] },
+            DataMessage::Beat {
+                number: 1,
+                adopted: vec![],
+                short_of_space: vec![],
+                has_control: false,
+            },
         );
     }
     hands.feed(Input::Tick);

@@ -64,6 +64,7 @@ impl State {
                 self.reports.extend(reports.into_iter().map(|r| ((node, r.chunk), r)));
             }
             ControlUp::Propose(proposals) => self.proposals.extend(proposals),
+            ControlUp::Relayed(_) => {}
         }
     }
 }

@@ -4,7 +4,8 @@ use super::{ConvertError, Converted, id, node, required};
 use crate::v1;
 use ashlar_types::message::cluster::{
     Change, ControlDown, ControlUp, Heartbeat, Order, PathState, PeerEvidence, Proposal,
-    Registration, RemovalReason, ReplicaReport, ReplicaState, ScrubState, SearchBudget, StoreState,
+    Registration, Relayed, RemovalReason, ReplicaReport, ReplicaState, ScrubState, SearchBudget,
+    StoreState,
 };
 use ashlar_types::{ControlTerm, Epoch, Generation, StartNumber};
 use v1::path_state::State as WirePath;
@@ -70,6 +71,11 @@ impl From<&ControlUp> for v1::NodeUp {
             ControlUp::Propose(proposals) => Message::Propose(v1::Proposals {
                 proposals: proposals.iter().map(Into::into).collect(),
             }),
+            ControlUp::Relayed(relayed) => Message::Relayed(Box::new(v1::RelayedUp {
+                node: relayed.node.0,
+                store: relayed.store.to_string(),
+                message: Some(Box::new(Self::from(&*relayed.message))),
+            })),
         };
         Self { message: Some(message) }
     }
@@ -90,14 +96,37 @@ impl TryFrom<&v1::NodeUp> for NodeMessage {
                 let proposals = list.proposals.iter().map(TryInto::try_into);
                 Self::Up(ControlUp::Propose(proposals.collect::<Converted<_>>()?))
             }
+            Message::Relayed(wire) => Self::Up(ControlUp::Relayed(relayed(wire)?)),
         })
+    }
+}
+
+/// One step only: what is relayed is never relayed itself, nor anybody's registration.
+fn relayed(wire: &v1::RelayedUp) -> Converted<Relayed> {
+    let message = required(wire.message.as_ref(), "relayed.message")?;
+    if let Some(v1::node_up::Message::Relayed(_)) = message.message {
+        return Err(ConvertError::Range("relayed.message"));
+    }
+    match NodeMessage::try_from(&**message)? {
+        NodeMessage::Up(up) => Ok(Relayed {
+            node: node(wire.node, "relayed.node")?,
+            store: id(&wire.store, "relayed.store")?,
+            message: Box::new(up),
+        }),
+        NodeMessage::Registration(_) => Err(ConvertError::Range("relayed.message")),
     }
 }
 
 impl From<&Order> for v1::NodeDown {
     fn from(order: &Order) -> Self {
+        Self { term: order.term.0, ..(&order.message).into() }
+    }
+}
+
+impl From<&ControlDown> for v1::NodeDown {
+    fn from(down: &ControlDown) -> Self {
         use v1::node_down::Message;
-        let message = match &order.message {
+        let message = match down {
             ControlDown::Configs(configs) => Message::Configs(v1::ChunkConfigs {
                 configs: configs.iter().map(Into::into).collect(),
             }),
@@ -130,6 +159,10 @@ impl From<&Order> for v1::NodeDown {
             ControlDown::Members(addresses) => {
                 Message::Members(v1::MemberList { addresses: addresses.clone() })
             }
+            ControlDown::Relay { to, message } => Message::Relay(Box::new(v1::RelayDown {
+                to: to.0,
+                message: Some(Box::new((&**message).into())),
+            })),
             ControlDown::ProposalRefused { chunk, epoch, reason } => {
                 Message::Refused(v1::ProposalRefused {
                     chunk: Some((*chunk).into()),
@@ -138,7 +171,7 @@ impl From<&Order> for v1::NodeDown {
                 })
             }
         };
-        Self { term: order.term.0, message: Some(message) }
+        Self { term: 0, message: Some(message) }
     }
 }
 
@@ -183,6 +216,14 @@ fn down(wire: &v1::NodeDown) -> Converted<ControlDown> {
             ControlDown::ZoneKey(key.as_slice().try_into().map_err(wrong)?)
         }
         Message::Members(list) => ControlDown::Members(list.addresses.clone()),
+        Message::Relay(relay) => {
+            let message = required(relay.message.as_ref(), "relay.message")?;
+            if let Some(Message::Relay(_)) = message.message {
+                return Err(ConvertError::Range("relay.message"));
+            }
+            let to = node(relay.to, "relay.to")?;
+            ControlDown::Relay { to, message: Box::new(down(message)?) }
+        }
         Message::Refused(refused) => ControlDown::ProposalRefused {
             chunk: required(refused.chunk.as_ref(), "refused.chunk")?.try_into()?,
             epoch: Epoch(refused.epoch),

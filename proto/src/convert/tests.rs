@@ -3,7 +3,8 @@
 use super::*;
 use ashlar_types::message::cluster::{
     Change, ControlDown, ControlUp, Heartbeat, Order, PathState, PeerEvidence, Proposal,
-    Registration, RemovalReason, ReplicaReport, ReplicaState, ScrubState, SearchBudget, StoreState,
+    Registration, Relayed, RemovalReason, ReplicaReport, ReplicaState, ScrubState, SearchBudget,
+    StoreState,
 };
 use ashlar_types::{ControlTerm, VolumeId};
 
@@ -118,7 +119,30 @@ fn ups() -> Vec<ControlUp> {
                 },
             }),
         ]),
+        relayed(ControlUp::Propose(vec![propose(Change::Follow)])),
     ]
+}
+
+fn relayed(message: ControlUp) -> ControlUp {
+    let (node, store) = (NodeId(3), StoreId(99));
+    ControlUp::Relayed(Relayed { node, store, message: Box::new(message) })
+}
+
+#[test]
+fn what_is_relayed_is_not_relayed_again() {
+    let twice = relayed(relayed(ControlUp::Replicas(vec![])));
+    assert_eq!(
+        NodeMessage::try_from(&v1::NodeUp::from(&twice)),
+        Err(ConvertError::Range("relayed.message"))
+    );
+    let once =
+        ControlDown::Relay { to: NodeId(3), message: Box::new(ControlDown::Configs(vec![])) };
+    let twice = ControlDown::Relay { to: NodeId(2), message: Box::new(once) };
+    let order = Order { term: ControlTerm(7), message: twice };
+    assert_eq!(
+        Order::try_from(&v1::NodeDown::from(&order)),
+        Err(ConvertError::Range("relay.message"))
+    );
 }
 
 #[test]
@@ -156,6 +180,10 @@ fn everything_the_control_plane_says_survives_the_wire() {
         ControlDown::AskToFollow(vec![(chunk(), Epoch(4))]),
         ControlDown::Search(SearchBudget { only_urgent: true, per_second: 1 }),
         ControlDown::Members(vec!["127.0.0.9:7".into()]),
+        ControlDown::Relay {
+            to: NodeId(3),
+            message: Box::new(ControlDown::AskToFollow(vec![(chunk(), Epoch(4))])),
+        },
         ControlDown::ProposalRefused { chunk: chunk(), epoch: Epoch(9), reason: "no space".into() },
     ] {
         let order = Order { term: ControlTerm(7), message: down };

@@ -1,10 +1,14 @@
 //! Kinds and bodies of the messages. A kind is never reused for another message.
 
 use super::{Frame, FrameError, content};
+use crate::convert::NodeMessage;
+use crate::v1;
 use ashlar_types::blocks::BlockData;
 use ashlar_types::codec::{CodecError, Reader, Wire};
+use ashlar_types::message::cluster::{ControlDown, ControlUp, Order};
 use ashlar_types::message::data::{DataMessage, Hello, HelloReply, HelloRole};
 use bytes::{Bytes, BytesMut};
+use prost::Message as _;
 
 const HELLO: u8 = 1;
 const HELLO_REPLY: u8 = 2;
@@ -35,6 +39,8 @@ const PEER_REFUSED: u8 = 48;
 const RECALL: u8 = 49;
 const RECALLED: u8 = 50;
 const COMPARE: u8 = 51;
+const RELAY: u8 = 52;
+const RELAYED: u8 = 53;
 
 pub(super) fn kind_and_data(frame: &Frame) -> (u8, Option<&Bytes>) {
     match frame {
@@ -73,6 +79,8 @@ pub(super) const fn message_kind_and_data(message: &DataMessage) -> (u8, Option<
         DataMessage::Recall { .. } => (RECALL, None),
         DataMessage::Recalled { data, .. } => (RECALLED, Some(&data.data)),
         DataMessage::Compare { .. } => (COMPARE, None),
+        DataMessage::Relay { .. } => (RELAY, None),
+        DataMessage::Relayed { .. } => (RELAYED, None),
     }
 }
 
@@ -124,8 +132,8 @@ pub(super) fn put_message_body(message: &DataMessage, out: &mut BytesMut) {
         DataMessage::WriteDone { id } => put!(out, id),
         DataMessage::ConfigIs { id, config } => put!(out, id, config),
         DataMessage::Refused { id, refusal } => put!(out, id, refusal),
-        DataMessage::Beat { number, adopted, short_of_space } => {
-            put!(out, number, adopted, short_of_space)
+        DataMessage::Beat { number, adopted, short_of_space, has_control } => {
+            put!(out, number, adopted, short_of_space, has_control);
         }
         DataMessage::BeatReply { number, start, clock, granted, except } => {
             put!(out, number, start, clock, granted, except);
@@ -171,6 +179,13 @@ pub(super) fn put_message_body(message: &DataMessage, out: &mut BytesMut) {
         }
         DataMessage::Compare { chunk, epoch, at, range, digest } => {
             put!(out, chunk, epoch, at, range, digest);
+        }
+        DataMessage::Relay { store, message } => {
+            put!(out, store);
+            out.extend_from_slice(&v1::NodeUp::from(&**message).encode_to_vec());
+        }
+        DataMessage::Relayed { order } => {
+            out.extend_from_slice(&v1::NodeDown::from(&**order).encode_to_vec());
         }
     }
 }
@@ -289,6 +304,7 @@ fn get_peer_message(kind: u8, body: &mut Reader<'_>) -> Result<DataMessage, Fram
             number: Wire::get(body)?,
             adopted: Wire::get(body)?,
             short_of_space: Wire::get(body)?,
+            has_control: Wire::get(body)?,
         },
         BEAT_REPLY => DataMessage::BeatReply {
             number: Wire::get(body)?,
@@ -375,6 +391,28 @@ fn get_copy_message(kind: u8, body: &mut Reader<'_>) -> Result<DataMessage, Fram
             at: Wire::get(body)?,
             range: Wire::get(body)?,
         },
+        RELAY => get_relay(body)?,
+        RELAYED => get_relayed(body)?,
         other => return Err(FrameError::Kind(other)),
     })
+}
+
+/// What is relayed is written as on the stream that it would have gone by.
+fn get_relay(body: &mut Reader<'_>) -> Result<DataMessage, FrameError> {
+    let store = Wire::get(body)?;
+    let wire = v1::NodeUp::decode(body.rest()).map_err(|_| FrameError::Relayed)?;
+    match NodeMessage::try_from(&wire) {
+        Ok(NodeMessage::Registration(_) | NodeMessage::Up(ControlUp::Relayed(_))) | Err(_) => {
+            Err(FrameError::Relayed)
+        }
+        Ok(NodeMessage::Up(up)) => Ok(DataMessage::Relay { store, message: Box::new(up) }),
+    }
+}
+
+fn get_relayed(body: &mut Reader<'_>) -> Result<DataMessage, FrameError> {
+    let wire = v1::NodeDown::decode(body.rest()).map_err(|_| FrameError::Relayed)?;
+    match Order::try_from(&wire) {
+        Ok(Order { message: ControlDown::Relay { .. }, .. }) | Err(_) => Err(FrameError::Relayed),
+        Ok(order) => Ok(DataMessage::Relayed { order: Box::new(order) }),
+    }
 }

@@ -2,8 +2,9 @@
 
 use super::*;
 use ashlar_types::blocks::{BlockRange, Sums};
-use ashlar_types::epoch::{Epoch, Generation, Lsn, SessionId, StartNumber, Term};
+use ashlar_types::epoch::{ControlTerm, Epoch, Generation, Lsn, SessionId, StartNumber, Term};
 use ashlar_types::id::{ChunkId, ChunkIndex, NodeId, RequestId, StoreId, VolumeId};
+use ashlar_types::message::cluster::{ControlDown, ControlUp, Heartbeat, Order, Relayed};
 use ashlar_types::message::data::{HelloRole, Network, PeerRefusal, Refusal, Stamp};
 
 fn chunk() -> ChunkId {
@@ -71,7 +72,33 @@ fn some_frames() -> Vec<Frame> {
             range: BlockRange::new(3, 64),
             digest: 1 << 40,
         }),
+        Frame::Message(DataMessage::Relay {
+            store: StoreId(9),
+            message: Box::new(ControlUp::Heartbeat(Heartbeat::default())),
+        }),
+        Frame::Message(DataMessage::Relayed {
+            order: Box::new(Order {
+                term: ControlTerm(3),
+                message: ControlDown::AskToFollow(vec![(chunk(), Epoch(5))]),
+            }),
+        }),
     ]
+}
+
+/// A node hands on what others say, and nothing that is to be handed on once more.
+#[test]
+fn a_relay_within_a_relay_is_no_frame() {
+    let empty = || Box::new(ControlUp::Replicas(vec![]));
+    let within = Relayed { node: NodeId(1), store: StoreId(9), message: empty() };
+    let up =
+        DataMessage::Relay { store: StoreId(9), message: Box::new(ControlUp::Relayed(within)) };
+    let message = Box::new(ControlDown::Configs(vec![]));
+    let relay = ControlDown::Relay { to: NodeId(1), message };
+    let order = Box::new(Order { term: ControlTerm(3), message: relay });
+    for message in [up, DataMessage::Relayed { order }] {
+        let mut bytes = encoded(&[Frame::Message(message)]);
+        assert_eq!(next_frame(&mut bytes), Err(FrameError::Relayed));
+    }
 }
 
 fn encoded(frames: &[Frame]) -> BytesMut {

@@ -2,7 +2,7 @@
 
 use crate::net::Host;
 use crate::world::World;
-use ashlar_types::NodeId;
+use ashlar_types::{ChunkConfig, NodeId};
 use serde::Deserialize;
 
 /// Target of a step. Roles are those of the first chunk, as committed at that moment.
@@ -48,22 +48,14 @@ impl World {
         let nodes = || self.nodes.keys().copied().map(Host::Node);
         let members = || self.control.ids().into_iter().map(Host::Member);
         let one = |node: Option<NodeId>| node.map(Host::Node).into_iter().collect();
-        let of_config = |pick: &dyn Fn(&ashlar_types::ChunkConfig) -> Option<NodeId>| {
-            one(config.and_then(pick))
-        };
+        let of_config = |pick: &dyn Fn(&ChunkConfig) -> Option<NodeId>| one(config.and_then(pick));
         match aim {
             Aim::Primary => of_config(&|config| Some(config.primary.node)),
             Aim::Secondary => of_config(&|config| config.secondaries().next().map(|r| r.node)),
             Aim::OtherSecondary => of_config(&|config| config.secondaries().last().map(|r| r.node)),
             Aim::Learner => of_config(&|config| config.learners.first().map(|r| r.node)),
-            Aim::Outsider => of_config(&|config| {
-                let holds = |node: &NodeId| config.replicas().any(|r| r.node == *node);
-                self.nodes.keys().copied().find(|node| !holds(node))
-            }),
-            Aim::OtherOutsider => of_config(&|config| {
-                let holds = |node: &NodeId| config.replicas().any(|r| r.node == *node);
-                self.nodes.keys().copied().rfind(|node| !holds(node))
-            }),
+            Aim::Outsider => of_config(&|config| self.outsiders(config).first().copied()),
+            Aim::OtherOutsider => of_config(&|config| self.outsiders(config).get(1).copied()),
             Aim::Holders => config
                 .iter()
                 .flat_map(|config| config.in_sync.iter().map(|r| Host::Node(r.node)))
@@ -90,5 +82,15 @@ impl World {
             Aim::Peers => nodes().chain(members()).collect(),
             Aim::Everyone => nodes().chain(members()).chain([Host::Client]).collect(),
         }
+    }
+
+    /// Nodes without a replica of a chunk; first those that hold replicas of others.
+    fn outsiders(&self, config: &ChunkConfig) -> Vec<NodeId> {
+        let holds = |config: &ChunkConfig, node| config.replicas().any(|r| r.node == node);
+        let idle = |node| !self.watch.configs().any(|other| holds(other, node));
+        let mut outside: Vec<NodeId> =
+            self.nodes.keys().copied().filter(|node| !holds(config, *node)).collect();
+        outside.sort_by_key(|node| idle(*node));
+        outside
     }
 }

@@ -6,6 +6,7 @@
 use crate::config::ChunkConfig;
 use crate::epoch::{ControlTerm, Epoch, Generation, Lsn, StartNumber};
 use crate::id::{ChunkId, NodeId, ReplicaId, StoreId, ZoneId};
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 
@@ -41,6 +42,19 @@ pub enum ControlUp {
     Replicas(Vec<ReplicaReport>),
     /// Changes that a primary asks for.
     Propose(Vec<Proposal>),
+    /// What another node says, whose stream is gone (design.md section 5). Never relayed itself.
+    Relayed(Relayed),
+}
+
+/// What a node says through another one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Relayed {
+    /// Who says it.
+    pub node: NodeId,
+    /// One of its stores.
+    pub store: StoreId,
+    /// What it says.
+    pub message: Box<ControlUp>,
 }
 
 /// Sign of life with what the node sees of its peers and its own stores.
@@ -239,6 +253,13 @@ pub enum ControlDown {
     /// The primary of each chunk, at that epoch: clients or peers do not reach it, and another should
     /// take over. It agrees ([`Change::Follow`]) if it can be of use as a secondary.
     AskToFollow(Vec<(ChunkId, Epoch)>),
+    /// To be handed on to another node, whose stream is gone. Never relayed itself.
+    Relay {
+        /// For whom.
+        to: NodeId,
+        /// What.
+        message: Box<ControlDown>,
+    },
     /// A proposal was not carried out; the reason is for logs and status.
     ProposalRefused {
         /// The chunk.

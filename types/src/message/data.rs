@@ -15,6 +15,8 @@
 //! | `Copy` | primary | learner | `CopyAck` |
 //! | `Recall` | primary | in-sync secondary | `Recalled`, `PeerRefused` |
 //! | `Compare` | primary | in-sync secondary | nothing, or `PeerRefused` |
+//! | `Relay` | node without a stream to the control plane | node with one | nothing |
+//! | `Relayed` | that node | the one that asked | nothing |
 //!
 //! A node sends every message to a peer on the connection that it dialled itself, answers too; so
 //! each direction of a pair is one ordered stream.
@@ -23,6 +25,7 @@ use crate::blocks::{BlockData, BlockRange};
 use crate::config::ChunkConfig;
 use crate::epoch::{Epoch, Generation, Lsn, SessionId, StartNumber, Term};
 use crate::id::{ChunkId, NodeId, RequestId, StoreId, VolumeId, ZoneId};
+use crate::message::cluster::{ControlUp, Order};
 use crate::time::Time;
 use alloc::boxed::Box;
 use alloc::vec::Vec;
@@ -229,6 +232,8 @@ pub enum DataMessage {
         /// Stores of the sender that have little room left: primaries hold writes that they would
         /// have to find room for (design.md section 8).
         short_of_space: Vec<StoreId>,
+        /// The sender's stream to the control plane is open: it can relay.
+        has_control: bool,
     },
     /// Answer to a beat, with its number: the only thing that renews a lease.
     BeatReply {
@@ -424,6 +429,18 @@ pub enum DataMessage {
         /// Made of the blocks' checksums.
         digest: u64,
     },
+    /// For the control plane, from a node whose stream to it is gone, to a peer that has one.
+    Relay {
+        /// One of the sender's stores.
+        store: StoreId,
+        /// What it says.
+        message: Box<ControlUp>,
+    },
+    /// What the control plane says, handed on by a peer.
+    Relayed {
+        /// With the term of the leader that says it.
+        order: Box<Order>,
+    },
     /// The sender cannot follow the primary's last message about the chunk.
     PeerRefused {
         /// The chunk.
@@ -554,7 +571,9 @@ impl DataMessage {
             | Self::ConfigIs { .. }
             | Self::Refused { .. }
             | Self::Beat { .. }
-            | Self::BeatReply { .. } => None,
+            | Self::BeatReply { .. }
+            | Self::Relay { .. }
+            | Self::Relayed { .. } => None,
         }
     }
 }

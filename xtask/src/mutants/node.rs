@@ -334,4 +334,25 @@ pub(super) const MUTANTS: &[Mutant] = &[
         put_in: "[replica, ..] if config.is_in_sync(*replica) => {",
         tests: NODE_RULES,
     },
+    Mutant {
+        rule: "only a node that has a stream hands on what others say",
+        file: "node/core/src/machine.rs",
+        take_out: "DataMessage::Relay { store, message } if self.uplink.is_open() => {",
+        put_in: "DataMessage::Relay { store, message } => {",
+        tests: NODE_RULES,
+    },
+    Mutant {
+        rule: "what is lost on the way through a peer is told again",
+        file: "node/core/src/relay.rs",
+        take_out: "self.relay.is_some() && (self.relay != before || due)",
+        put_in: "self.relay.is_some() && (self.relay != before || (due && false))",
+        tests: NODE_RULES,
+    },
+    Mutant {
+        rule: "a block found lost does not hold all writes up each time that it is asked for",
+        file: "node/core/src/primary/repair.rs",
+        take_out: "                *range == repair.range\n",
+        put_in: "                *range == repair.range && range.count == 0\n",
+        tests: NODE_RULES,
+    },
 ];

@@ -24,6 +24,7 @@ use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use ashlar_types::message::data::{DataMessage, Refusal};
 use ashlar_types::{BlockData, BlockRange, Lsn, NodeId, Time};
+use core::time::Duration;
 
 /// Ranges that wait for repair. What is beyond is found again by the next read or scrub.
 const WAITING_MAX: usize = 64;
@@ -34,6 +35,10 @@ const LAST_LOOKS: u32 = 5;
 
 /// How long fills rest after a block was found lost, in stalls: 5 s by default.
 const REST_STALLS: u32 = 10;
+
+/// For so long a block that was found lost is looked at once only, in stalls: 60 s by default. Who
+/// asks for it again and again would hold all writes up otherwise.
+const LOST_STALLS: u32 = 120;
 
 /// Why a range is repaired.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +57,8 @@ pub(super) struct Repairs {
     last_number: u64,
     /// Members that were asked for the range that an opening is to overwrite next.
     opening: Vec<NodeId>,
+    /// Ranges that were found lost, and when.
+    lost: VecDeque<(BlockRange, Time)>,
     /// Until then no fill begins: it would meet the same block again at once.
     rest_until: Time,
 }
@@ -185,6 +192,9 @@ impl Primary {
     ) {
         let chunk = durable.config.chunk;
         self.repairs.rest_until = context.now + context.timing.stall * REST_STALLS;
+        self.repairs.lost.retain(|(known, _)| *known != range);
+        self.repairs.lost.truncate(WAITING_MAX - 1);
+        self.repairs.lost.push_front((range, context.now));
         context.out.push(Effect::Alarm(Alarm::Lost { chunk, range }));
         for (connection, id) in self.reads.fail_over(range) {
             let refusal = Refusal::Unreadable(range);
@@ -213,8 +223,14 @@ impl Primary {
             .filter(|node| !failed.contains(node))
             .peekable();
         if left.peek().is_none() {
-            let next = Some(context.now + context.timing.retry);
-            repair.step = Step::LastLooks { left: LAST_LOOKS, next };
+            let known = self.repairs.lost.iter().any(|(range, since)| {
+                *range == repair.range
+                    && context.now.since(*since) < context.timing.stall * LOST_STALLS
+            });
+            let (left, wait) =
+                if known { (0, Duration::ZERO) } else { (LAST_LOOKS, context.timing.retry) };
+            repair.step = Step::LastLooks { left, next: Some(context.now + wait) };
+            self.look_again(durable, context);
             return;
         }
         let Some(source) = left.find(|node| context.peers.reachable(*node)).filter(|_| due) else {

@@ -260,7 +260,7 @@ pub fn write(id: u64, epoch: u64, data: BlockData) -> DataMessage {
 
 /// A peer's beat.
 pub fn beat() -> DataMessage {
-    DataMessage::Beat { number: 1, adopted: vec![], short_of_space: vec![] }
+    DataMessage::Beat { number: 1, adopted: vec![], short_of_space: vec![], has_control: false }
 }
 
 pub fn stamp(epoch: u64) -> Stamp {

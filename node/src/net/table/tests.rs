@@ -58,8 +58,12 @@ impl Rig {
     }
 
     fn beat(&mut self, number: u64) -> usize {
-        let messages =
-            vec![DataMessage::Beat { number: 1, adopted: vec![], short_of_space: vec![] }];
+        let messages = vec![DataMessage::Beat {
+            number: 1,
+            adopted: vec![],
+            short_of_space: vec![],
+            has_control: false,
+        }];
         self.on(NetEvent::Frames { connection: ConnectionNumber(number), messages }).len()
     }
 
