@@ -391,6 +391,10 @@ impl World {
 
     /// Makes a volume and attaches it, as a person would: again until it works.
     fn set_up(&mut self, options: &Options) -> Result<(), String> {
+        // Otherwise the first nodes to come would hold everything.
+        let patience = self.now + Duration::from_secs(2);
+        let registered = |world: &Self| world.control.state().map_or(0, |s| s.nodes().count());
+        while registered(self) < self.nodes.len() && self.step(patience) {}
         let chunk_bytes = CHUNK_BYTES_FLOOR;
         let create = v1::CreateVolumeRequest {
             name: "demo".into(),

@@ -115,7 +115,8 @@ impl Hands {
                     self.proposed.extend(proposals.into_iter().map(|p| p.change));
                 }
                 Effect::Control(ControlUp::Replicas(reports)) => self.reported.extend(reports),
-                Effect::Control(ControlUp::Heartbeat(_)) | Effect::Read { .. } => {}
+                Effect::Control(ControlUp::Heartbeat(_) | ControlUp::Relayed(_))
+                | Effect::Read { .. } => {}
                 Effect::Alarm(alarm) => self.alarms.push(alarm),
             }
         }

@@ -16,8 +16,6 @@ pub(crate) enum Aim {
     OtherSecondary,
     /// A node without a replica of the chunk.
     Outsider,
-    /// Another one.
-    OtherOutsider,
     /// A replica being filled.
     Learner,
     /// Every node with a replica in sync.
@@ -55,7 +53,6 @@ impl World {
             Aim::OtherSecondary => of_config(&|config| config.secondaries().last().map(|r| r.node)),
             Aim::Learner => of_config(&|config| config.learners.first().map(|r| r.node)),
             Aim::Outsider => of_config(&|config| self.outsiders(config).first().copied()),
-            Aim::OtherOutsider => of_config(&|config| self.outsiders(config).get(1).copied()),
             Aim::Holders => config
                 .iter()
                 .flat_map(|config| config.in_sync.iter().map(|r| Host::Node(r.node)))

@@ -177,8 +177,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "who was hidden from clients a moment ago is elected last",
         file: "controlplane/core/src/elect.rs",
-        take_out: "(seen.was_hidden(now, r.node), load(r.node), r.node)",
-        put_in: "(seen.was_hidden(now, r.node) && false, load(r.node), r.node)",
+        take_out: "seen.was_hidden(now, r.node), load(r.node)",
+        put_in: "seen.was_hidden(now, r.node) && false, load(r.node)",
         tests: CORE,
     },
     Mutant {
