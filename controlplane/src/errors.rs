@@ -167,6 +167,13 @@ pub(crate) fn refusal(refusal: &Refusal, volume: Option<VolumeId>) -> ApiError {
         Refusal::NodeTaken { .. } | Refusal::StoreTaken { .. } => {
             ApiError::new(Reason::NodeIdTaken, text)
         }
+        Refusal::StoreRevoked { node, store } => ApiError::new(Reason::StoreRevoked, text)
+            .with("node", node.to_string())
+            .with("store", store.to_string()),
+        Refusal::Salvage { chunk, .. } => {
+            ApiError::new(Reason::IncorrectState, text).with("chunk", chunk.to_string())
+        }
+        Refusal::NothingToSalvage => ApiError::new(Reason::IncorrectState, text),
         Refusal::StartBack { .. } => ApiError::new(Reason::InvalidRegistration, text),
         Refusal::UnknownMember(_) => {
             let text = format!("{text}; `ashlar controlplane members` shows them all");

@@ -501,6 +501,8 @@ impl Member {
                 | Key::Token(_)
                 | Key::Erase(..)
                 | Key::Member(_)
+                | Key::Revoked(_)
+                | Key::Salvaged(_)
                 | Key::ZoneKey => None,
             })
             .collect();

@@ -114,6 +114,8 @@ reasons! {
     InvalidRegistration, "INVALID_REGISTRATION", InvalidArgument, "";
     /// The node number is bound to another store.
     NodeIdTaken, "NODE_ID_TAKEN", AlreadyExists, "";
+    /// The store was stated to be fenced when a volume was salvaged; metadata `node` and `store`.
+    StoreRevoked, "STORE_REVOKED", FailedPrecondition, "";
     /// A newer stream of the same node has taken over.
     SessionReplaced, "SESSION_REPLACED", Aborted, "";
     /// The member cannot go on: its own disk failed.
@@ -145,7 +147,13 @@ impl Reason {
     /// Whether a node that is refused its registration for it need not ask again.
     #[must_use]
     pub const fn refuses_node_for_good(self) -> bool {
-        matches!(self, Self::InvalidRegistration | Self::UnsupportedVersion | Self::NodeIdTaken)
+        matches!(
+            self,
+            Self::InvalidRegistration
+                | Self::UnsupportedVersion
+                | Self::NodeIdTaken
+                | Self::StoreRevoked
+        )
     }
 }
 

@@ -18,6 +18,7 @@ mod lease;
 mod members;
 mod node;
 mod region;
+mod salvage;
 mod store;
 mod stores;
 
@@ -43,6 +44,7 @@ fn all() -> impl Iterator<Item = &'static Mutant> {
         client::MUTANTS,
         admission::MUTANTS,
         region::MUTANTS,
+        salvage::MUTANTS,
     ]
     .into_iter()
     .flatten()

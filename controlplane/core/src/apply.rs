@@ -7,6 +7,7 @@
 use crate::change::{self, ChangeRefusal};
 use crate::codec::wire_enum;
 use crate::command::{Action, ChunkChange, Command, NodeRecord, Place, TokenUse};
+use crate::salvage::SalvageRefusal;
 use crate::state::{
     Attachment, CHUNKS_PER_ZONE_MAX, Chunk, Key, TOKEN_LIFE_MILLIS, TOKENS_MAX, TokenRecord,
     VOLUMES_MAX, Volume, ZoneState,
@@ -136,6 +137,28 @@ pub enum Refusal {
         /// Number recorded.
         recorded: StartNumber,
     },
+    /// A chunk cannot be salvaged so.
+    #[error("chunk {chunk} cannot be salvaged: {cause}")]
+    Salvage {
+        /// The chunk.
+        chunk: ChunkId,
+        /// Why.
+        cause: SalvageRefusal,
+    },
+    /// Nothing was named to salvage.
+    #[error("no chunk was named to salvage")]
+    NothingToSalvage,
+    /// The store was stated to be fenced when a volume was salvaged.
+    #[error(
+        "store {store} of {node} is revoked: a salvage went on without it, and what it holds is of \
+         the past; give the node an empty store in its place"
+    )]
+    StoreRevoked {
+        /// Its node.
+        node: NodeId,
+        /// The store.
+        store: StoreId,
+    },
     /// No such member.
     #[error("{0} is not a member's number")]
     UnknownMember(u64),
@@ -196,7 +219,11 @@ impl ZoneState {
             Action::CreateVolume { token, .. }
             | Action::DeleteVolume { token, .. }
             | Action::Attach { token, .. }
-            | Action::Detach { token, .. } => self.act_once(token.as_ref(), action, changed),
+            | Action::Detach { token, .. }
+            | Action::Salvage { token, .. }
+            | Action::AcknowledgeSalvage { token, .. } => {
+                self.act_once(token.as_ref(), action, changed)
+            }
             Action::MarkReady { volumes } => {
                 volumes.iter().for_each(|id| self.mark_ready(*id, changed));
                 Ok(Answer::Done {})
@@ -250,6 +277,8 @@ impl ZoneState {
             Action::Detach { volume, generation, force, .. } => {
                 self.detach(*volume, *generation, *force, changed)
             }
+            Action::Salvage { .. } => self.salvage(action, changed),
+            Action::AcknowledgeSalvage { volume, .. } => self.acknowledge_salvage(*volume, changed),
             Action::RegisterNode { .. }
             | Action::MarkReady { .. }
             | Action::Change { .. }
@@ -283,6 +312,7 @@ impl ZoneState {
     /// # Errors
     /// If its number, store or start number contradict what is known.
     pub fn check_registration(&self, node: &NodeRecord) -> Result<(), Refusal> {
+        self.check_revoked(node)?;
         let has = |known: &NodeRecord| known.stores.iter().any(|store| node.stores.contains(store));
         let known = self.nodes.get(&node.node).filter(|known| has(known));
         if let Some(known) = known.filter(|known| node.start < known.start) {
@@ -301,8 +331,13 @@ impl ZoneState {
         self.check_registration(node)?;
         self.nodes.insert(node.node, node.clone());
         changed.insert(Key::Node(node.node));
-        // Without a store its node is without the replicas there (design.md section 3): they are gone,
-        // and nobody is left to erase them.
+        self.forget_erasures_of_gone_stores(changed);
+        Ok(Answer::Done {})
+    }
+
+    /// Without a store its node is without the replicas there (design.md section 3): they are gone,
+    /// and nobody is left to erase them.
+    pub(crate) fn forget_erasures_of_gone_stores(&mut self, changed: &mut BTreeSet<Key>) {
         let gone: Vec<_> = self
             .erasures
             .iter()
@@ -313,7 +348,6 @@ impl ZoneState {
             self.erasures.remove(&(chunk, replica));
             changed.insert(Key::Erase(chunk, replica));
         }
-        Ok(Answer::Done {})
     }
 
     fn create(&mut self, action: &Action, changed: &mut BTreeSet<Key>) -> Result<Answer, Refusal> {
@@ -416,6 +450,7 @@ impl ZoneState {
             self.names.remove(&volume.name);
         }
         self.creating.remove(&id);
+        self.forget_salvages(id, changed);
         changed.insert(Key::Volume(id));
         Ok(Answer::Deleted { volume: id })
     }
@@ -456,7 +491,7 @@ impl ZoneState {
     }
 
     /// Fences whoever had the volume: a new generation in the volume and in every chunk.
-    fn raise_generation(
+    pub(crate) fn raise_generation(
         &mut self,
         id: VolumeId,
         attachment: Option<Attachment>,
@@ -494,7 +529,10 @@ impl ZoneState {
         let id = change.chunk;
         let next = match self.chunks.get(&id) {
             None => Err(ChangeRefusal::UnknownChunk),
-            Some(chunk) => change::next(chunk, change, |node| self.nodes.get(&node)),
+            Some(chunk) => {
+                let node = |node| self.nodes.get(&node);
+                change::next(chunk, change, node, |replica| self.is_store_gone(replica))
+            }
         };
         let result = next.map(|next| {
             let epoch = next.chunk.config.epoch;

@@ -94,6 +94,7 @@ pub fn next<'a>(
     chunk: &Chunk,
     change: &ChunkChange,
     node: impl Fn(NodeId) -> Option<&'a NodeRecord>,
+    is_gone: impl Fn(ReplicaId) -> bool,
 ) -> Result<Next, ChangeRefusal> {
     let old = &chunk.config;
     if change.epoch != old.epoch {
@@ -138,8 +139,7 @@ pub fn next<'a>(
             promote(&mut next.chunk, *replica)?;
         }
         ChangeKind::Retire { replica } => {
-            let gone = node(replica.node).is_some_and(|node| !node.has_store_of(*replica));
-            retire(&mut next.chunk.config, *replica, gone)?;
+            retire(&mut next.chunk.config, *replica, is_gone(*replica))?;
             next.forgotten = Some(*replica);
         }
     }

@@ -22,8 +22,8 @@ use ashlar_types::{
 use thiserror::Error;
 
 /// Version of the command's bytes that this build writes, and the newest that it reads.
-/// Version 4: nodes with several stores, and placement by store.
-pub const COMMAND_VERSION: u16 = 4;
+/// Version 4: nodes with several stores, and placement by store. Version 5: salvage.
+pub const COMMAND_VERSION: u16 = 5;
 
 /// Most chunk changes in one command: some 60 bytes each keep it far below a Raft message.
 pub const CHANGES_PER_COMMAND_MAX: usize = 4_096;
@@ -140,6 +140,26 @@ pub enum Action {
         /// Number that it has drawn for its store. With another one it would have forgotten what
         /// it voted.
         store: u128,
+    },
+    /// An operator has stale replicas take over: see [`crate::salvage`].
+    Salvage {
+        /// Protection against repetition.
+        token: Option<TokenUse>,
+        /// The volume. It is attached anew afterwards.
+        volume: VolumeId,
+        /// Its chunks that are salvaged: all of them, or none.
+        chunks: Vec<ChunkSalvage>,
+        /// Stores that the operator states to be fenced. They are revoked for ever.
+        fenced: Vec<Place>,
+        /// Who says so, for the record.
+        by: String,
+    },
+    /// An operator has seen what a salvage may have lost.
+    AcknowledgeSalvage {
+        /// Protection against repetition.
+        token: Option<TokenUse>,
+        /// The volume.
+        volume: VolumeId,
     },
     /// A member's store is damaged or empty: it cannot take part. Or it does again.
     NoteLost {
@@ -286,6 +306,19 @@ pub struct TokenUse {
     pub request_hash: u128,
 }
 
+/// One chunk of [`Action::Salvage`]: a compare-and-set on `epoch`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChunkSalvage {
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// The epoch that it changes.
+    pub epoch: Epoch,
+    /// The stale replica that becomes the only one in sync.
+    pub primary: ReplicaId,
+    /// In-sync replicas that said themselves, at this epoch, that they are of no use.
+    pub confirmed: Vec<ReplicaId>,
+}
+
 /// A change of one chunk's configuration: a compare-and-set on `epoch`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChunkChange {
@@ -382,6 +415,7 @@ wire_struct! {
     MemberRecord { member, address, removed, store, lost }
     TokenUse { token, request_hash }
     ChunkChange { chunk, epoch, kind }
+    ChunkSalvage { chunk, epoch, primary, confirmed }
 }
 wire_enum! { Evidence { 0 => Unreachable {}, 1 => NodeDead {}, 2 => ReportedGone {}, 3 => Agreed { by } } }
 wire_enum! { ChangeKind {
@@ -408,6 +442,8 @@ wire_enum! { Action {
     9 => RemoveMember { token, member, before },
     10 => StartMember { member, store },
     11 => NoteLost { member, cause, before },
+    12 => Salvage { token, volume, chunks, fenced, by },
+    13 => AcknowledgeSalvage { token, volume },
 } }
 
 /// Why bytes of the log are no command of this build.

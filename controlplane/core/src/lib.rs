@@ -12,6 +12,7 @@
 //! | [`elect`] | which chunks need another primary, the most urgent first |
 //! | [`interruption`] | whether so many nodes are lost that searching for new homes stops |
 //! | [`plan`] | what the leader proposes next |
+//! | [`salvage`] | when a stale replica takes over on an operator's word, and what that revokes |
 //! | [`describe`] | how volumes and chunks are, with causes |
 //! | [`bulkhead`] | what calls to another zone may cost (design.md section 10) |
 //!
@@ -32,6 +33,7 @@ mod members;
 pub mod observe;
 pub mod place;
 pub mod plan;
+pub mod salvage;
 pub mod state;
 pub mod verdict;
 

@@ -6,12 +6,13 @@
 //!
 //! ```text
 //! key    byte 0: kind (1 clock, 2 volume, 3 chunk, 4 node, 5 token, 6 erasure, 7 member, 8 zone
-//!        key), then the id, big-endian so that keys sort as ids do
+//!        key, 9 revoked store, 10 salvaged chunk), then the id, big-endian so that keys sort as ids do
 //! value  byte 0: version; then the fields (types/src/codec.rs)
 //! ```
 
 use crate::apply::Answer;
-use crate::command::{MemberRecord, NodeRecord};
+use crate::command::{MemberRecord, NodeRecord, Place};
+use crate::salvage::AtRisk;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -118,6 +119,10 @@ pub enum Key {
     ZoneKey,
     /// A member of the control plane.
     Member(u64),
+    /// A store that is revoked.
+    Revoked(Place),
+    /// What the salvage of a chunk may have lost.
+    Salvaged(ChunkId),
 }
 
 impl Key {
@@ -162,6 +167,15 @@ impl Key {
             Self::Member(id) => {
                 out.push(7);
                 out.extend(id.to_be_bytes());
+            }
+            Self::Revoked(place) => {
+                out.push(9);
+                out.extend(place.node.0.to_be_bytes());
+                out.extend(place.store.0.to_be_bytes());
+            }
+            Self::Salvaged(id) => {
+                out.push(10);
+                chunk(&mut out, *id);
             }
         }
         out
@@ -215,6 +229,10 @@ pub struct ZoneState {
     /// Members, removed ones too. Empty until they change for the first time: before, every
     /// member's configuration names them.
     pub(crate) members: BTreeMap<u64, MemberRecord>,
+    /// Stores that an operator stated to be fenced: never admitted again.
+    pub(crate) revoked: BTreeSet<Place>,
+    /// What salvages may have lost, until an operator has acknowledged it.
+    pub(crate) salvaged: BTreeMap<ChunkId, AtRisk>,
     /// Volumes that are not ready yet.
     pub(crate) creating: BTreeSet<VolumeId>,
     /// Chunks with stale replicas.
@@ -243,6 +261,8 @@ impl ZoneState {
             erasures: BTreeSet::new(),
             zone_key: None,
             members: BTreeMap::new(),
+            revoked: BTreeSet::new(),
+            salvaged: BTreeMap::new(),
             creating: BTreeSet::new(),
             with_stale: BTreeSet::new(),
             held: BTreeMap::new(),
@@ -319,7 +339,8 @@ impl ZoneState {
     /// disk.
     #[must_use]
     pub fn is_store_gone(&self, replica: ReplicaId) -> bool {
-        self.nodes.get(&replica.node).is_some_and(|node| !node.has_store_of(replica))
+        self.is_revoked(replica.node, replica.store)
+            || self.nodes.get(&replica.node).is_some_and(|node| !node.has_store_of(replica))
     }
 
     /// How many replicas of any kind a store holds. Looks through all of its node's.
@@ -467,6 +488,8 @@ impl ZoneState {
             }
             Key::ZoneKey => self.zone_key.as_ref().map(versioned),
             Key::Member(id) => self.members.get(id).map(versioned),
+            Key::Revoked(place) => self.revoked.get(place).map(versioned),
+            Key::Salvaged(id) => self.salvaged.get(id).map(|risk| versioned(&(*id, risk.clone()))),
         }
     }
 
@@ -479,7 +502,9 @@ impl ZoneState {
             .chain(self.tokens.keys().map(|token| Key::Token(token.clone())))
             .chain(self.erasures.iter().map(|(chunk, replica)| Key::Erase(*chunk, *replica)))
             .chain(self.members.keys().map(|id| Key::Member(*id)))
-            .chain(core::iter::once(Key::ZoneKey));
+            .chain(core::iter::once(Key::ZoneKey))
+            .chain(self.revoked.iter().map(|place| Key::Revoked(*place)))
+            .chain(self.salvaged.keys().map(|id| Key::Salvaged(*id)));
         keys.filter_map(|key| self.value(&key).map(|value| (key.encode(), value)))
     }
 
@@ -535,6 +560,13 @@ impl ZoneState {
             7 => {
                 let member: MemberRecord = codec::decode(body)?;
                 self.members.insert(member.member, member);
+            }
+            9 => {
+                self.revoked.insert(codec::decode(body)?);
+            }
+            10 => {
+                let (chunk, risk) = codec::decode(body)?;
+                self.salvaged.insert(chunk, risk);
             }
             other => return Err(StateError::Kind(other)),
         }

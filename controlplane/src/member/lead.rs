@@ -192,7 +192,7 @@ impl Lead {
                 Key::Node(_) => self.peers_due = true,
                 Key::ZoneKey => self.key_due = true,
                 Key::Member(_) => self.members_due = true,
-                Key::Clock | Key::Token(_) => {}
+                Key::Clock | Key::Token(_) | Key::Revoked(_) | Key::Salvaged(_) => {}
             }
         }
     }

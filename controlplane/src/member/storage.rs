@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// First bytes of all keys of the state ([`Key::encode`]).
-const KINDS: std::ops::RangeInclusive<u8> = 1..=8;
+const KINDS: std::ops::RangeInclusive<u8> = 1..=10;
 /// Index of the last entry whose effects are in the store, 8 bytes little-endian; written with
 /// them. The store's own index cannot go back, which this one must when a damaged store is
 /// rebuilt from an older snapshot.

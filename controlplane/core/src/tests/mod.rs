@@ -5,6 +5,7 @@ mod hidden;
 mod interrupted;
 mod members;
 mod rules;
+mod salvage;
 mod scenes;
 mod stores;
 

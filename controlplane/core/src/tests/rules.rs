@@ -369,6 +369,6 @@ fn a_learner_goes_to_a_known_node_only() {
     let chunk = crate::state::Chunk { config: zone.config(0), readopting: Vec::new() };
     let kind = ChangeKind::AddLearner { proposer: chunk.config.primary, node: NodeId(99) };
     let change = ChunkChange { chunk: chunk.config.chunk, epoch: Epoch(1), kind };
-    let result = next(&chunk, &change, |node| zone.state.node(node));
+    let result = next(&chunk, &change, |node| zone.state.node(node), |_| false);
     assert_eq!(result, Err(ChangeRefusal::UnknownNode));
 }
