@@ -22,7 +22,7 @@ use crate::connect::{self, Zone, client_token};
 use crate::failure::{Failure, Kind};
 use crate::process::StopSignals;
 use crate::render::{Output, Show, columns};
-use crate::{Global, dev, logging, process, size};
+use crate::{Global, completion, dev, logging, process, size};
 
 /// Where attachments are kept unless the cluster is one of `ashlar dev`.
 const HOST_FOLDER: &str = "/var/lib/ashlar/attach";
@@ -45,6 +45,7 @@ pub(crate) struct Place {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Attach {
     /// Id or name of the volume.
+    #[arg(add = completion::volumes())]
     pub(crate) volume: String,
     #[command(flatten)]
     pub(crate) place: Place,
@@ -89,6 +90,7 @@ impl Attach {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Detach {
     /// Id or name of the volume.
+    #[arg(add = completion::volumes())]
     volume: String,
     #[command(flatten)]
     place: Place,

@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::connect::{self, Zone};
 use crate::failure::{Failure, Kind};
 use crate::render::{Output, Show, columns};
-use crate::{Global, dev, logging, process, size};
+use crate::{Global, completion, dev, logging, process, size};
 
 /// How long to wait for requests in flight and for the control plane at the end.
 const DETACH_WITHIN: Duration = Duration::from_secs(10);
@@ -23,6 +23,7 @@ const DETACH_WITHIN: Duration = Duration::from_secs(10);
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// Volume, by id or name, not attached elsewhere.
+    #[arg(add = completion::volumes())]
     volume: String,
     /// Where operations go.
     #[arg(long, value_enum, default_value_t = Access::Random)]

@@ -10,11 +10,11 @@ use ashlar_proto::v1::cluster_service_client::ClusterServiceClient;
 use clap::Subcommand;
 use serde::Serialize;
 
-use crate::Global;
 use crate::connect::{Zone, client_token};
 use crate::failure::{Failure, Kind};
 use crate::process;
 use crate::render::{Output, Show, columns};
+use crate::{Global, completion};
 
 /// Commands about the control plane.
 #[derive(Debug, Subcommand)]
@@ -28,7 +28,7 @@ pub(crate) enum Command {
     /// List the members of the zone's control plane.
     Members {
         /// The zone (default: that of the control plane that answers first).
-        #[arg(long)]
+        #[arg(long, add = completion::zones())]
         zone: Option<String>,
     },
     /// Give a new member its number; start it with what this prints.
@@ -37,7 +37,7 @@ pub(crate) enum Command {
         #[arg(value_name = "IP:PORT")]
         address: String,
         /// The zone (default: that of the control plane that answers first).
-        #[arg(long)]
+        #[arg(long, add = completion::zones())]
         zone: Option<String>,
         /// Check, but change nothing.
         #[arg(long)]
@@ -46,9 +46,10 @@ pub(crate) enum Command {
     /// Remove a member for ever; its number is not used again.
     Remove {
         /// Its number.
+        #[arg(add = completion::members())]
         member: u64,
         /// The zone (default: that of the control plane that answers first).
-        #[arg(long)]
+        #[arg(long, add = completion::zones())]
         zone: Option<String>,
         /// Even if the members left that were heard of are no majority.
         #[arg(long)]

@@ -31,6 +31,30 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// Every kind, in order of exit code.
+    pub(crate) const ALL: [Kind; 7] = [
+        Kind::Error,
+        Kind::Usage,
+        Kind::NotFound,
+        Kind::Conflict,
+        Kind::Throttled,
+        Kind::Unavailable,
+        Kind::Timeout,
+    ];
+
+    /// What it tells a script.
+    pub(crate) fn meaning(self) -> &'static str {
+        match self {
+            Kind::Error => "failed, for a cause that has no code of its own",
+            Kind::Usage => "the command line, or a file that it names, is wrong",
+            Kind::NotFound => "what was named does not exist",
+            Kind::Conflict => "the state of what was named forbids it",
+            Kind::Throttled => "refused to protect the service, or no room: later, or less",
+            Kind::Unavailable => "nobody could answer: later",
+            Kind::Timeout => "no answer in time; a change may have happened",
+        }
+    }
+
     /// The process's exit code.
     pub(crate) fn exit_code(self) -> u8 {
         match self {
@@ -56,6 +80,13 @@ impl Kind {
             _ => Kind::Error,
         }
     }
+}
+
+/// What `--help` says below the commands.
+pub(crate) fn exit_codes() -> String {
+    let codes =
+        Kind::ALL.iter().map(|kind| format!("\n  {}  {}", kind.exit_code(), kind.meaning()));
+    format!("Exit codes:\n  0  done{}", codes.collect::<String>())
 }
 
 /// A failed command.
@@ -176,6 +207,8 @@ mod tests {
             assert_eq!(kind.exit_code(), code);
             assert_eq!(Kind::from_exit_code(code), kind);
         }
+        assert_eq!(Kind::ALL, codes.map(|(kind, _)| kind));
+        assert!(exit_codes().ends_with("\n  7  no answer in time; a change may have happened"));
     }
 
     #[test]

@@ -4,12 +4,14 @@
 //! `controlplane run`, `attach`) and commands share this entry, so that one file is all there is to
 //! install. The command line never touches a data path: it starts parts or asks a control plane.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 mod attach;
 mod bench;
+mod completion;
 mod connect;
 mod controlplane;
 mod dev;
@@ -19,6 +21,7 @@ mod missing;
 mod mount;
 mod node;
 mod process;
+mod reference;
 mod render;
 mod sim;
 mod size;
@@ -31,7 +34,7 @@ use render::{Format, Output};
 
 /// Ashlar: a distributed, replicated block store.
 #[derive(Debug, Parser)]
-#[command(name = "ashlar", version, propagate_version = true)]
+#[command(name = "ashlar", version, propagate_version = true, after_help = failure::exit_codes())]
 struct Arguments {
     #[command(flatten)]
     global: Global,
@@ -85,10 +88,28 @@ enum Noun {
     Sim(sim::Command),
     /// Measure a volume.
     Bench(bench::Arguments),
+    /// Print what a shell loads to complete commands, volumes, zones and nodes.
+    Completions {
+        /// The shell.
+        shell: completion::Shell,
+    },
+    /// Write man pages.
+    Man {
+        /// Folder for them; made if it is not there.
+        folder: PathBuf,
+    },
+    /// Print the reference of the command line (docs/cli.md).
+    #[command(hide = true)]
+    Reference,
 }
 
 fn main() -> ExitCode {
     ashlar_env::task::abort_on_panic();
+    match completion::answer() {
+        Ok(false) => {}
+        Ok(true) => return ExitCode::SUCCESS,
+        Err(error) => return failure::usage(&error),
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return failure::usage(&error),
@@ -114,5 +135,8 @@ fn run(noun: Noun, global: &Global, output: &Output) -> Result<(), Failure> {
         Noun::Zone(command) => zone::run(&command, global, output),
         Noun::Sim(command) => sim::run(&command, output),
         Noun::Bench(arguments) => bench::run(&arguments, global, output),
+        Noun::Completions { shell } => completion::print(shell),
+        Noun::Man { folder } => reference::write_man_pages(&folder, output),
+        Noun::Reference => reference::print(),
     }
 }

@@ -13,12 +13,13 @@ use serde::Serialize;
 use crate::attach::{self, Attach, Place};
 use crate::failure::{Failure, Kind};
 use crate::render::{Output, Show};
-use crate::{Global, logging, process};
+use crate::{Global, completion, logging, process};
 
 /// What to mount where.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Mount {
     /// Id or name of the volume.
+    #[arg(add = completion::volumes())]
     volume: String,
     /// Folder to mount on; made if it is not there.
     folder: PathBuf,

@@ -13,7 +13,7 @@ use crate::connect::Zone;
 use crate::failure::{Failure, Kind};
 use crate::missing::{self, MissingZone};
 use crate::render::{Output, Show, columns};
-use crate::{Global, process, size};
+use crate::{Global, completion, process, size};
 
 /// Commands about nodes.
 #[derive(Debug, Subcommand)]
@@ -30,15 +30,16 @@ pub(crate) enum Command {
     /// List the nodes of all zones.
     List {
         /// Only those of this zone.
-        #[arg(long)]
+        #[arg(long, add = completion::zones())]
         zone: Option<String>,
     },
     /// Show a node with its stores: room, replicas, how far their scrubs are.
     Show {
         /// Its name, as `node list` shows it (node-1), or its number.
+        #[arg(add = completion::nodes())]
         node: String,
         /// The zone, if several have a node of that number.
-        #[arg(long)]
+        #[arg(long, add = completion::zones())]
         zone: Option<String>,
     },
 }

@@ -18,13 +18,13 @@ use crate::missing::MissingZone;
 use crate::node::NodeView;
 use crate::render::{Output, Show, columns};
 use crate::volume::{ChunksView, VolumeView};
-use crate::{Global, attach, process};
+use crate::{Global, attach, completion, process};
 
 /// How `ashlar status` is asked.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
     /// Only this zone.
-    #[arg(long)]
+    #[arg(long, add = completion::zones())]
     zone: Option<String>,
 }
 

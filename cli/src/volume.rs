@@ -13,7 +13,7 @@ use crate::connect::{Zone, client_token};
 use crate::failure::Failure;
 use crate::missing::{self, MissingZone};
 use crate::render::{Output, Show, columns};
-use crate::{Global, process, size};
+use crate::{Global, completion, process, size};
 
 mod status;
 
@@ -26,7 +26,7 @@ pub(crate) enum Command {
         #[arg(default_value = "")]
         name: String,
         /// Zone to make it in (default: that of the control plane that answers first).
-        #[arg(long)]
+        #[arg(long, add = completion::zones())]
         zone: Option<String>,
         /// Size, for example 1GiB.
         #[arg(long, value_parser = size::parse)]
@@ -47,22 +47,25 @@ pub(crate) enum Command {
     /// List the volumes of all zones.
     List {
         /// Only those of this zone.
-        #[arg(long)]
+        #[arg(long, add = completion::zones())]
         zone: Option<String>,
     },
     /// Show one volume.
     Show {
         /// Id or name.
+        #[arg(add = completion::volumes())]
         volume: String,
     },
     /// Show who holds each chunk of a volume.
     Status {
         /// Id or name.
+        #[arg(add = completion::volumes())]
         volume: String,
     },
     /// Delete a volume and every copy of it.
     Delete {
         /// Id or name.
+        #[arg(add = completion::volumes())]
         volume: String,
         /// Delete it even while attached; its client is cut off.
         #[arg(long)]

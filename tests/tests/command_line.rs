@@ -1,9 +1,12 @@
 //! The command line as scripts and terminals meet it: exit codes, formats, pipes, refusals.
 #![allow(clippy::unwrap_used, reason = "a test ends by a panic")]
 
-use std::process::{Command, Stdio};
+use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
 
-use ashlar_tests::binary;
+use ashlar_tests::cluster::Cluster;
+use ashlar_tests::{binary, needs};
 
 /// Exit code and standard error of a command that has no cluster to talk to.
 fn alone(arguments: &[&str]) -> (i32, String) {
@@ -62,16 +65,113 @@ fn nobody_at_the_endpoint_is_unavailable_in_words_and_in_json() {
     assert_eq!((code, &value["exit_code"]), (6, &serde_json::json!(6)));
 }
 
+/// Runs a command whose standard output nobody reads from the start.
+fn assert_quiet_on_a_closed_pipe(command: &mut Command) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = command.stdout(writer).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(error, "", "{command:?}");
+    // SIGPIPE, as the shell's own tools end; help has succeeded either way.
+    let ended = output.status.success() || output.status.signal() == Some(13);
+    assert!(ended, "{command:?}: {}", output.status);
+}
+
 #[test]
 fn a_closed_pipe_ends_a_command_without_noise() {
-    let mut child = Command::new(binary::ashlar())
-        .args(["dev", "--help"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
+    for arguments in [
+        &["--help"][..],
+        &["dev", "--help"],
+        &["--version"],
+        &["reference"],
+        &["completions", "bash"],
+        &["sim", "scenarios"],
+        &["sim", "run", "--storm", "10ms"],
+    ] {
+        assert_quiet_on_a_closed_pipe(Command::new(binary::ashlar()).args(arguments));
+    }
+}
+
+#[test]
+fn what_cannot_be_written_and_who_does_not_answer_have_codes_of_their_own() {
+    // Nobody makes folders in /proc, root neither.
+    let (code, error) = alone(&["man", "/proc/none/man"]);
+    assert_eq!(code, 1, "{error}");
+    let (code, error) = alone(&["umount", "/no/such/folder"]);
+    assert_eq!(code, 3, "{error}");
+    // Connections are taken by the host; nobody ever answers on them.
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = silent.local_addr().unwrap().to_string();
+    let (code, error) = alone(&["volume", "list", "--timeout", "1", "--endpoint", &endpoint]);
+    assert_eq!(code, 7, "{error}");
+}
+
+#[test]
+fn man_pages_are_written_for_every_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("man1");
+    let (code, error) = alone(&["man", place.to_str().unwrap()]);
+    assert_eq!(code, 0, "{error}");
+    for page in ["ashlar.1", "ashlar-volume-create.1", "ashlar-controlplane-add.1"] {
+        let text = std::fs::read_to_string(place.join(page)).unwrap();
+        assert!(text.contains(".SH NAME"), "{page}: {text}");
+    }
+    assert!(!place.join("ashlar-reference.1").exists(), "it is hidden");
+    let top = std::fs::read_to_string(place.join("ashlar.1")).unwrap();
+    assert!(top.contains("no answer in time"), "exit codes are missing: {top}");
+}
+
+/// What bash offers for a line whose last word is being typed.
+fn bash_offers(cluster: &Cluster, line: &[&str]) -> Vec<String> {
+    let words: Vec<String> = line.iter().map(|word| format!("'{word}'")).collect();
+    let script = format!(
+        "source <(\"$0\" completions bash); COMP_WORDS=({}); COMP_CWORD={}; COMP_TYPE=9; \
+         _clap_complete_ashlar ashlar {}; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+        words.join(" "),
+        line.len() - 1,
+        words.last().unwrap(),
+    );
+    let output = Command::new("bash")
+        .args(["-c", &script])
+        .arg(binary::ashlar())
+        .env("ASHLAR_DEV_DIR", cluster.folder())
+        .env_remove("ASHLAR_ENDPOINT")
+        .output()
         .unwrap();
-    drop(child.stdout.take());
-    let output = child.wait_with_output().unwrap();
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(!error.contains("panicked"), "{error}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(said, "", "{line:?}");
+    let offers = String::from_utf8_lossy(&output.stdout).into_owned();
+    offers.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_shell_completes_what_there_is_and_conflicts_and_no_room_have_codes() {
+    let mut cluster = Cluster::start(&["--no-mount", "--members", "1", "--nodes", "3"]);
+    let create = ["volume", "create", "day-book", "--size", "64MiB"];
+    cluster.must(&create);
+    let (code, _, error) = cluster.ashlar(&create);
+    assert_eq!(code, 4, "{error}");
+    let (code, _, error) =
+        cluster.ashlar(&["volume", "create", "many", "--size", "1MiB", "--copies", "5"]);
+    assert_eq!(code, 5, "{error}");
+    assert!(error.contains("[INSUFFICIENT_VOLUME_CAPACITY]"), "{error}");
+    let (code, _, error) = cluster.ashlar(&["volume", "show", "nothing"]);
+    assert_eq!(code, 3, "{error}");
+    let mut list = Command::new(binary::ashlar());
+    list.args(["volume", "list"]).env("ASHLAR_DEV_DIR", cluster.folder());
+    assert_quiet_on_a_closed_pipe(&mut list);
+
+    if needs::has_all("completions", &[needs::Need::Tool("bash")]) {
+        assert_eq!(bash_offers(&cluster, &["ashlar", "volume", "cr"]), ["create"]);
+        assert_eq!(bash_offers(&cluster, &["ashlar", "volume", "show", "day"]), ["day-book"]);
+        let ids = bash_offers(&cluster, &["ashlar", "volume", "delete", "vol-"]);
+        assert_eq!(ids.len(), 2, "{ids:?}");
+        assert_eq!(bash_offers(&cluster, &["ashlar", "volume", "list", "--zone", ""]), ["a"]);
+        let nodes = bash_offers(&cluster, &["ashlar", "node", "show", "node-"]);
+        assert_eq!(nodes, ["node-1", "node-2", "node-3"]);
+        assert_eq!(bash_offers(&cluster, &["ashlar", "dev", "kill", "member"]), ["member-1"]);
+        let elsewhere = ["ashlar", "--endpoint", "127.9.9.9:1", "volume", "show", "d"];
+        assert!(bash_offers(&cluster, &elsewhere).is_empty(), "nobody is there");
+    }
+    cluster.stop();
 }

@@ -18,17 +18,19 @@ mod tidy;
 /// Seeds of the simulation in a nightly run (issue 2).
 const NIGHTLY_SEEDS: &str = "0..20000";
 
-const USAGE: &str = "usage: cargo xtask <tidy|mutants [TEXT]|nightly>
-  tidy     check the repository: imports, file sizes, licences, documents
-  mutants  take out one safety rule after another (whose file or words hold TEXT); a test must fail
-           each time
-  nightly  seeds of the simulation and the workspace's tests, both with the release build and at
-           their nightly sizes (hours)";
+const USAGE: &str = "usage: cargo xtask <tidy|reference|mutants [TEXT]|nightly>
+  tidy       check the repository: imports, file sizes, licences, documents
+  reference  write docs/cli.md from the command line's own definition
+  mutants    take out one safety rule after another (whose file or words hold TEXT); a test must fail
+             each time
+  nightly    seeds of the simulation and the workspace's tests, both with the release build and at
+             their nightly sizes (hours)";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["tidy"] => run_tidy(),
+        ["reference"] => write_reference(),
         ["mutants"] => run_mutants(""),
         ["mutants", only] => run_mutants(only),
         ["nightly"] => run_nightly(),
@@ -67,6 +69,12 @@ fn run_tidy() -> anyhow::Result<ExitCode> {
         eprintln!("tidy: {} problems", report.problems.len());
         Ok(ExitCode::FAILURE)
     }
+}
+
+fn write_reference() -> anyhow::Result<ExitCode> {
+    let root = repository();
+    std::fs::write(root.join(tidy::reference::PAGE), tidy::reference::text(&root)?)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn run_mutants(only: &str) -> anyhow::Result<ExitCode> {

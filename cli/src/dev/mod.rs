@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use crate::connect;
 use crate::failure::{Failure, Kind};
 use crate::process::StopSignals;
-use crate::{Global, logging, process};
+use crate::{Global, completion, logging, process};
 
 mod config;
 mod control;
@@ -78,19 +78,19 @@ enum Command {
     /// Where one zone alone has such a process, `node-1` is enough.
     Stop {
         /// The processes.
-        #[arg(required = true)]
+        #[arg(required = true, add = completion::processes())]
         names: Vec<String>,
     },
     /// End processes at once (SIGKILL) and keep them down.
     Kill {
         /// The processes.
-        #[arg(required = true)]
+        #[arg(required = true, add = completion::processes())]
         names: Vec<String>,
     },
     /// Let stopped processes run again.
     Start {
         /// The processes.
-        #[arg(required = true)]
+        #[arg(required = true, add = completion::processes())]
         names: Vec<String>,
     },
 }
@@ -251,6 +251,11 @@ pub(crate) fn attach_folder(global: &Global) -> Option<PathBuf> {
 /// The folder of the cluster that commands are about.
 pub(crate) fn folder() -> PathBuf {
     std::env::var_os(FOLDER_VARIABLE).map_or_else(|| PathBuf::from(FOLDER), PathBuf::from)
+}
+
+/// Names of the processes that the cluster in `folder` has, whether they run or not.
+pub(crate) fn process_names(folder: &Path) -> Vec<String> {
+    Layout::new(folder).processes()
 }
 
 /// Numbers of the processes of the cluster in `folder` that run now.

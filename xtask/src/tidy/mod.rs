@@ -13,6 +13,7 @@ mod documents;
 mod edges;
 mod licence;
 mod metadata;
+pub(crate) mod reference;
 mod sources;
 mod supply;
 mod ties;
@@ -48,6 +49,7 @@ pub(crate) fn run(root: &Path) -> anyhow::Result<Report> {
     ties::check(&files, &mut report);
     edges::check(&metadata, &mut report);
     supply::check(&metadata, &mut report);
+    reference::check(root, &files, &mut report)?;
     report.problems.extend(crate::mutants::outdated(root));
     Ok(report)
 }
