@@ -162,6 +162,11 @@ pub(crate) fn here(global: &Global) -> Vec<DaemonStatus> {
     daemon::list(&root).iter().filter_map(|(folder, ..)| daemon::status(folder).ok()).collect()
 }
 
+/// What this host keeps of attachments, whether their daemons live or not: folder, id and name.
+pub(crate) fn kept(global: &Global) -> Vec<(PathBuf, String, String)> {
+    daemon::list(&Place { state: None }.root(global))
+}
+
 fn config_of(arguments: &Attach, global: &Global) -> Result<DaemonConfig, Failure> {
     let folder = arguments.place.folder(global, &arguments.volume)?;
     let with_fuse = !arguments.no_fuse && can_fuse();

@@ -140,6 +140,11 @@ impl Failure {
         self.why.first().cloned().unwrap_or_else(|| self.what.clone())
     }
 
+    /// The innermost cause, for callers that go on and name it.
+    pub(crate) fn last_why(&self) -> String {
+        self.why.last().cloned().unwrap_or_else(|| self.what.clone())
+    }
+
     /// The kind, for callers that go on after some failures.
     pub(crate) fn kind(&self) -> Kind {
         self.kind

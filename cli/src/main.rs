@@ -15,6 +15,7 @@ mod completion;
 mod connect;
 mod controlplane;
 mod dev;
+mod doctor;
 mod failure;
 mod logging;
 mod missing;
@@ -63,6 +64,8 @@ enum Noun {
     Dev(dev::Arguments),
     /// Show all zones on one screen.
     Status(status::Arguments),
+    /// Look for what is wrong here, in the configuration, in every zone, and say what to do.
+    Doctor(doctor::Arguments),
     /// Create, list, show and delete volumes.
     #[command(subcommand)]
     Volume(volume::Command),
@@ -125,6 +128,7 @@ fn run(noun: Noun, global: &Global, output: &Output) -> Result<(), Failure> {
     match noun {
         Noun::Dev(arguments) => dev::run(&arguments),
         Noun::Status(arguments) => status::run(arguments, global, output),
+        Noun::Doctor(arguments) => doctor::run(&arguments, global, output),
         Noun::Volume(command) => volume::run(command, global, output),
         Noun::Attach(arguments) => attach::attach(&arguments, global, output),
         Noun::Detach(arguments) => attach::detach(&arguments, global, output),

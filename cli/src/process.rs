@@ -23,6 +23,33 @@ pub(crate) fn end_on_broken_pipe() {
     outcome.ok();
 }
 
+/// What the kernel says about the clock that it keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ClockState {
+    /// Somebody (NTP, PTP, the hypervisor) keeps it right.
+    pub(crate) synchronised: bool,
+    /// How far it may be off, if somebody does.
+    pub(crate) error_micros: u64,
+}
+
+/// Asks the kernel about its clock; changes nothing.
+///
+/// # Errors
+/// When the kernel refuses to say, as it does in some containers.
+pub(crate) fn clock_state() -> std::io::Result<ClockState> {
+    // SAFETY: all fields are numbers, for which zeros are values; no field set means: only read.
+    #[allow(unsafe_code, reason = "the standard library has no way to ask")]
+    let mut answer: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: the call writes into the structure that it is given, which lives until it returns.
+    #[allow(unsafe_code, reason = "the standard library has no way to ask")]
+    let state = unsafe { libc::adjtimex(&raw mut answer) };
+    if state < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    let synchronised = state != libc::TIME_ERROR && answer.status & libc::STA_UNSYNC == 0;
+    Ok(ClockState { synchronised, error_micros: u64::try_from(answer.maxerror).unwrap_or(0) })
+}
+
 /// Ends this process with the supervisor that started it, however that one ends. Does nothing when
 /// no supervisor started it.
 pub(crate) fn die_with_parent() {

@@ -19,6 +19,7 @@ use crate::machine::Handle;
 use crate::member::{Reply, Request as Ask};
 use crate::methods::Hop;
 use crate::server::RunError;
+use ashlar_env::clock::{Clock, SystemClock};
 use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::v1;
 use ashlar_types::ZoneId;
@@ -101,7 +102,12 @@ impl Gateway {
         let mut zones: BTreeMap<ZoneId, v1::Zone> =
             self.others.iter().map(|(zone, way)| (*zone, way.describe())).collect();
         zones.insert(self.zone, own);
-        v1::ListZonesResponse { zone: self.zone.to_string(), zones: zones.into_values().collect() }
+        v1::ListZonesResponse {
+            zone: self.zone.to_string(),
+            zones: zones.into_values().collect(),
+            release: env!("CARGO_PKG_VERSION").to_owned(),
+            now_unix_millis: SystemClock.wall_millis(),
+        }
     }
 
     /// All zones, in order of name.

@@ -248,6 +248,17 @@ pub(crate) fn attach_folder(global: &Global) -> Option<PathBuf> {
     is_meant.then(|| Layout::new(&folder).attachments())
 }
 
+/// Configuration files of the nodes and members of the `dev` cluster, if commands are about that one.
+pub(crate) fn config_files(global: &Global) -> Vec<PathBuf> {
+    let folder = folder();
+    if global.endpoint.is_some() || endpoints(&folder).is_none() {
+        return Vec::new();
+    }
+    let layout = Layout::new(&folder);
+    let files = layout.processes().into_iter().map(|process| layout.config(&process));
+    files.filter(|file| file.exists()).collect()
+}
+
 /// The folder of the cluster that commands are about.
 pub(crate) fn folder() -> PathBuf {
     std::env::var_os(FOLDER_VARIABLE).map_or_else(|| PathBuf::from(FOLDER), PathBuf::from)

@@ -6,7 +6,7 @@ use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::v1;
 use ashlar_proto::v1::region_service_client::RegionServiceClient;
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
 use tonic::{Request, Status};
 
@@ -83,6 +83,9 @@ async fn volumes_of_every_zone_are_reached_through_any_member() {
     let known = RegionServiceClient::new(a.channel(1)).list_zones(v1::ListZonesRequest {}).await;
     let known = known.unwrap().into_inner();
     assert_eq!((known.zone.as_str(), known.zones.len()), ("a", 3));
+    assert_eq!(known.release, env!("CARGO_PKG_VERSION"));
+    let here = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+    assert!(here.abs_diff(known.now_unix_millis.into()) < 60_000, "{known:?}");
     assert!(known.zones.iter().all(|zone| zone.reachable), "{known:?}");
 
     // By name, from a zone that has nothing to do with it.
