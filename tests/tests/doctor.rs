@@ -1,5 +1,10 @@
 //! `ashlar doctor` on a zone of real processes: nothing wrong at first, then what was broken by hand.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test ends by a panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test ends by a panic"
+)]
 
 use std::time::Duration;
 
