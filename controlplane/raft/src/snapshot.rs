@@ -42,6 +42,11 @@ impl SnapshotFiles {
         newest.map(|name| self.read(name)).transpose()
     }
 
+    /// Makes the names durable that are there: nothing may rest on a snapshot before.
+    pub(crate) fn sync_names(&self) -> Result<(), StorageError> {
+        Ok(self.disk.sync_dir()?)
+    }
+
     fn read(&self, name: &str) -> Result<WireSnapshot, StorageError> {
         let damaged = |why| StorageError::Snapshot { name: name.to_owned(), why };
         let file = self.disk.open(name, OpenHow::EXISTING)?;

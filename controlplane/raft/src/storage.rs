@@ -212,6 +212,8 @@ impl RaftStorage {
         if let Some(newest) = self.files.newest()? {
             let known = self.term_in_log(newest.index)?;
             if newest.index > self.remembered.base.0 && known != Some(newest.term) {
+                // A process that was killed may have left its name in memory only.
+                self.files.sync_names()?;
                 self.start_after(&newest);
             }
         }

@@ -2,6 +2,7 @@
 
 mod damage;
 mod members;
+mod points;
 
 use super::*;
 use ashlar_env::dice::{Dice, SeededDice};

@@ -28,6 +28,9 @@ pub enum EngineChoice {
     Uring,
     /// Threads.
     Threads,
+    /// None: in the calling thread, one operation after the other. For disks in memory, whose
+    /// changes then always come in the same order; a configuration cannot ask for it.
+    Inline,
 }
 
 impl std::str::FromStr for EngineChoice {
@@ -109,6 +112,8 @@ pub enum IoEngine {
     Uring(Box<Uring>),
     /// A pool of threads.
     Threads(Pool),
+    /// The calling thread.
+    Inline,
 }
 
 impl IoEngine {
@@ -117,6 +122,9 @@ impl IoEngine {
     /// # Errors
     /// When io_uring was demanded and the kernel refuses it, or no thread can be started.
     pub fn start(choice: EngineChoice) -> Result<Self, DiskError> {
+        if choice == EngineChoice::Inline {
+            return Ok(Self::Inline);
+        }
         if choice != EngineChoice::Threads {
             match Uring::start() {
                 Ok(ring) => {
@@ -142,6 +150,7 @@ impl IoEngine {
         match self {
             Self::Uring(_) => "uring",
             Self::Threads(_) => "threads",
+            Self::Inline => "inline",
         }
     }
 
@@ -156,6 +165,7 @@ impl IoEngine {
         match self {
             Self::Uring(ring) => ring.run(ops),
             Self::Threads(pool) => pool.run(ops),
+            Self::Inline => inline(ops),
         }
     }
 }

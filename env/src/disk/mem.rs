@@ -4,17 +4,22 @@
 //! subset of 512-byte sectors survives, in any combination; of the folder's changes since the last
 //! `sync_dir` a prefix survives (file systems journal them in order). What it can be told: stop at
 //! the n-th change, fail the n-th read, write or sync, be full, lie about syncs (to prove that a
-//! test would notice), flip bits at rest. Clones share one disk.
+//! test would notice), flip bits at rest. [`record`] writes down what is done to it, and makes the
+//! folders that a power cut could leave at any moment of that. Clones share one disk.
 
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::{Disk, DiskError, DiskFile, OpenHow, check_aligned, check_name};
 use crate::dice::Dice;
 
-const SECTOR: usize = 512;
-const PAGE: usize = 4096;
+mod inode;
+pub mod record;
+
+use inode::{Inode, read_pages, write_pages};
+use record::{Operation, Tap};
 
 /// The disk. A clone is another handle to the same disk.
 #[derive(Clone, Debug, Default)]
@@ -35,7 +40,20 @@ pub enum FaultOn {
     Folder,
 }
 
-#[derive(Debug)]
+/// What a power cut leaves of the changes that were not synced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Survivors {
+    /// None of them.
+    Nothing,
+    /// All of them.
+    Everything,
+    /// All, but the last sector of each file's last write only to its half.
+    Torn,
+    /// Any: each sector by itself, of the folder's changes a prefix.
+    Any,
+}
+
+#[derive(Clone, Debug)]
 struct Fault {
     on: FaultOn,
     /// Part of the file name; empty hits all.
@@ -45,23 +63,6 @@ struct Fault {
     errno: i32,
 }
 
-type Pages = BTreeMap<u64, Arc<[u8; PAGE]>>;
-
-#[derive(Debug, Default)]
-struct Inode {
-    now: Pages,
-    durable: Pages,
-    size: u64,
-    durable_size: u64,
-    pending: Vec<Pending>,
-}
-
-#[derive(Clone, Debug)]
-enum Pending {
-    Write { offset: u64, bytes: Vec<u8> },
-    Cut { size: u64 },
-}
-
 #[derive(Clone, Debug)]
 enum FolderChange {
     Create(String, u64),
@@ -69,7 +70,7 @@ enum FolderChange {
     Rename(String, String),
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Shared {
     inodes: BTreeMap<u64, Inode>,
     next_inode: u64,
@@ -84,6 +85,8 @@ struct Shared {
     faults: Vec<Fault>,
     capacity: Option<u64>,
     lying_syncs: Vec<String>,
+    /// Writes down what is done.
+    tap: Option<Tap>,
 }
 
 impl MemDisk {
@@ -152,11 +155,54 @@ impl MemDisk {
         Ok(())
     }
 
+    /// Another disk of the same content, with the same changes not yet synced. Handles stay with
+    /// this one, faults and a recorder too.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let mut shared = self.lock().clone();
+        (shared.tap, shared.powered_off, shared.stop_at) = (None, false, None);
+        shared.faults.clear();
+        Self { shared: Arc::new(Mutex::new(shared)) }
+    }
+
+    /// A number of its names and contents, of what is durable and what is not: two disks with
+    /// different ones differ, and hardly ever two with the same.
+    #[must_use]
+    pub fn fingerprint(&self) -> u64 {
+        let s = self.lock();
+        let mut hasher = std::hash::DefaultHasher::new();
+        for names in [&s.names, &s.durable_names] {
+            for (name, inode) in names {
+                name.hash(&mut hasher);
+                if let Some(inode) = s.inodes.get(inode) {
+                    inode.hash_into(&mut hasher);
+                }
+            }
+        }
+        hasher.finish()
+    }
+
+    /// True when a power cut could lose something.
+    fn is_unsynced(&self) -> bool {
+        let s = self.lock();
+        !s.pending_names.is_empty() || s.inodes.values().any(Inode::is_unsynced)
+    }
+
     /// A power cut, now, and power back: unsynced changes survive as `dice` falls, all faults are
     /// cleared, handles opened before are dead.
     pub fn crash(&self, dice: &mut dyn Dice) {
+        self.crash_with(Survivors::Any, dice);
+    }
+
+    /// [`MemDisk::crash`], with the survivors chosen.
+    pub fn crash_with(&self, fate: Survivors, dice: &mut dyn Dice) {
         let mut s = self.lock();
-        let survivors = dice.below(count(s.pending_names.len()) + 1);
+        let all = count(s.pending_names.len());
+        let survivors = match fate {
+            Survivors::Nothing => 0,
+            Survivors::Everything | Survivors::Torn => all,
+            Survivors::Any => dice.below(all + 1),
+        };
         let changes = std::mem::take(&mut s.pending_names);
         for change in changes.iter().take(usize::try_from(survivors).unwrap_or(0)) {
             apply_name(&mut s.durable_names, change);
@@ -165,61 +211,12 @@ impl MemDisk {
         let kept: Vec<u64> = s.names.values().copied().collect();
         s.inodes.retain(|id, _| kept.contains(id));
         for inode in s.inodes.values_mut() {
-            inode.crash(dice);
+            inode.crash(fate, dice);
         }
         s.cycle += 1;
         s.powered_off = false;
         s.stop_at = None;
         s.faults.clear();
-    }
-}
-
-impl Inode {
-    /// Settles the pending changes as `dice` falls; durable and current content are equal then.
-    fn crash(&mut self, dice: &mut dyn Dice) {
-        for change in std::mem::take(&mut self.pending) {
-            match change {
-                Pending::Write { offset, bytes } => {
-                    // Mostly mixed fates, but whole and nothing must be seen often too.
-                    let mode = dice.below(4);
-                    let mut at = offset;
-                    for sector in sectors(offset, &bytes) {
-                        if mode == 0 || (mode > 1 && dice.chance(1, 2)) {
-                            write_pages(&mut self.durable, at, sector);
-                            self.durable_size = self.durable_size.max(at + count(sector.len()));
-                        }
-                        at += count(sector.len());
-                    }
-                }
-                Pending::Cut { size } => {
-                    if dice.chance(1, 2) {
-                        cut_pages(&mut self.durable, size);
-                        self.durable_size = size;
-                    }
-                }
-            }
-        }
-        self.now = self.durable.clone();
-        self.size = self.durable_size;
-    }
-
-    fn sync(&mut self) {
-        let cut = self.pending.iter().any(|p| matches!(p, Pending::Cut { .. }));
-        if cut {
-            self.durable = self.now.clone();
-            self.pending.clear();
-        }
-        for change in self.pending.drain(..) {
-            if let Pending::Write { offset, bytes } = change {
-                let last = (offset + count(bytes.len())).saturating_sub(1) / count(PAGE);
-                for page in offset / count(PAGE)..=last {
-                    if let Some(content) = self.now.get(&page) {
-                        self.durable.insert(page, content.clone());
-                    }
-                }
-            }
-        }
-        self.durable_size = self.size;
     }
 }
 
@@ -264,6 +261,47 @@ impl Shared {
         }
     }
 
+    /// Tells whoever writes down what is done to the disk.
+    fn record(&self, operation: impl FnOnce() -> Operation) {
+        if let Some(tap) = &self.tap {
+            tap.note(operation());
+        }
+    }
+
+    fn create(&mut self, name: &str) {
+        let id = self.next_inode;
+        self.next_inode += 1;
+        self.inodes.insert(id, Inode::default());
+        self.change_names(FolderChange::Create(name.to_owned(), id));
+    }
+
+    fn sync_names(&mut self) {
+        self.record(|| Operation::SyncFolder);
+        self.durable_names = self.names.clone();
+        self.pending_names.clear();
+    }
+
+    fn write(&mut self, id: u64, offset: u64, bytes: &[u8]) {
+        self.record(|| Operation::Write { file: id, offset, bytes: bytes.into() });
+        if let Some(inode) = self.inodes.get_mut(&id) {
+            inode.write(offset, bytes);
+        }
+    }
+
+    fn set_size(&mut self, id: u64, size: u64) {
+        self.record(|| Operation::Size { file: id, size });
+        if let Some(inode) = self.inodes.get_mut(&id) {
+            inode.set_size(size);
+        }
+    }
+
+    fn sync(&mut self, id: u64) {
+        self.record(|| Operation::Sync { file: id });
+        if let Some(inode) = self.inodes.get_mut(&id) {
+            inode.sync();
+        }
+    }
+
     fn room_for(&self, growth: u64, name: &str) -> Result<(), DiskError> {
         let used: u64 =
             self.names.values().filter_map(|id| self.inodes.get(id)).map(|i| i.size).sum();
@@ -276,6 +314,7 @@ impl Shared {
     }
 
     fn change_names(&mut self, change: FolderChange) {
+        self.record(|| Operation::Folder(change.clone()));
         apply_name(&mut self.names, &change);
         self.pending_names.push(change);
     }
@@ -295,10 +334,7 @@ impl Disk for MemDisk {
             }
             s.fault(FaultOn::Folder, name, "create")?;
             s.change()?;
-            let id = s.next_inode;
-            s.next_inode += 1;
-            s.inodes.insert(id, Inode::default());
-            s.change_names(FolderChange::Create(name.to_owned(), id));
+            s.create(name);
         }
         let inode = s.find(name)?;
         let cycle = s.cycle;
@@ -330,8 +366,7 @@ impl Disk for MemDisk {
         let mut s = self.lock();
         s.fault(FaultOn::Folder, "", "sync")?;
         s.change()?;
-        s.durable_names = s.names.clone();
-        s.pending_names.clear();
+        s.sync_names();
         Ok(())
     }
 
@@ -374,13 +409,7 @@ impl MemFile {
         s.change()?;
         let now = s.inodes.get(&self.inode).map_or(0, |i| i.size);
         s.room_for(size.saturating_sub(now), &self.name)?;
-        if let Some(inode) = s.inodes.get_mut(&self.inode) {
-            if size < inode.size {
-                cut_pages(&mut inode.now, size);
-                inode.pending.push(Pending::Cut { size });
-            }
-            inode.size = size;
-        }
+        s.set_size(self.inode, size);
         Ok(())
     }
 }
@@ -415,12 +444,8 @@ impl DiskFile for MemFile {
         let now = s.inodes.get(&self.inode).map_or(0, |i| i.size);
         s.room_for(end.saturating_sub(now), &self.name)?;
         let power = s.change();
-        if let Some(inode) = s.inodes.get_mut(&self.inode) {
-            // A write that power interrupts may still reach the medium in part.
-            inode.pending.push(Pending::Write { offset, bytes: buf.to_vec() });
-            write_pages(&mut inode.now, offset, buf);
-            inode.size = inode.size.max(end);
-        }
+        // A write that power interrupts may still reach the medium in part.
+        s.write(self.inode, offset, buf);
         power
     }
 
@@ -429,23 +454,12 @@ impl DiskFile for MemFile {
         let fault = s.fault(FaultOn::Sync, &self.name, "sync");
         s.change()?;
         let lying = s.lying_syncs.iter().any(|part| self.name.contains(part));
-        if let Some(inode) = s.inodes.get_mut(&self.inode) {
-            if fault.is_err() {
-                // The kernel marks the pages clean: every second write is gone for good.
-                let mut nth = 0u32;
-                inode.pending.retain(|_| {
-                    nth += 1;
-                    nth.is_multiple_of(2)
-                });
-                let dropped = std::mem::take(&mut inode.pending);
-                for change in dropped {
-                    if let Pending::Write { offset, bytes } = change {
-                        write_pages(&mut inode.durable, offset, &bytes);
-                    }
-                }
-            } else if !lying {
-                inode.sync();
+        if fault.is_err() {
+            if let Some(inode) = s.inodes.get_mut(&self.inode) {
+                inode.lose_half();
             }
+        } else if !lying {
+            s.sync(self.inode);
         }
         fault
     }
@@ -484,59 +498,6 @@ fn apply_name(names: &mut BTreeMap<String, u64>, change: &FolderChange) {
                 names.insert(to.clone(), inode);
             }
         }
-    }
-}
-
-/// The pieces of `bytes` that lie in one sector each.
-fn sectors(offset: u64, bytes: &[u8]) -> Vec<&[u8]> {
-    let into = usize::try_from(offset % count(SECTOR)).unwrap_or(0);
-    let (head, rest) = bytes.split_at((SECTOR - into).min(bytes.len()));
-    std::iter::once(head).chain(rest.chunks(SECTOR)).filter(|s| !s.is_empty()).collect()
-}
-
-/// Calls `each(page number, range in page, range in buffer)` for every page that is touched.
-fn for_pages(offset: u64, len: usize, mut each: impl FnMut(u64, usize, usize, usize)) {
-    let mut done = 0;
-    while done < len {
-        let at = offset.saturating_add(count(done));
-        let into = usize::try_from(at % count(PAGE)).unwrap_or(0);
-        let step = (PAGE - into).min(len - done);
-        each(at / count(PAGE), into, done, step);
-        done += step;
-    }
-}
-
-fn read_pages(pages: &Pages, offset: u64, buf: &mut [u8]) {
-    let len = buf.len();
-    for_pages(offset, len, |page, into, done, step| {
-        let Some(to) = buf.get_mut(done..done + step) else { return };
-        match pages.get(&page).and_then(|p| p.get(into..into + step)) {
-            Some(from) => to.copy_from_slice(from),
-            None => to.fill(0),
-        }
-    });
-}
-
-fn write_pages(pages: &mut Pages, offset: u64, buf: &[u8]) {
-    for_pages(offset, buf.len(), |page, into, done, step| {
-        let content = pages.entry(page).or_insert_with(|| Arc::new([0; PAGE]));
-        if let (Some(to), Some(from)) =
-            (Arc::make_mut(content).get_mut(into..into + step), buf.get(done..done + step))
-        {
-            to.copy_from_slice(from);
-        }
-    });
-}
-
-fn cut_pages(pages: &mut Pages, size: u64) {
-    let first_gone = size.div_ceil(count(PAGE));
-    pages.retain(|page, _| *page < first_gone);
-    let into = usize::try_from(size % count(PAGE)).unwrap_or(0);
-    if into != 0
-        && let Some(content) = pages.get_mut(&(size / count(PAGE)))
-        && let Some(tail) = Arc::make_mut(content).get_mut(into..)
-    {
-        tail.fill(0);
     }
 }
 

@@ -244,8 +244,8 @@ pub(crate) struct ReplayEnd {
     pub(crate) cursor: Cursor,
     /// Highest start number seen.
     pub(crate) start: StartNumber,
-    /// Places of groups behind `cursor`, in order: a checkpoint that was not completed, or what
-    /// follows damage. They must be wiped before anything is written at `cursor`.
+    /// Places of groups behind `cursor`, in order: a checkpoint that was not completed, a group that
+    /// was written in part, or what follows damage. They must be wiped before anything is written at `cursor`.
     pub(crate) left_over: Vec<u64>,
     /// Durable groups behind `cursor` are lost.
     pub(crate) has_gap: bool,
@@ -263,13 +263,16 @@ pub(crate) fn replay(
     let mut start = StartNumber(0);
     let mut trailing = Vec::new();
     let mut before_trailing = mark;
+    let mut torn = None;
     // A replay begins with a whole checkpoint, or with nothing at all in a new store.
     let mut parts_left = (mark.number == 1).then_some(0);
     while let Some((head, entries, crc)) = ring.next(&cursor) {
         let Some(items) = ring.items(&head, &entries) else { break };
         let damaged = items.iter().any(|item| matches!(item, Replayed::Damaged(_)));
         if damaged && ring.intact_after(head.number).is_none() {
-            // The last group, written in part: nothing in it was durable.
+            // The last group, written in part: nothing in it was durable. Its head must not be found
+            // behind groups that are wiped, where it would be taken for what is left of a gap.
+            torn = Some(head.position);
             break;
         }
         parts_left = match (head.kind, parts_left) {
@@ -313,12 +316,13 @@ pub(crate) fn replay(
     if !trailing.is_empty() {
         cursor = before_trailing;
     }
+    trailing.extend(torn);
     let left_over = if later.is_some() { ring.all_from(cursor.number) } else { trailing };
     Ok(ReplayEnd { cursor, start, left_over, has_gap: later.is_some() })
 }
 
-/// Wipes what an incomplete checkpoint left at the end of the journal, so that its room can be
-/// used again however often the process dies there; or the groups that damage has cut off, so that
+/// Wipes what an incomplete checkpoint or group left at the end of the journal, so that its room can
+/// be used again however often the process dies there; or the groups that damage has cut off, so that
 /// they are not taken for damage again. Last first: each group that remains then continues an
 /// intact one, and damage is seen until the last one is gone.
 pub(crate) fn wipe(file: &dyn DiskFile, size: u64, left_over: &[u64]) -> Result<(), DiskError> {

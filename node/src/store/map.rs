@@ -148,7 +148,7 @@ impl SlotMap {
 
     /// Whatever is written in these pages does not count.
     fn void_slot(&mut self, slot: u32, pair: &[u8]) {
-        let written = pair.chunks(PAGE).zip(0..).filter(|(page, _)| page.iter().any(|b| *b != 0));
+        let written = pair.chunks(PAGE).zip(0..).filter(|(page, _)| !is_blank(page));
         let first = u64::from(slot) * 2 * as_u64(PAGE);
         self.void.extend(written.map(|(_, copy): (_, u64)| first + copy * as_u64(PAGE)));
     }
@@ -168,9 +168,8 @@ impl SlotMap {
         let newest = complete.into_iter().max_by_key(|((page, _), _)| page.checkpoint);
         if decoded < 2 {
             let other = newest.as_ref().map(|((p, crc), _)| (*crc, p.owner.map(|(c, _)| c)));
-            let is_rotten = |page: &&[u8]| {
-                MapPage::decode(page, sb.store).is_none() && page.iter().any(|byte| *byte != 0)
-            };
+            let is_rotten =
+                |page: &&[u8]| MapPage::decode(page, sb.store).is_none() && !is_blank(page);
             loading.rotten.extend(pair.chunks(PAGE).filter(is_rotten).map(|page| Rotten {
                 slot,
                 stored: stored_crc(page),
@@ -499,6 +498,11 @@ impl SlotChange {
         let blocks = self.blocks.clone();
         MapPage { slot: self.slot, checkpoint, owner, blocks }.encode(store)
     }
+}
+
+/// True for a page that was never written, or wiped.
+fn is_blank(page: &[u8]) -> bool {
+    *page == [0; PAGE]
 }
 
 /// One page's part of the digest: slot and CRC mixed, so that exchanged pages are noticed too.

@@ -135,8 +135,12 @@ fn open_found(
         chain: superblock.tail_chain,
     };
     let end = replay(content, superblock.store, mark, &mut |item| replayed.take(item))?;
-    // What replay accepted must not vanish later: it may sit in a volatile cache so far.
+    // What replay accepted must not vanish later: it may sit in a volatile cache so far. So may the
+    // name of the superblock, if the process that made the store was killed before it synced that.
     journal_file.sync_data()?;
+    if !new {
+        disk.sync_dir()?;
+    }
     replayed.damaged.iter().for_each(|chunk| doubt.add(*chunk));
     map.set_grown(grown(&*data_file, &*map_file)?);
     let data_slots = u32::try_from(data_file.size()? / SLOT_BYTES).unwrap_or(u32::MAX);

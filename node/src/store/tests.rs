@@ -4,6 +4,7 @@ mod crash;
 mod damage;
 mod faults;
 mod large;
+mod points;
 mod running;
 
 use std::collections::BTreeMap;
