@@ -7,6 +7,7 @@ pub mod config;
 pub mod store;
 
 mod admission;
+mod beats;
 mod control;
 mod hint;
 mod known_members;
@@ -14,6 +15,7 @@ mod known_peers;
 mod log_line;
 mod mailbox;
 mod net;
+mod post;
 mod seat;
 mod server;
 mod stores;

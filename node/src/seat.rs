@@ -7,7 +7,7 @@
 use crate::log_line::log_line;
 use crate::store::{NoSpace, Numbered, ReadDone, ReadRequest, Space};
 use crate::task::Storage;
-use ashlar_node_core::{Input, Line, NodeCore, ReadTicket, Record};
+use ashlar_node_core::{DataCore, Input, Line, ReadTicket, Record};
 use ashlar_types::{BlockData, ChunkId, StoreId};
 use std::collections::{BTreeSet, VecDeque};
 
@@ -145,7 +145,7 @@ impl<S: Storage> Seat<S> {
     }
 
     /// Has the store verify its own part once for each cycle of its scrub.
-    pub(crate) fn look_at_scrub(&mut self, core: &NodeCore) {
+    pub(crate) fn look_at_scrub(&mut self, core: &DataCore) {
         let cycles = core.scrub_cycles(self.id);
         if self.scrubbed < cycles {
             self.scrubbed = cycles;

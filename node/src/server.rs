@@ -1,10 +1,11 @@
 //! A node from its start to its end: store, listeners, stream to the control plane, machine.
 //!
-//! Everything but the store's own threads runs on one thread: the machine's task, the readers and
+//! Everything but the store's own threads and the one that beats runs on one thread: the machine's task, the readers and
 //! the diallers share one runtime, so a frame passes from socket to machine to socket without
 //! waking another thread.
 
 use crate::admission::Admission;
+use crate::beats::{self, BeatsThread, ToBeats};
 use crate::config::Config;
 use crate::control::{self, Control};
 use crate::known_members;
@@ -14,6 +15,7 @@ use crate::net::dial::{Diallers, Sources};
 use crate::net::listen;
 use crate::net::table::Table;
 use crate::net::{EVENTS_MAX, Net};
+use crate::post::Post;
 use crate::seat::Seat;
 use crate::store::{
     NoSpace, Numbered, OpenError, Opened, ReadDone, ReadRequest, Space, Store, StoreFailure,
@@ -22,7 +24,7 @@ use crate::stores;
 use crate::task::{CONTROL_EVENTS_MAX, ControlEvent, Inlets, Machine, Storage};
 use ashlar_env::clock::{Clock, SystemClock};
 use ashlar_env::task::{Task, spawn_named};
-use ashlar_node_core::{Identity, NodeCore, Outbox, Timing};
+use ashlar_node_core::{DataCore, Identity, Outbox, Timing};
 use ashlar_proto::reason::ApiError;
 use ashlar_types::message::cluster::{CLUSTER_PROTOCOL_VERSION, Registration};
 use ashlar_types::message::data::Network;
@@ -113,9 +115,11 @@ pub fn run_until(config: &Config, shutdown: impl Future<Output = ()>) -> Result<
     let mailbox = Arc::new(Mailbox::default());
     let opened = stores::open_all(config, &mailbox)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let outcome = runtime.block_on(serve(config, opened, mailbox, shutdown));
+    let mut beats = None;
+    let outcome = runtime.block_on(serve(config, opened, mailbox, &mut beats, shutdown));
     // Connections end first, then the journal writes what it was given.
     drop(runtime);
+    beats.into_iter().for_each(BeatsThread::join);
     drop(outcome?);
     tracing::info!(node = config.node.0, "stopped");
     Ok(())
@@ -131,6 +135,7 @@ async fn serve(
     config: &Config,
     opened: Vec<(usize, Opened)>,
     mailbox: Arc<Mailbox>,
+    beats: &mut Option<BeatsThread>,
     shutdown: impl Future<Output = ()>,
 ) -> Result<Vec<Store>, RunError> {
     let start = opened.iter().map(|(_, opened)| opened.start).max().unwrap_or_default();
@@ -154,10 +159,13 @@ async fn serve(
     let (net_events, net) = mpsc::channel(EVENTS_MAX);
     let (control_events, control) = mpsc::channel(CONTROL_EVENTS_MAX);
     let admission = Arc::new(Admission::load(&config.data_dir));
-    let network = Net::new(me, stores.clone(), Arc::clone(&admission), net_events.clone());
+    let (guests, hosted) = beats::guests();
+    let network = Net::new(me, stores.clone(), Arc::clone(&admission), net_events.clone(), guests);
     let sources = Sources { primary: addresses.0.ip(), replication: addresses.1.ip() };
     let table = Table::new(Diallers::new(network.clone(), sources), net_events);
-    let mut machine = machine(config, me, opened, table, living);
+    let (beats_end, thread) = beats::start((me, timing(config)), &network, sources, hosted)?;
+    *beats = Some(thread);
+    let mut machine = machine(config, me, opened, (table, beats_end.orders), living);
     let known = known_peers::load(&config.data_dir);
     machine.on_control(ControlEvent::KnownPeers(known.clone()));
 
@@ -189,10 +197,19 @@ async fn serve(
         ],
         stream: spawn_named("control", control::keep(stream)),
     };
-    let inlets = Inlets { net, control, store: mailbox };
+    let inlets = Inlets { net, control, store: mailbox, beats: beats_end.news };
     tokio::select! {
         ended = machine.run(inlets, shutdown) => Ok(ended?),
         Ok(refusal) = beside.stream => Err(RunError::Refused(refusal)),
+    }
+}
+
+fn timing(config: &Config) -> Timing {
+    Timing {
+        readopt_window: config.readopt_window,
+        scrub_bytes_per_second: config.scrub_bytes_per_second,
+        scrub_cycle: config.scrub_cycle,
+        ..Timing::default()
     }
 }
 
@@ -200,16 +217,10 @@ fn machine(
     config: &Config,
     me: Identity,
     opened: Vec<(usize, Opened)>,
-    table: Table,
+    ways: (Table, Post<ToBeats>),
     living: watch::Sender<Vec<StoreId>>,
 ) -> Machine<Store> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let timing = Timing {
-        readopt_window: config.readopt_window,
-        scrub_bytes_per_second: config.scrub_bytes_per_second,
-        scrub_cycle: config.scrub_cycle,
-        ..Timing::default()
-    };
     let mut out = Outbox::default();
     let now = Time::from_nanos(clock.now_nanos());
     let mut seats = Vec::new();
@@ -218,8 +229,8 @@ fn machine(
         seats.push(Seat::new(number, id, store));
         states.push((id, state));
     }
-    let core = NodeCore::new(now, me, timing, states, &mut out);
-    Machine::new((core, out), clock, table, seats, living)
+    let core = DataCore::new(now, me, timing(config), states, &mut out);
+    Machine::new((core, out), clock, ways, seats, living)
 }
 
 fn listener(address: SocketAddr, network: Network) -> Result<TcpListener, RunError> {

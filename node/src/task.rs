@@ -11,17 +11,19 @@
 //! leave the node, which introduces itself anew without it. When the last one fails, the task ends with
 //! its error and with it the process: its replicas turn stale by being unreachable.
 
+use crate::beats::ToBeats;
 use crate::log_line::log_line;
 use crate::mailbox::{Mail, Mailbox};
 use crate::net::NetEvent;
 use crate::net::table::Table;
+use crate::post::{Loss, Post};
 use crate::seat::{Seat, take_reads};
 use crate::store::{NoSpace, Numbered, ReadDone, ReadRequest, Space, StoreFailure};
 use ashlar_env::clock::Clock;
 use ashlar_env::task::spawn_thread;
-use ashlar_node_core::{Alarm, Effect, Input, NodeCore, Outbox};
+use ashlar_node_core::{Alarm, BeatNews, DataCore, Effect, Input, Outbox};
 use ashlar_proto::v1;
-use ashlar_types::message::cluster::{ControlDown, ControlUp, Order};
+use ashlar_types::message::cluster::{ControlDown, ControlUp, Order, PeerAddress};
 use ashlar_types::{StoreId, Time};
 use std::fmt;
 use std::future::Future;
@@ -73,7 +75,7 @@ pub(crate) enum ControlEvent {
     /// A message.
     Down(Order),
     /// The zone's nodes as they were when this node last heard of them.
-    KnownPeers(Vec<ashlar_types::message::cluster::PeerAddress>),
+    KnownPeers(Vec<PeerAddress>),
 }
 
 /// Where the task gets its work from.
@@ -82,15 +84,18 @@ pub(crate) struct Inlets {
     pub(crate) net: mpsc::Receiver<NetEvent>,
     pub(crate) control: mpsc::Receiver<ControlEvent>,
     pub(crate) store: Arc<Mailbox>,
+    pub(crate) beats: mpsc::Receiver<BeatNews>,
 }
 
 /// The machine and everything that its effects reach.
 #[derive(Debug)]
 pub(crate) struct Machine<S> {
-    core: NodeCore,
+    core: DataCore,
     out: Outbox,
     clock: Arc<dyn Clock>,
     table: Table,
+    /// To the thread that beats.
+    beats: Post<ToBeats>,
     /// The stores that work: never none.
     stores: Vec<Seat<S>>,
     /// Tells their ids to those who introduce this node.
@@ -103,9 +108,9 @@ pub(crate) struct Machine<S> {
 impl<S: Storage + 'static> Machine<S> {
     /// A machine around a core; `out` holds what the core wanted done when it was made.
     pub(crate) fn new(
-        (core, out): (NodeCore, Outbox),
+        (core, out): (DataCore, Outbox),
         clock: Arc<dyn Clock>,
-        table: Table,
+        (table, beats): (Table, Post<ToBeats>),
         stores: Vec<Seat<S>>,
         living: watch::Sender<Vec<StoreId>>,
     ) -> Self {
@@ -116,6 +121,7 @@ impl<S: Storage + 'static> Machine<S> {
             out,
             clock,
             table,
+            beats,
             stores,
             living,
             control: None,
@@ -145,6 +151,7 @@ impl<S: Storage + 'static> Machine<S> {
                         return Ok(self.stores.into_iter().map(|seat| seat.store).collect());
                     }
                     _ = inlets.net.recv_many(&mut events, crate::net::EVENTS_MAX) => {}
+                    Some(news) = inlets.beats.recv() => self.inputs.push(Input::Beats(news)),
                     () = inlets.store.came() => {}
                     Some(event) = inlets.control.recv() => self.on_control(event),
                     _ = ticks.tick() => {}
@@ -152,6 +159,10 @@ impl<S: Storage + 'static> Machine<S> {
             } else {
                 // The last round has left work; the readers get their turn first.
                 tokio::task::yield_now().await;
+            }
+            // Before the frames: who was heard, and which leases stand, is of now.
+            while let Ok(news) = inlets.beats.try_recv() {
+                self.inputs.push(Input::Beats(news));
             }
             while events.len() < crate::net::EVENTS_MAX
                 && let Ok(event) = inlets.net.try_recv()
@@ -181,6 +192,7 @@ impl<S: Storage + 'static> Machine<S> {
                 seat.look_at_scrub(&self.core);
             }
             self.inputs.push(Input::Tick);
+            self.beats.flush();
             self.stores.iter_mut().for_each(|seat| seat.retry_full(&mut self.inputs));
         }
         for _pass in 0..PASSES_MAX {
@@ -199,6 +211,11 @@ impl<S: Storage + 'static> Machine<S> {
     }
 
     fn carry_out(&mut self) {
+        for order in self.out.drain_orders() {
+            let order = ToBeats::Order(order);
+            let loss = order.loss();
+            self.beats.send(order, loss);
+        }
         for effect in self.out.drain() {
             match effect {
                 Effect::Send { to, message } => self.table.send(to, &message, &mut self.inputs),
@@ -270,14 +287,17 @@ impl<S: Storage + 'static> Machine<S> {
             }
             ControlEvent::Down(order) => {
                 if let ControlDown::Peers(peers) = &order.message {
-                    self.table.update_peers(peers, &mut self.inputs);
+                    self.update_peers(peers);
                 }
                 self.inputs.push(Input::Control(order));
             }
-            ControlEvent::KnownPeers(peers) => {
-                self.table.update_peers(&peers, &mut self.inputs);
-            }
+            ControlEvent::KnownPeers(peers) => self.update_peers(&peers),
         }
+    }
+
+    fn update_peers(&mut self, peers: &[PeerAddress]) {
+        self.table.update_peers(peers, &mut self.inputs);
+        self.beats.send(ToBeats::Peers(peers.to_vec()), Loss::Never);
     }
 }
 

@@ -5,8 +5,8 @@ mod zone;
 use ashlar_proto::frame::Frame;
 use ashlar_proto::token::{Grant, Rights, Signs};
 use ashlar_types::message::data::{
-    DATA_PROTOCOL_VERSION, DataMessage, HelloRefusal, HelloReply, HelloRole, Network, Refusal,
-    Stamp, TokenRefusal,
+    DATA_PROTOCOL_VERSION, DataMessage, HelloRefusal, HelloReply, HelloRole, Lane, Network,
+    Refusal, Stamp, TokenRefusal,
 };
 use ashlar_types::{
     BlockRange, ChunkId, Generation, NodeId, RequestId, SessionId, StartNumber, StoreId, VolumeId,
@@ -99,6 +99,7 @@ fn a_hello_is_refused_by_the_name_of_what_is_wrong() {
             stores,
             start: StartNumber(1),
             network: Network::Primary,
+            lane: Lane::Data,
         }
     };
     let (other, own) = (as_node(9, Network::Replication), as_node(1, Network::Primary));
@@ -184,6 +185,7 @@ fn a_client_that_speaks_as_a_node_is_shut_out() {
         adopted: vec![],
         short_of_space: vec![],
         has_control: false,
+        behind_millis: 0,
     }));
     assert_eq!(client.receive(), None);
     let mut client = zone.client(1);

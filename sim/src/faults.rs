@@ -88,6 +88,10 @@ pub(crate) enum Fault {
     JumpClock { member: u64, seconds: i64, length: Duration },
     /// A node's clock gains so many thousandths from now on.
     Drift { node: NodeId, permille: i64 },
+    /// A node's data core stands still; its beats go on.
+    StallCore { node: NodeId, length: Duration },
+    /// It goes on, unless it stands still for longer.
+    CoreGoesOn { node: NodeId },
 }
 
 impl Fault {
@@ -128,6 +132,8 @@ impl Fault {
             Self::RestartClient => "restart client",
             Self::JumpClock { .. } => "jump clock",
             Self::Drift { .. } => "drift",
+            Self::StallCore { .. } => "stall core",
+            Self::CoreGoesOn { .. } => "core goes on",
         }
     }
 }
@@ -318,6 +324,11 @@ impl World {
             Fault::Drift { node, permille } => {
                 self.with_node(node, |node, now, _| node.drift(now, permille));
             }
+            Fault::StallCore { node, length } => {
+                self.with_node(node, |node, now, _| node.stall(now + length));
+                self.schedule_in(length, Event::Fault(Fault::CoreGoesOn { node }));
+            }
+            Fault::CoreGoesOn { node } => self.core_goes_on(node),
             Fault::LoseRecords { node, away } => {
                 self.end_node(node, End::Killed);
                 self.with_store(node, |store, _| store.lose_records());
@@ -590,6 +601,7 @@ impl World {
                 let longest = Duration::from_millis(if long { 10_000 } else { 1_000 });
                 Some(Fault::StallDisk { node, length: self.draw_fault_time(longest) })
             }
+            FaultKind::StallCore => Some(Fault::StallCore { node, length: self.draw_pause() }),
             FaultKind::ShortOfSpace => Some(Fault::ShortOfSpace { node, length: away }),
             // One disk at a time: the others have what it cannot give.
             FaultKind::FailReads => {

@@ -60,6 +60,8 @@ pub enum FaultKind {
     JumpClock,
     /// A node's monotonic clock runs up to 10 % fast or slow.
     Drift,
+    /// A node's data core stands still, while it goes on beating.
+    StallCore,
 }
 
 /// What the node's table says of a store that it goes on without.
@@ -67,7 +69,7 @@ const LOST: &str = "the node goes on without a store that failed";
 
 impl FaultKind {
     /// All kinds, in the order of their declaration.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::CrashNode,
         Self::CrashMember,
         Self::CrashAll,
@@ -94,6 +96,7 @@ impl FaultKind {
         Self::RestartClient,
         Self::JumpClock,
         Self::Drift,
+        Self::StallCore,
     ];
 
     /// Its name on the command line and in the tally of a run.
@@ -126,6 +129,7 @@ impl FaultKind {
             Self::RestartClient => "restart-client",
             Self::JumpClock => "jump-clock",
             Self::Drift => "drift",
+            Self::StallCore => "stall-core",
         }
     }
 
@@ -177,6 +181,7 @@ impl FaultKind {
             | Self::PowerOff
             | Self::StallDisk
             | Self::FailSync
+            | Self::StallCore
             | Self::Slow => 2,
             Self::CrashAll
             | Self::CutMembers

@@ -3,7 +3,7 @@
 //! connections; a cut that nobody notices at once drops silently first.
 
 use ashlar_env::dice::Dice;
-use ashlar_types::message::data::Network;
+use ashlar_types::message::data::{Lane, Network};
 use ashlar_types::{NodeId, Time};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -49,6 +49,8 @@ struct Link {
     dying: bool,
     /// The last delivery scheduled on it: later ones do not overtake.
     last_delivery: Time,
+    /// The same of beats, which have a connection of their own that lives and breaks with this one.
+    last_beat: Time,
 }
 
 /// How hostile the networks are; drawn per seed.
@@ -128,7 +130,14 @@ impl Net {
     pub(crate) fn connect(&mut self, now: Time, wire: Wire) -> u64 {
         self.next_connection += 1;
         let connection = self.next_connection;
-        let link = Link { connection, up: true, drains: false, dying: false, last_delivery: now };
+        let link = Link {
+            connection,
+            up: true,
+            drains: false,
+            dying: false,
+            last_delivery: now,
+            last_beat: now,
+        };
         self.links.insert(wire, link);
         connection
     }
@@ -244,18 +253,21 @@ impl Net {
         *queue
     }
 
-    /// Decides what becomes of a message of so many bytes on `wire`.
+    /// Decides what becomes of a message of so many bytes on `wire`; a beat waits behind no data.
     pub(crate) fn send(
         &mut self,
         now: Time,
         wire: Wire,
-        bytes: usize,
+        (bytes, lane): (usize, Lane),
         dice: &mut dyn Dice,
     ) -> Fate {
         let delay = self.delay_on(wire, dice);
         let lost = self.weather.loss_one_in > 0 && dice.chance(1, self.weather.loss_one_in);
         let cut = self.is_cut(wire);
-        let sent = self.leaves(now, wire, bytes);
+        let sent = match lane {
+            Lane::Data => self.leaves(now, wire, bytes),
+            Lane::Beats => now,
+        };
         let clog = self.clogs.get(&wire).copied().filter(|clog| clog.until > now);
         let Some(link) = self.links.get_mut(&wire) else { return Fate::NoConnection };
         if !link.up || link.dying {
@@ -273,8 +285,12 @@ impl Net {
             return Fate::Stuck { connection, gives_up: now + PATIENCE };
         }
         let sent = clog.map_or(sent, |clog| clog.until.max(sent));
-        let at = (sent + delay).max(link.last_delivery);
-        link.last_delivery = at;
+        let last = match lane {
+            Lane::Data => &mut link.last_delivery,
+            Lane::Beats => &mut link.last_beat,
+        };
+        let at = (sent + delay).max(*last);
+        *last = at;
         Fate::Deliver { at, connection }
     }
 }

@@ -40,6 +40,9 @@ pub(crate) struct SimNode {
     /// Its disks.
     pub(crate) stores: Vec<SimStore>,
     core: Option<NodeCore>,
+    /// Until when the data core stands still, and what waits for it.
+    stalled_until: Time,
+    backlog: Vec<Input>,
     /// Inputs so far: every so many, everything is checked.
     #[cfg(not(debug_assertions))]
     handled: u64,
@@ -118,6 +121,8 @@ impl SimNode {
             timing,
             stores: (0..stores).map(|_| SimStore::new(StoreId(dice.next_u128()))).collect(),
             core: None,
+            stalled_until: Time::ZERO,
+            backlog: Vec::new(),
             #[cfg(not(debug_assertions))]
             handled: 0,
             positions: BTreeMap::new(),
@@ -182,6 +187,7 @@ impl SimNode {
     /// The process ends.
     pub(crate) fn end_process(&mut self, how: End, dice: &mut SeededDice) {
         self.core = None;
+        (self.stalled_until, self.backlog) = (Time::ZERO, Vec::new());
         self.off = how == End::PowerCut;
         for store in &mut self.stores {
             store.end(how, dice);
@@ -229,10 +235,43 @@ impl SimNode {
         self.clock = LocalClock { since: (now, self.clock.at(now)), permille };
     }
 
+    /// The data core stands still until then; the beats go on.
+    pub(crate) fn stall(&mut self, until: Time) {
+        if let Some(core) = &mut self.core {
+            core.stall(true);
+            self.stalled_until = self.stalled_until.max(until);
+        }
+    }
+
+    /// The data core may go on from now on.
+    pub(crate) fn stall_ends(&mut self, now: Time) {
+        self.stalled_until = self.stalled_until.min(now);
+    }
+
+    /// Whether the data core stands still.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.core.as_ref().is_some_and(NodeCore::is_stalled)
+    }
+
+    /// The data core goes on, if it may by now: with what has waited for it.
+    pub(crate) fn go_on(&mut self, now: Time) -> Vec<Input> {
+        if now < self.stalled_until {
+            return Vec::new();
+        }
+        if let Some(core) = &mut self.core {
+            core.stall(false);
+        }
+        core::mem::take(&mut self.backlog)
+    }
+
     /// Gives the core an input, if the process runs.
     pub(crate) fn handle(&mut self, now: Time, input: Input, out: &mut Outbox) {
         let now = self.clock.at(now);
         let Some(core) = &mut self.core else { return };
+        if core.is_stalled() && !NodeCore::is_for_beats(&input) {
+            self.backlog.push(input);
+            return;
+        }
         // In debug builds the core checks itself wholly after each input.
         #[cfg(not(debug_assertions))]
         let about = chunk_of(&input);

@@ -7,8 +7,10 @@
 //! it: ports accept, connections stay up.
 
 use crate::net::Host;
+use crate::node::SimNode;
 use crate::world::{Event, World};
 use ashlar_env::dice::Dice;
+use ashlar_types::NodeId;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -104,6 +106,30 @@ impl World {
         }
         for event in waiting {
             self.carry_out(event);
+        }
+    }
+
+    /// Whether a node's data core stands still while it goes on beating.
+    pub(crate) fn is_core_stalled(&self, node: NodeId) -> bool {
+        self.nodes.get(&node).is_some_and(SimNode::is_stalled)
+    }
+
+    /// A data core goes on, unless a later stall holds it: what waited for it happens now.
+    pub(crate) fn core_goes_on(&mut self, id: NodeId) {
+        let now = self.now;
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        for input in node.go_on(now) {
+            self.input(id, input);
+        }
+    }
+
+    /// Every data core goes on.
+    pub(crate) fn all_cores_go_on(&mut self) {
+        let all: Vec<NodeId> = self.nodes.keys().copied().collect();
+        for id in all {
+            let now = self.now;
+            self.nodes.get_mut(&id).into_iter().for_each(|node| node.stall_ends(now));
+            self.core_goes_on(id);
         }
     }
 

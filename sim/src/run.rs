@@ -458,6 +458,7 @@ impl World {
     fn quiet_down(&mut self) {
         self.drop_faults();
         self.wake_all();
+        self.all_cores_go_on();
         self.net.heal();
         self.former.rest();
         if let Some(script) = &mut self.script {

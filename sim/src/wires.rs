@@ -9,7 +9,7 @@ use ashlar_env::dice::Dice;
 use ashlar_node_core as node;
 use ashlar_node_core::{ConnectionId, Link};
 use ashlar_types::NodeId;
-use ashlar_types::message::data::{DataMessage, Network};
+use ashlar_types::message::data::{DataMessage, Lane, Network};
 use std::time::Duration;
 
 /// How long the dialler of a broken connection may not notice.
@@ -27,6 +27,14 @@ fn bytes_of(message: &DataMessage) -> usize {
         | DataMessage::Copy { data, .. }
         | DataMessage::Fetched { data, .. } => REST + data.data.len(),
         _without_content => REST,
+    }
+}
+
+/// The connection that a message takes.
+const fn lane_of(message: &DataMessage) -> Lane {
+    match message {
+        DataMessage::Beat { .. } | DataMessage::BeatReply { .. } => Lane::Beats,
+        _anything_else => Lane::Data,
     }
 }
 
@@ -153,7 +161,8 @@ impl World {
 
     /// Puts a message on a connection.
     pub(crate) fn transmit(&mut self, wire: Wire, message: DataMessage) {
-        match self.net.send(self.now, wire, bytes_of(&message), &mut self.dice) {
+        match self.net.send(self.now, wire, (bytes_of(&message), lane_of(&message)), &mut self.dice)
+        {
             Fate::Deliver { at, connection } => {
                 self.schedule(at, Event::Deliver { wire, connection, message });
             }

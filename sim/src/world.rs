@@ -290,7 +290,9 @@ impl World {
         match event {
             Event::NodeTick { node, life } => {
                 if self.lives(node, life) {
-                    self.retry_full(node);
+                    if !self.is_core_stalled(node) {
+                        self.retry_full(node);
+                    }
                     self.input(node, node::Input::Tick);
                     self.schedule_in(NODE_TICK, Event::NodeTick { node, life });
                 }

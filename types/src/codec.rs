@@ -13,7 +13,7 @@ use crate::id::{
     ChunkId, ChunkIndex, Incarnation, NodeId, ReplicaId, RequestId, StoreId, VolumeId, ZoneId,
 };
 use crate::message::data::{
-    HelloRefusal, History, Network, NotReady, PeerRefusal, Refusal, Stamp, TokenRefusal,
+    HelloRefusal, History, Lane, Network, NotReady, PeerRefusal, Refusal, Stamp, TokenRefusal,
     Uncommitted,
 };
 use crate::time::Time;
@@ -332,6 +332,22 @@ impl Wire for Network {
         match u8::get(from)? {
             0 => Ok(Self::Primary),
             1 => Ok(Self::Replication),
+            other => Err(CodecError::Case(other)),
+        }
+    }
+}
+
+impl Wire for Lane {
+    fn put(&self, out: &mut impl BufMut) {
+        out.put_u8(match self {
+            Self::Data => 0,
+            Self::Beats => 1,
+        });
+    }
+    fn get(from: &mut Reader<'_>) -> Result<Self, CodecError> {
+        match u8::get(from)? {
+            0 => Ok(Self::Data),
+            1 => Ok(Self::Beats),
             other => Err(CodecError::Case(other)),
         }
     }

@@ -18,16 +18,16 @@
 //!   the granter gave is unknown: a whole grant from the start on;
 //! - a granter whose clock runs faster than that difference allows for covers nothing (`drift.rs`).
 //!
-//! Does not decide who must grant: that is the primary's matter (`primary/read.rs`).
+//! Here is the holder's side, and the orders to stop granting; the granter's is in `beats.rs`. Who must
+//! grant is the primary's matter (`primary/read.rs`).
 
+use crate::beats::BeatOrder;
 use crate::drift::Drift;
+use crate::outbox::Outbox;
 use crate::timing::Timing;
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use ashlar_types::{ChunkId, Epoch, NodeId, StartNumber, Time};
-
-/// Beats whose sending is remembered. Older ones could not renew a lease any more.
-const BEATS_KEPT: usize = 8;
 
 /// Exceptions that one message lists. While there are more, nothing is granted; the holder's answer
 /// makes room for the next.
@@ -35,13 +35,6 @@ pub(crate) const EXCEPTIONS_MAX: usize = 64;
 
 /// Chunks and the epochs under which another is primary.
 pub(crate) type Exceptions = Vec<(ChunkId, Epoch)>;
-
-/// What this node has granted to a peer.
-#[derive(Debug, Default)]
-struct Given {
-    until: Time,
-    except: BTreeMap<ChunkId, Epoch>,
-}
 
 /// What a peer has granted to this node.
 #[derive(Debug, Default)]
@@ -52,24 +45,56 @@ struct Held {
     except: BTreeMap<ChunkId, Epoch>,
 }
 
-/// Which beat an answer is to, and who gave it when.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Answer {
-    pub(crate) number: u64,
+/// An answer to a beat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// When the beat was sent.
+    pub sent: Time,
     /// Process of the granter.
-    pub(crate) start: StartNumber,
+    pub start: StartNumber,
     /// What its clock showed.
-    pub(crate) clock: Time,
+    pub clock: Time,
 }
 
-/// All leases of a node, given and held.
+/// What a replica waits for before it confirms that it has adopted an epoch which takes the chunk from a
+/// former primary: no lease of that one may stand any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LeaseWait {
+    /// The last order to stop granting that is not in force yet.
+    order: Option<u64>,
+    /// Until then an earlier grant may stand.
+    until: Time,
+}
+
+impl LeaseWait {
+    pub(crate) const fn until(until: Time) -> Self {
+        Self { order: None, until }
+    }
+
+    /// An order to stop granting was given.
+    pub(crate) const fn ordered(&mut self, number: u64) {
+        self.order = Some(number);
+    }
+
+    /// An order is in force; orders take effect one after the other.
+    pub(crate) fn in_force(&mut self, number: u64, until: Time) {
+        self.until = self.until.max(until);
+        if self.order.is_some_and(|order| order <= number) {
+            self.order = None;
+        }
+    }
+
+    pub(crate) fn is_over(&self, now: Time) -> bool {
+        self.order.is_none() && now >= self.until
+    }
+}
+
+/// The leases that a node holds, and its orders to grant no more.
 #[derive(Debug)]
 pub(crate) struct Leases {
     /// When this process began to grant.
     started: Time,
-    last_beat: u64,
-    sent: VecDeque<(u64, Time)>,
-    given: BTreeMap<NodeId, Given>,
+    orders: u64,
     held: BTreeMap<NodeId, Held>,
     /// Clocks of the granters.
     drifts: BTreeMap<NodeId, Drift>,
@@ -77,61 +102,28 @@ pub(crate) struct Leases {
 
 impl Leases {
     pub(crate) const fn new(now: Time) -> Self {
-        Self {
-            started: now,
-            last_beat: 0,
-            sent: VecDeque::new(),
-            given: BTreeMap::new(),
-            held: BTreeMap::new(),
-            drifts: BTreeMap::new(),
-        }
+        Self { started: now, orders: 0, held: BTreeMap::new(), drifts: BTreeMap::new() }
     }
 
-    /// Number of the beat that is sent now, to everyone.
-    pub(crate) fn next_beat(&mut self, now: Time) -> u64 {
-        self.last_beat += 1;
-        self.sent.push_back((self.last_beat, now));
-        if self.sent.len() > BEATS_KEPT {
-            self.sent.pop_front();
-        }
-        self.last_beat
+    /// Peers whose exceptions are settled here, as far as they are.
+    pub(crate) fn all_settled(
+        &self,
+        adopted: impl Fn(ChunkId) -> Option<Epoch>,
+    ) -> Vec<(NodeId, Exceptions)> {
+        let with_some = self.held.iter().filter(|(_, held)| !held.except.is_empty());
+        let settled = with_some.map(|(peer, _)| (*peer, self.settled(*peer, &adopted)));
+        settled.filter(|(_, settled)| !settled.is_empty()).collect()
     }
 
     /// A peer's exceptions as far as they are settled here: `adopted` gives the epoch of a chunk's
     /// replica on this node. One that this node does not hold it cannot serve either.
-    pub(crate) fn settled(
-        &self,
-        peer: NodeId,
-        adopted: impl Fn(ChunkId) -> Option<Epoch>,
-    ) -> Exceptions {
+    fn settled(&self, peer: NodeId, adopted: impl Fn(ChunkId) -> Option<Epoch>) -> Exceptions {
         let Some(held) = self.held.get(&peer) else { return Vec::new() };
         let settled = held.except.iter().filter_map(|(chunk, epoch)| {
             let known = adopted(*chunk).unwrap_or(*epoch);
             (known >= *epoch).then_some((*chunk, known))
         });
         settled.take(EXCEPTIONS_MAX).collect()
-    }
-
-    /// A beat has come: renews the grant; gives whether it did, and what it does not cover.
-    pub(crate) fn on_beat(
-        &mut self,
-        now: Time,
-        from: NodeId,
-        settled: &[(ChunkId, Epoch)],
-        timing: &Timing,
-    ) -> (bool, Exceptions) {
-        let given = self.given.entry(from).or_default();
-        for (chunk, epoch) in settled {
-            if given.except.get(chunk).is_some_and(|except| epoch >= except) {
-                given.except.remove(chunk);
-            }
-        }
-        let granted = given.except.len() <= EXCEPTIONS_MAX;
-        if granted {
-            given.until = given.until.max(now + timing.lease_granted);
-        }
-        let except = given.except.iter().take(EXCEPTIONS_MAX);
-        (granted, except.map(|(chunk, epoch)| (*chunk, *epoch)).collect())
     }
 
     /// The answer to a beat: renews the lease from the beat's sending on. True if it shows, for the
@@ -145,10 +137,7 @@ impl Leases {
         except: &[(ChunkId, Epoch)],
         timing: &Timing,
     ) -> bool {
-        let Answer { number, start, clock } = answer;
-        let Some((_, sent)) = self.sent.iter().find(|(sent, _)| *sent == number) else {
-            return false;
-        };
+        let Answer { sent, start, clock } = answer;
         let held = self.held.entry(from).or_default();
         if start < held.start {
             return false;
@@ -163,9 +152,9 @@ impl Leases {
             *known = (*known).max(*epoch);
         }
         if granted {
-            held.until = held.until.max(*sent + timing.lease_used);
+            held.until = held.until.max(sent + timing.lease_used);
         }
-        self.drifts.entry(from).or_default().on_answer(now, *sent, start, clock)
+        self.drifts.entry(from).or_default().on_answer(now, sent, start, clock)
     }
 
     /// Forgets exceptions that this node has settled and told of.
@@ -195,19 +184,19 @@ impl Leases {
         })
     }
 
-    /// An epoch has been adopted that takes a chunk from `peer`: no later grant covers it, and
-    /// until the time given back an earlier one may.
+    /// An epoch has been adopted that takes a chunk from `peer`: no later grant may cover it. Gives
+    /// the number of the order, to wait for.
     pub(crate) fn except(
         &mut self,
         peer: NodeId,
         chunk: ChunkId,
         epoch: Epoch,
-        timing: &Timing,
-    ) -> Time {
-        let given = self.given.entry(peer).or_default();
-        let known = given.except.entry(chunk).or_default();
-        *known = (*known).max(epoch);
-        given.until.max(self.earlier_grants_end(timing))
+        out: &mut Outbox,
+    ) -> u64 {
+        self.orders += 1;
+        let number = self.orders;
+        out.order(BeatOrder::Except { number, peer, chunk, epoch });
+        number
     }
 
     /// When the last grant of an earlier process of this node has run out.

@@ -1,14 +1,16 @@
-//! The node as a value: inputs in, effects out. One match dispatches everything.
+//! The data core of a node as a value: inputs in, effects out. One match dispatches everything.
 //!
 //! Does not read clocks, sockets or disks; the shell (`node/src/task.rs`) and the simulator feed
 //! it and carry its effects out in order.
 
+use crate::beats::{BeatNews, BeatOrder};
 use crate::context::{Context, Desk, Identity, ReadFor, Tickets};
 use crate::durable::{DurableState, ReplicaDurable};
 use crate::found::Found;
-use crate::lease::{Answer, Leases};
+use crate::input::Input;
+use crate::lease::Leases;
 use crate::outbox::{Alarm, ConnectionId, Effect, Link, Outbox, ReadTicket};
-use crate::peers::{Peers, Process};
+use crate::peers::Peers;
 use crate::record::JournalSeq;
 use crate::relay::{Uplink, tell_replicas};
 use crate::replica::{Replica, Role};
@@ -22,89 +24,16 @@ use alloc::vec::Vec;
 use ashlar_types::message::cluster::{
     ControlDown, ControlUp, Heartbeat, Order, Relayed, ReplicaReport, ReplicaState,
 };
-use ashlar_types::message::data::{DataMessage, Network, NotReady, PeerRefusal, Refusal, Stamp};
+use ashlar_types::message::data::{DataMessage, NotReady, PeerRefusal, Refusal, Stamp};
 use ashlar_types::{
     BlockData, BlockRange, ChunkConfig, ChunkId, ControlTerm, Epoch, Generation, NodeId, ReplicaId,
     SessionId, StoreId, Time, VolumeId,
 };
 use core::ops::Bound;
 
-/// Everything that can happen to a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Input {
-    /// Time passes; every 50 ms or so. More often is harmless.
-    Tick,
-    /// A frame arrived. A peer's network is the one that it came over.
-    Frame {
-        /// From whom.
-        from: Link,
-        /// What.
-        message: DataMessage,
-    },
-    /// All frames that were waiting have been handled: questions gathered on the way leave now.
-    BatchEnd,
-    /// A connection that this node dialled is up, hellos exchanged.
-    LinkUp {
-        /// The peer.
-        node: NodeId,
-        /// Over which network.
-        network: Network,
-        /// The process at the other end.
-        process: Process,
-    },
-    /// A dialled connection broke or could not be made.
-    LinkDown {
-        /// The peer.
-        node: NodeId,
-        /// Over which network.
-        network: Network,
-        /// Nobody listens at its port.
-        refused: bool,
-    },
-    /// A client's connection ended.
-    ClientGone {
-        /// Which.
-        connection: ConnectionId,
-    },
-    /// All records of a store up to this one are on stable media.
-    Durable {
-        /// The store.
-        store: StoreId,
-        /// The last of them.
-        seq: JournalSeq,
-    },
-    /// A store has failed: nothing is known about what its disk has of what was not durable.
-    StoreFailed {
-        /// The store.
-        store: StoreId,
-    },
-    /// The store has answered a read; `None`: the range cannot be read.
-    BlocksRead {
-        /// The read.
-        ticket: ReadTicket,
-        /// Content of the whole range.
-        content: Option<BlockData>,
-    },
-    /// The stream to the control plane is open (again): it must be told everything.
-    ControlUp,
-    /// That stream is gone.
-    ControlLost,
-    /// A message of the control plane.
-    Control(Order),
-    /// Room in a store.
-    Space {
-        /// The store.
-        store: StoreId,
-        /// What it can hold, in bytes.
-        capacity_bytes: u64,
-        /// What is taken, in bytes.
-        used_bytes: u64,
-    },
-}
-
-/// A node.
+/// The half of a node that holds replicas and serves them; the other half is `beats.rs`.
 #[derive(Debug)]
-pub struct NodeCore {
+pub struct DataCore {
     me: Identity,
     timing: Timing,
     replicas: BTreeMap<ChunkId, Replica>,
@@ -120,7 +49,6 @@ pub struct NodeCore {
     /// Chunks that had reads or writes since the last end of a batch.
     touched: BTreeSet<ChunkId>,
     last_tick: Time,
-    last_beat: Time,
     last_heartbeat: Time,
     /// Chunks whose replica here was erased, or went with its store, and the epoch that it had
     /// adopted. An older configuration may still be on its way, from a primary that was replaced long
@@ -133,7 +61,7 @@ pub struct NodeCore {
     uplink: Uplink,
 }
 
-impl NodeCore {
+impl DataCore {
     /// A node as its stores describe it after a start; primaries open new terms at once.
     #[must_use]
     pub fn new(
@@ -157,7 +85,6 @@ impl NodeCore {
             sessions: BTreeMap::new(),
             touched: BTreeSet::new(),
             last_tick: now,
-            last_beat: now,
             last_heartbeat: now,
             erased: BTreeMap::new(),
             control_term: ControlTerm::default(),
@@ -246,7 +173,7 @@ impl NodeCore {
             }
             Input::Frame { from: Link::Peer(node, network), message } => {
                 self.peers.heard(now, node, network);
-                self.on_peer(now, node, network, message, out);
+                self.on_peer(now, node, message, out);
             }
             Input::BatchEnd => self.on_batch_end(now, out),
             Input::LinkUp { node, network, process } => {
@@ -264,6 +191,7 @@ impl NodeCore {
             Input::Durable { store, seq } => self.on_durable(now, store, seq, out),
             Input::StoreFailed { store } => self.on_store_failed(now, store, out),
             Input::BlocksRead { ticket, content } => self.on_blocks(now, ticket, content, out),
+            Input::Beats(news) => self.on_beats(now, news, out),
             Input::ControlUp => {
                 self.uplink.opened();
                 self.report_everything(out);
@@ -331,10 +259,7 @@ impl NodeCore {
         for node in self.peers.choose_routes(now, &self.timing) {
             self.on_route(now, node, out);
         }
-        if now.since(self.last_beat) >= self.timing.beat {
-            self.last_beat = now;
-            self.beat(now, out);
-        }
+        self.order_beats(now, out);
         if self.uplink.choose(now, &self.peers, &self.timing) {
             self.report_everything(out);
         }
@@ -385,21 +310,40 @@ impl NodeCore {
         self.stores.get(store).map_or(0, |part| part.scrub.cycles())
     }
 
-    /// A beat to every peer, over each network.
-    fn beat(&mut self, now: Time, out: &mut Outbox) {
-        let number = self.leases.next_beat(now);
-        let short_of_space = self.stores.short_of_space();
-        let links: Vec<(NodeId, Network)> = self.peers.links().collect();
-        for (node, network) in links {
-            let adopted = self.leases.settled(node, |chunk| {
-                self.replicas.get(&chunk).map(|replica| replica.durable.config.epoch)
-            });
+    /// Tells the beats that this half moves, and what they are to say.
+    fn order_beats(&mut self, now: Time, out: &mut Outbox) {
+        let (short_of_space, has_control) = (self.stores.short_of_space(), self.uplink.is_open());
+        out.order(BeatOrder::Progress { at: now, short_of_space, has_control });
+        let replicas = &self.replicas;
+        let adopted =
+            |chunk| replicas.get(&chunk).map(|replica: &Replica| replica.durable.config.epoch);
+        for (peer, adopted) in self.leases.all_settled(adopted) {
             // Lost on the way: the peer lists them again.
-            self.leases.forget_settled(node, &adopted);
-            let short_of_space = short_of_space.clone();
-            let has_control = self.uplink.is_open();
-            let message = DataMessage::Beat { number, adopted, short_of_space, has_control };
-            out.push(Effect::Send { to: Link::Peer(node, network), message });
+            self.leases.forget_settled(peer, &adopted);
+            out.order(BeatOrder::Settled { peer, adopted });
+        }
+    }
+
+    fn on_beats(&mut self, now: Time, news: BeatNews, out: &mut Outbox) {
+        match news {
+            BeatNews::Excepted { number, chunk, until } => {
+                self.with_replica(now, chunk, out, |replica, context| {
+                    replica.on_excepted(number, until, context);
+                });
+            }
+            BeatNews::Heard { node, network, at, short_of_space, has_control } => {
+                self.peers.heard(at, node, network);
+                self.peers.says_space(node, &short_of_space);
+                self.peers.says_control(node, has_control);
+            }
+            BeatNews::Answered { node, network, at, answer, granted, except } => {
+                // The peer's thread has answered: the network works. Of its data core only beats tell.
+                self.peers.answered(at, node, network);
+                let Some(answer) = answer else { return };
+                if self.leases.on_reply(at, node, answer, granted, &except, &self.timing) {
+                    out.push(Effect::Alarm(Alarm::ClockRunsAhead { node }));
+                }
+            }
         }
     }
 
@@ -472,32 +416,8 @@ impl NodeCore {
         (session.0 == newest.0 && session.1 < newest.1).then_some(Refusal::SessionEnded)
     }
 
-    fn on_peer(
-        &mut self,
-        now: Time,
-        from: NodeId,
-        network: Network,
-        message: DataMessage,
-        out: &mut Outbox,
-    ) {
+    fn on_peer(&mut self, now: Time, from: NodeId, message: DataMessage, out: &mut Outbox) {
         match &message {
-            DataMessage::Beat { number, adopted, short_of_space, has_control } => {
-                self.peers.says_space(from, short_of_space);
-                self.peers.says_control(from, *has_control);
-                let (granted, except) = self.leases.on_beat(now, from, adopted, &self.timing);
-                let (number, start, clock) = (*number, self.me.start, now);
-                let message = DataMessage::BeatReply { number, start, clock, granted, except };
-                out.push(Effect::Send { to: Link::Peer(from, network), message });
-                return;
-            }
-            DataMessage::BeatReply { number, start, clock, granted, except } => {
-                self.peers.answered(now, from, network);
-                let answer = Answer { number: *number, start: *start, clock: *clock };
-                if self.leases.on_reply(now, from, answer, *granted, except, &self.timing) {
-                    out.push(Effect::Alarm(Alarm::ClockRunsAhead { node: from }));
-                }
-                return;
-            }
             DataMessage::Relay { .. } | DataMessage::Relayed { .. } => {
                 self.on_relay(now, from, message, out);
                 return;
@@ -677,7 +597,7 @@ impl NodeCore {
             let config = &held.durable.config;
             if config.primary.node != self.me.node {
                 let (peer, next) = (config.primary.node, config.epoch.next());
-                self.leases.except(peer, chunk, next, &self.timing);
+                self.leases.except(peer, chunk, next, out);
             }
             note_erased(&mut self.erased, chunk, config.epoch);
             self.replicas.remove(&chunk);

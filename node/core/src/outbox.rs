@@ -1,5 +1,6 @@
 //! What the core wants done. The shell carries effects out in the order given and decides nothing.
 
+use crate::beats::BeatOrder;
 use crate::record::{JournalSeq, Record};
 use alloc::vec::Vec;
 use ashlar_types::message::cluster::ControlUp;
@@ -33,7 +34,7 @@ pub enum Effect {
         /// What.
         message: DataMessage,
     },
-    /// Append a record to the journal of a store; report [`crate::machine::Input::Durable`] when it
+    /// Append a record to the journal of a store; report [`crate::input::Input::Durable`] when it
     /// and all before it there are on stable media.
     Persist {
         /// The store of the record's replica.
@@ -118,12 +119,24 @@ pub enum Alarm {
 #[derive(Debug, Default)]
 pub struct Outbox {
     effects: Vec<Effect>,
+    orders: Vec<BeatOrder>,
 }
 
 impl Outbox {
     /// Adds an effect.
     pub fn push(&mut self, effect: Effect) {
         self.effects.push(effect);
+    }
+
+    /// Adds an order to the beats. No effect waits for it: what must, waits for the news that it is
+    /// in force.
+    pub(crate) fn order(&mut self, order: BeatOrder) {
+        self.orders.push(order);
+    }
+
+    /// Takes all orders to the beats out, in order.
+    pub fn drain_orders(&mut self) -> alloc::vec::Drain<'_, BeatOrder> {
+        self.orders.drain(..)
     }
 
     /// Takes all effects out, in order.
@@ -144,6 +157,6 @@ impl Outbox {
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.effects.is_empty()
+        self.effects.is_empty() && self.orders.is_empty()
     }
 }

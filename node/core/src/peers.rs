@@ -172,7 +172,8 @@ impl Peers {
     pub fn heard(&mut self, now: Time, node: NodeId, network: Network) {
         if let Some(peer) = self.peers.get_mut(&node) {
             let path = peer.path(network);
-            path.heard = now;
+            // News of beats may come after frames that were read before them.
+            path.heard = path.heard.max(now);
             path.refused = false;
         }
     }
@@ -180,7 +181,8 @@ impl Peers {
     /// The peer has answered a beat.
     pub fn answered(&mut self, now: Time, node: NodeId, network: Network) {
         if let Some(peer) = self.peers.get_mut(&node) {
-            peer.path(network).answered = now;
+            let path = peer.path(network);
+            path.answered = path.answered.max(now);
         }
     }
 

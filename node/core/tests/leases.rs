@@ -204,6 +204,7 @@ fn a_chunk_that_was_taken_is_excepted_until_the_holder_has_adopted_its_epoch() {
         adopted: adopted.to_vec(),
         short_of_space: vec![],
         has_control: false,
+        behind_millis: 0,
     };
     let except = vec![(chunk(), Epoch(2))];
     assert_eq!(granted(&hands.peer_says(1, beat(&[]))), Some(except.clone()));

@@ -30,6 +30,7 @@ fn pass(hands: &mut Hands, ticks: u32, peers: &[(u32, bool)]) -> Vec<(NodeId, Da
                     adopted: vec![],
                     short_of_space: vec![],
                     has_control: *has_control,
+                    behind_millis: 0,
                 },
             ));
             let Some(number) = beat else { continue };

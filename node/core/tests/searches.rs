@@ -80,5 +80,11 @@ fn beat_of(node: u32) -> Link {
 }
 
 fn heard() -> DataMessage {
-    DataMessage::Beat { number: 1, adopted: vec![], short_of_space: vec![], has_control: false }
+    DataMessage::Beat {
+        number: 1,
+        adopted: vec![],
+        short_of_space: vec![],
+        has_control: false,
+        behind_millis: 0,
+    }
 }

@@ -25,7 +25,13 @@ fn says_short(hands: &mut Hands, peer: u32, short: bool) {
     short_of_space.extend(short.then_some(StoreId(u128::from(peer))));
     hands.peer_says(
         peer,
-        DataMessage::Beat { number: 1, adopted: vec![], short_of_space, has_control: false },
+        DataMessage::Beat {
+            number: 1,
+            adopted: vec![],
+            short_of_space,
+            has_control: false,
+            behind_millis: 0,
+        },
     );
 }
 

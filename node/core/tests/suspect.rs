@@ -364,6 +364,7 @@ fn removals(hands: &mut Hands) -> Vec<ReplicaId> {
                 adopted: vec![],
                 short_of_space: vec![],
                 has_control: false,
+                behind_millis: 0,
             },
         );
     }

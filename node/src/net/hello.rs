@@ -126,8 +126,8 @@ async fn identify(role: HelloRole, net: &Net) -> Result<Visitor, HelloRefusal> {
             let rights = admitted.map_err(HelloRefusal::Token)?;
             Ok(Visitor::Client(Attachment { volume, generation, session, rights }))
         }
-        HelloRole::Node { node, stores, start, network } => {
-            Ok(Visitor::Node { node, network, process: Process { stores, start } })
+        HelloRole::Node { node, stores, start, network, lane } => {
+            Ok(Visitor::Node { node, network, lane, process: Process { stores, start } })
         }
     }
 }
@@ -157,7 +157,7 @@ pub(crate) async fn introduce(
     network: Network,
 ) -> Result<Process, HelloError> {
     let (me, Process { stores, start }) = (net.me, net.process());
-    let role = HelloRole::Node { node: me.node, stores, start, network };
+    let role = HelloRole::Node { node: me.node, stores, start, network, lane: net.lane };
     let hello = Hello { version: DATA_PROTOCOL_VERSION, zone: me.zone, role };
     send(stream, &Frame::Hello(hello)).await?;
     let mut input = BytesMut::with_capacity(256);

@@ -4,16 +4,16 @@
 //! told so if that is cheap, else closed.
 
 use super::connection::{Credit, read_frames};
-use super::{ConnectionNumber, Net, NetEvent, Visitor, hello, name, tune};
+use super::{ConnectionNumber, Guest, Net, NetEvent, Visitor, hello, name, tune};
 use ashlar_env::task::spawn_named;
-use ashlar_types::message::data::Network;
+use ashlar_types::message::data::{Lane, Network};
 use bytes::BytesMut;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Connections open at a time on one network, hellos included. A node has some 32 peers; clients
 /// have a few connections each. Each idle one holds 128 KiB.
@@ -59,14 +59,19 @@ pub(crate) async fn serve(listener: TcpListener, network: Network, net: Net) {
         };
         let net = net.clone();
         drop(spawn_named("connection", async move {
-            host(stream, from, network, full, net).await;
-            drop(permit);
+            host(stream, from, network, (permit, full), net).await;
         }));
     }
 }
 
 /// One connection from its hello to its end.
-async fn host(stream: TcpStream, from: SocketAddr, network: Network, full: bool, net: Net) {
+async fn host(
+    stream: TcpStream,
+    from: SocketAddr,
+    network: Network,
+    (permit, full): (OwnedSemaphorePermit, bool),
+    net: Net,
+) {
     tune(&stream);
     let mut input = BytesMut::with_capacity(1024);
     let visitor = match hello::receive(&stream, &net, network, full, &mut input).await {
@@ -80,6 +85,16 @@ async fn host(stream: TcpStream, from: SocketAddr, network: Network, full: bool,
             return;
         }
     };
+    if let Visitor::Node { node, network, lane: Lane::Beats, process } = visitor {
+        match stream.into_std() {
+            Ok(stream) => {
+                let guest = Guest { stream, input, node, network, process, permit };
+                net.guests.send(guest).await.ok();
+            }
+            Err(error) => tracing::warn!(%from, %error, "a connection cannot be handed on"),
+        }
+        return;
+    }
     let stream = Arc::new(stream);
     let connection = net.number();
     let credit = matches!(visitor, Visitor::Client(_)).then(Credit::new);
@@ -108,7 +123,7 @@ fn opened(
             let credit = credit.unwrap_or_else(Credit::new);
             NetEvent::ClientOpen { connection, stream, credit, attachment }
         }
-        Visitor::Node { node, network, process } => {
+        Visitor::Node { node, network, process, .. } => {
             NetEvent::PeerOpen { connection, stream, node, network, process }
         }
     }

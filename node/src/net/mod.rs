@@ -19,14 +19,15 @@ pub(crate) mod table;
 use crate::admission::Admission;
 use ashlar_node_core::{Identity, Process};
 use ashlar_proto::token::Rights;
-use ashlar_types::message::data::{DataMessage, Network};
+use ashlar_types::message::data::{DataMessage, Lane, Network};
 use ashlar_types::{Generation, NodeId, SessionId, StoreId, VolumeId};
+use bytes::BytesMut;
 use socket2::{SockRef, TcpKeepalive};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 
 use connection::Credit;
 
@@ -92,7 +93,20 @@ pub(crate) struct Attachment {
 #[derive(Debug)]
 pub(crate) enum Visitor {
     Client(Attachment),
-    Node { node: NodeId, network: Network, process: Process },
+    Node { node: NodeId, network: Network, lane: Lane, process: Process },
+}
+
+/// A connection for beats, on its way from the listener to the thread that has them.
+#[derive(Debug)]
+pub(crate) struct Guest {
+    pub(crate) stream: std::net::TcpStream,
+    /// What came behind the hello.
+    pub(crate) input: BytesMut,
+    pub(crate) node: NodeId,
+    pub(crate) network: Network,
+    pub(crate) process: Process,
+    /// Its place among the open connections.
+    pub(crate) permit: OwnedSemaphorePermit,
 }
 
 /// Number of a dialler in this process; never reused, so that news of an ended one are known.
@@ -108,8 +122,12 @@ pub(crate) struct Net {
     pub(crate) stores: watch::Receiver<Vec<StoreId>>,
     /// Which clients may come in.
     pub(crate) admission: Arc<Admission>,
-    /// To the machine's task.
+    /// What its own connections to peers are for.
+    pub(crate) lane: Lane,
+    /// To whoever has those connections.
     pub(crate) events: mpsc::Sender<NetEvent>,
+    /// To the thread that has the connections for beats.
+    pub(crate) guests: mpsc::Sender<Guest>,
     numbers: Arc<AtomicU64>,
 }
 
@@ -119,8 +137,15 @@ impl Net {
         stores: watch::Receiver<Vec<StoreId>>,
         admission: Arc<Admission>,
         events: mpsc::Sender<NetEvent>,
+        guests: mpsc::Sender<Guest>,
     ) -> Self {
-        Self { me, stores, admission, events, numbers: Arc::new(AtomicU64::new(1)) }
+        let (lane, numbers) = (Lane::Data, Arc::new(AtomicU64::new(1)));
+        Self { me, stores, admission, lane, events, guests, numbers }
+    }
+
+    /// The same for the thread that beats, which takes the events of its own connections.
+    pub(crate) fn for_beats(&self, events: mpsc::Sender<NetEvent>) -> Self {
+        Self { lane: Lane::Beats, events, ..self.clone() }
     }
 
     /// This process, as it introduces itself now.

@@ -110,11 +110,13 @@ impl Rig {
         let me = Identity { zone, node: NodeId(1), start: StartNumber(1) };
         let (living, stores) = watch::channel(vec![StoreId(5)]);
         let (events, _) = mpsc::channel(1);
+        let (guests, _) = crate::beats::guests();
+        let (beats, _) = crate::post::post();
         let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let sources = Sources { primary: ip, replication: ip };
         let table = Table::new(
             Diallers::new(
-                Net::new(me, stores, Arc::new(Admission::nobody()), events.clone()),
+                Net::new(me, stores, Arc::new(Admission::nobody()), events.clone(), guests),
                 sources,
             ),
             events,
@@ -122,10 +124,10 @@ impl Rig {
         let mut out = Outbox::default();
         let state = ashlar_node_core::durable::DurableState::default();
         let found = [(StoreId(5), state)];
-        let core = NodeCore::new(Time::ZERO, me, Timing::default(), found, &mut out);
+        let core = DataCore::new(Time::ZERO, me, Timing::default(), found, &mut out);
         let clock = Arc::new(ManualClock::new(0));
         let seats = vec![Seat::new(0, StoreId(5), Scripted::default())];
-        let machine = Machine::new((core, out), clock, table, seats, living);
+        let machine = Machine::new((core, out), clock, (table, beats), seats, living);
         let mut rig = Self { machine, next: 0 };
         let configs = ControlDown::Configs(vec![alone(0), alone(1)]);
         rig.machine.on_control(ControlEvent::Down(told(configs)));
@@ -220,8 +222,9 @@ async fn a_failed_store_ends_the_task() {
     let rig = Rig::new();
     let (_keep, net) = mpsc::channel(1);
     let (_keep_too, control) = mpsc::channel(1);
+    let (_keep_as_well, beats) = mpsc::channel(1);
     let mailbox = Arc::new(Mailbox::default());
-    let inlets = Inlets { net, control, store: Arc::clone(&mailbox) };
+    let inlets = Inlets { net, control, store: Arc::clone(&mailbox), beats };
     let disk = DiskError::NotFound { name: "journal".into() };
     mailbox.put(0, crate::store::StoreEvent::Failed(StoreFailure::Disk(disk.clone())));
     let ended = rig.machine.run(inlets, std::future::pending()).await;

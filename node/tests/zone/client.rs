@@ -4,8 +4,8 @@ use super::{PATIENCE, chunk, until};
 use ashlar_proto::frame::{Frame, FrameQueue, next_frame, push_frame};
 use ashlar_proto::token::{Grant, Rights, Signs};
 use ashlar_types::message::data::{
-    DATA_PROTOCOL_VERSION, DataMessage, Hello, HelloRefusal, HelloReply, HelloRole, Network, Stamp,
-    TokenRefusal,
+    DATA_PROTOCOL_VERSION, DataMessage, Hello, HelloRefusal, HelloReply, HelloRole, Lane, Network,
+    Stamp, TokenRefusal,
 };
 use ashlar_types::{
     BLOCK_SIZE, BlockData, BlockRange, Epoch, Generation, NodeId, RequestId, SessionId,
@@ -38,7 +38,13 @@ pub fn as_client(session: u64) -> HelloRole {
 }
 
 pub fn as_node(node: u32, network: Network) -> HelloRole {
-    HelloRole::Node { node: NodeId(node), stores: vec![StoreId(1)], start: StartNumber(1), network }
+    HelloRole::Node {
+        node: NodeId(node),
+        stores: vec![StoreId(1)],
+        start: StartNumber(1),
+        network,
+        lane: Lane::Data,
+    }
 }
 
 /// One block full of `byte`.

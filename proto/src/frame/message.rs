@@ -111,8 +111,8 @@ fn put_hello(hello: &Hello, out: &mut BytesMut) {
         HelloRole::Client { volume, generation, session, token } => {
             put!(out, 0_u8, volume, generation, session, token);
         }
-        HelloRole::Node { node, stores, start, network } => {
-            put!(out, 1_u8, node, stores, start, network);
+        HelloRole::Node { node, stores, start, network, lane } => {
+            put!(out, 1_u8, node, stores, start, network, lane);
         }
     }
 }
@@ -132,8 +132,8 @@ pub(super) fn put_message_body(message: &DataMessage, out: &mut BytesMut) {
         DataMessage::WriteDone { id } => put!(out, id),
         DataMessage::ConfigIs { id, config } => put!(out, id, config),
         DataMessage::Refused { id, refusal } => put!(out, id, refusal),
-        DataMessage::Beat { number, adopted, short_of_space, has_control } => {
-            put!(out, number, adopted, short_of_space, has_control);
+        DataMessage::Beat { number, adopted, short_of_space, has_control, behind_millis } => {
+            put!(out, number, adopted, short_of_space, has_control, behind_millis);
         }
         DataMessage::BeatReply { number, start, clock, granted, except } => {
             put!(out, number, start, clock, granted, except);
@@ -223,6 +223,7 @@ fn get_hello(body: &mut Reader<'_>) -> Result<Hello, FrameError> {
             stores: Wire::get(body)?,
             start: Wire::get(body)?,
             network: Wire::get(body)?,
+            lane: Wire::get(body)?,
         },
         other => return Err(CodecError::Case(other).into()),
     };
@@ -305,6 +306,7 @@ fn get_peer_message(kind: u8, body: &mut Reader<'_>) -> Result<DataMessage, Fram
             adopted: Wire::get(body)?,
             short_of_space: Wire::get(body)?,
             has_control: Wire::get(body)?,
+            behind_millis: Wire::get(body)?,
         },
         BEAT_REPLY => DataMessage::BeatReply {
             number: Wire::get(body)?,

@@ -5,7 +5,7 @@ use ashlar_types::blocks::{BlockRange, Sums};
 use ashlar_types::epoch::{ControlTerm, Epoch, Generation, Lsn, SessionId, StartNumber, Term};
 use ashlar_types::id::{ChunkId, ChunkIndex, NodeId, RequestId, StoreId, VolumeId};
 use ashlar_types::message::cluster::{ControlDown, ControlUp, Heartbeat, Order, Relayed};
-use ashlar_types::message::data::{HelloRole, Network, PeerRefusal, Refusal, Stamp};
+use ashlar_types::message::data::{HelloRole, Lane, Network, PeerRefusal, Refusal, Stamp};
 
 fn chunk() -> ChunkId {
     ChunkId { volume: VolumeId { zone: "a".parse().unwrap(), uuid: 7 }, index: ChunkIndex(3) }
@@ -39,6 +39,7 @@ fn some_frames() -> Vec<Frame> {
                 stores: vec![StoreId(9), StoreId(10)],
                 start: StartNumber(3),
                 network: Network::Replication,
+                lane: Lane::Beats,
             },
         }),
         Frame::Message(DataMessage::Write { id: RequestId(1), stamp, data: content_of(2) }),

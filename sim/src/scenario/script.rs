@@ -175,6 +175,7 @@ impl World {
                 Some(Fault::Slow { host, factor: u32::try_from(step.amount).ok()?, length })
             }
             Verb::StallDisk => Some(Fault::StallDisk { node, length }),
+            Verb::StallCore => Some(Fault::StallCore { node, length }),
             Verb::FailReads => Some(Fault::FailReads { node, length }),
             Verb::FailSync => Some(Fault::FailSync { node, away }),
             Verb::Rot => Some(Fault::Rot { node }),

@@ -32,6 +32,8 @@ pub(crate) enum Verb {
     Lose,
     /// Syncs of the journal, and reads, wait.
     StallDisk,
+    /// The data core of a node stands still for so long; its beats go on.
+    StallCore,
     /// Reads of the disk fail.
     FailReads,
     /// A sync fails: the process ends, as it must, and comes back after `for`.

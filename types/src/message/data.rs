@@ -19,7 +19,8 @@
 //! | `Relayed` | that node | the one that asked | nothing |
 //!
 //! A node sends every message to a peer on the connection that it dialled itself, answers too; so
-//! each direction of a pair is one ordered stream.
+//! each direction of a pair is one ordered stream. Beats and their answers have connections of their
+//! own ([`Lane`]).
 
 use crate::blocks::{BlockData, BlockRange};
 use crate::config::ChunkConfig;
@@ -32,7 +33,7 @@ use alloc::vec::Vec;
 use thiserror::Error;
 
 /// Version of the frames that this build speaks; raised when a message changes shape.
-pub const DATA_PROTOCOL_VERSION: u16 = 4;
+pub const DATA_PROTOCOL_VERSION: u16 = 5;
 
 /// Which of a node's two networks a connection runs over (design.md section 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,6 +42,16 @@ pub enum Network {
     Primary,
     /// Beats, and mirroring when the primary network of a pair is gone. Never client I/O.
     Replication,
+}
+
+/// What a connection between two nodes carries. Each has connections of its own, so that no beat ever
+/// waits behind data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Lane {
+    /// Everything but beats.
+    Data,
+    /// Beats and their answers, nothing else.
+    Beats,
 }
 
 /// First frame of the side that dialled.
@@ -78,6 +89,8 @@ pub enum HelloRole {
         start: StartNumber,
         /// The network it dialled over.
         network: Network,
+        /// What the connection is for.
+        lane: Lane,
     },
 }
 
@@ -234,6 +247,9 @@ pub enum DataMessage {
         short_of_space: Vec<StoreId>,
         /// The sender's stream to the control plane is open: it can relay.
         has_control: bool,
+        /// For how long the sender's data core has not moved, in milliseconds: beats have a thread of
+        /// their own, so that one beats proves nothing of the other.
+        behind_millis: u32,
     },
     /// Answer to a beat, with its number: the only thing that renews a lease.
     BeatReply {

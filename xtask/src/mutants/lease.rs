@@ -4,6 +4,8 @@ use super::Mutant;
 use super::node::NODE_RULES;
 
 const LEASE: &str = "node/core/src/lease.rs";
+const BEATS: &str = "node/core/src/beats.rs";
+const STALLED: &[&str] = &["-p", "ashlar-node-core", "--test", "beats"];
 
 pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
@@ -22,7 +24,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         rule: "only the reply to a beat that was sent renews a lease",
-        file: LEASE,
+        file: BEATS,
         take_out: "self.sent.iter().find(|(sent, _)| *sent == number)",
         put_in: "self.sent.back()",
         tests: NODE_RULES,
@@ -43,7 +45,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         rule: "an exception stays until the holder has adopted its epoch",
-        file: LEASE,
+        file: BEATS,
         take_out: "is_some_and(|except| epoch >= except)",
         put_in: "is_some()",
         tests: NODE_RULES,
@@ -58,14 +60,14 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "an adoption is confirmed only when the grants without the exception have run out",
         file: "node/core/src/replica/member.rs",
-        take_out: "if context.now < self.lease_ends {",
+        take_out: "if !self.lease_wait.is_over(context.now) {",
         put_in: "if false {",
         tests: NODE_RULES,
     },
     Mutant {
         rule: "a new primary waits for the lease that its own node gave",
         file: "node/core/src/primary/opening.rs",
-        take_out: "if context.now < self.lease_ends {",
+        take_out: "if !self.lease_wait.is_over(context.now) {",
         put_in: "if false {",
         tests: NODE_RULES,
     },
@@ -89,5 +91,40 @@ pub(super) const MUTANTS: &[Mutant] = &[
         take_out: "let leased = self.is_leased(durable, context);\n        let proven",
         put_in: "let leased = self.reads.asked == 0;\n        let proven",
         tests: NODE_RULES,
+    },
+    Mutant {
+        rule: "an adoption is confirmed only when the order to stop granting is in force",
+        file: LEASE,
+        take_out: "self.order.is_none() && now >= self.until",
+        put_in: "now >= self.until",
+        tests: STALLED,
+    },
+    Mutant {
+        rule: "the order to stop granting that is waited for is the last one",
+        file: LEASE,
+        take_out: "if self.order.is_some_and(|order| order <= number) {",
+        put_in: "if self.order.is_some() {",
+        tests: STALLED,
+    },
+    Mutant {
+        rule: "an order to stop granting names the end of the grants before it",
+        file: BEATS,
+        take_out: "let until = given.until.max(self.started + self.timing.lease_granted);",
+        put_in: "let until = self.started + self.timing.lease_granted;",
+        tests: STALLED,
+    },
+    Mutant {
+        rule: "a thread that beats does not prove that the node serves",
+        file: BEATS,
+        take_out: "let at = now - Duration::from_millis(behind_millis.into());",
+        put_in: "let at = now - Duration::from_millis(u64::from(behind_millis) / 1_000_000);",
+        tests: STALLED,
+    },
+    Mutant {
+        rule: "an answer to a beat proves nothing of the data core",
+        file: "node/core/src/machine.rs",
+        take_out: "self.peers.answered(at, node, network);",
+        put_in: "self.peers.answered(at, node, network);\n                self.peers.heard(at, node, network);",
+        tests: STALLED,
     },
 ];

@@ -27,6 +27,7 @@ mod write;
 
 use crate::context::{Context, ReadFor};
 use crate::durable::ReplicaDurable;
+use crate::lease::LeaseWait;
 use crate::outbox::ConnectionId;
 use crate::record::JournalSeq;
 use alloc::boxed::Box;
@@ -129,7 +130,7 @@ pub(crate) struct Primary {
     generation: Generation,
     phase: Phase,
     /// Until then a former primary may hold a lease that this replica's node gave.
-    lease_ends: Time,
+    lease_wait: LeaseWait,
     followers: Vec<Follower>,
     in_flight: VecDeque<InFlight>,
     /// This replica's own contiguous durable prefix in this term.
@@ -155,7 +156,7 @@ impl Primary {
     /// Takes up the primaryship under the adopted configuration: a new term.
     pub(crate) fn elected(
         durable: &mut ReplicaDurable,
-        lease_ends: Time,
+        lease_wait: LeaseWait,
         context: &mut Context<'_>,
     ) -> Self {
         let term = Term { elected: durable.config.elected, start: context.me.start };
@@ -163,7 +164,7 @@ impl Primary {
             term,
             generation: durable.config.generation,
             phase: Phase::Collecting { asked_at: context.now },
-            lease_ends,
+            lease_wait,
             followers: Vec::new(),
             in_flight: VecDeque::new(),
             own_durable: Lsn::ZERO,

@@ -13,6 +13,7 @@
 use super::{Follower, Primary};
 use crate::context::{Context, ReadFor};
 use crate::durable::ReplicaDurable;
+use crate::lease::LeaseWait;
 use crate::outbox::{Alarm, Effect};
 use crate::record::Record;
 use alloc::boxed::Box;
@@ -100,6 +101,19 @@ impl Primary {
         self.try_take_over(durable, context);
     }
 
+    /// What this replica waits for before it opens its term has changed.
+    pub(crate) fn on_excepted(
+        &mut self,
+        wait: LeaseWait,
+        durable: &mut ReplicaDurable,
+        context: &mut Context<'_>,
+    ) {
+        self.lease_wait = wait;
+        if matches!(self.phase, Phase::Collecting { .. }) {
+            self.try_take_over(durable, context);
+        }
+    }
+
     fn required_histories(&self, durable: &ReplicaDurable) -> Option<Vec<(&Follower, &History)>> {
         self.followers
             .iter()
@@ -110,7 +124,7 @@ impl Primary {
 
     /// Once all have answered: finds the longest history and takes over what is missing here.
     fn try_take_over(&mut self, durable: &mut ReplicaDurable, context: &mut Context<'_>) {
-        if context.now < self.lease_ends {
+        if !self.lease_wait.is_over(context.now) {
             return;
         }
         let Some(histories) = self.required_histories(durable) else { return };

@@ -142,7 +142,7 @@ impl Replica {
 
     /// Confirms adoption and term, once no former primary can hold a lease over the chunk.
     pub(super) fn answer_collect(&mut self, context: &mut Context<'_>) {
-        if context.now < self.lease_ends {
+        if !self.lease_wait.is_over(context.now) {
             return;
         }
         let Some((from, term)) = self.asked.take().filter(|(_, term)| *term == self.durable.term)

@@ -18,6 +18,7 @@ mod suspect;
 
 use crate::context::Context;
 use crate::durable::ReplicaDurable;
+use crate::lease::LeaseWait;
 use crate::primary::Primary;
 use crate::record::Record;
 use alloc::boxed::Box;
@@ -50,7 +51,7 @@ pub(crate) struct Replica {
     pub(crate) adopted_durably: (Epoch, Generation),
     /// Until then a former primary may hold a lease over the chunk: the adoption is not confirmed
     /// and no term is opened before.
-    lease_ends: Time,
+    lease_wait: LeaseWait,
     /// A collect that waits for it.
     asked: Option<(NodeId, Term)>,
 }
@@ -62,10 +63,11 @@ impl Replica {
         // Under an election whose term was opened here, the wait is over; under another one the
         // process before this may have ended in the middle of it.
         let opened = durable.last.term.elected >= durable.config.elected;
-        let lease_ends =
+        let ends =
             if opened { Time::ZERO } else { context.leases.earlier_grants_end(context.timing) };
+        let lease_wait = LeaseWait::until(ends);
         let mut replica =
-            Self { durable, role: Role::Out, adopted_durably, lease_ends, asked: None };
+            Self { durable, role: Role::Out, adopted_durably, lease_wait, asked: None };
         replica.take_role(context);
         replica
     }
@@ -77,7 +79,7 @@ impl Replica {
             durable,
             role: Role::Out,
             adopted_durably: Default::default(),
-            lease_ends: Time::ZERO,
+            lease_wait: LeaseWait::default(),
             asked: None,
         };
         context.persist_adoption(&mut replica.durable, config);
@@ -97,7 +99,7 @@ impl Replica {
         if primary.node != context.me.node {
             // What is gone vouches for nobody any more.
             let next = self.durable.config.epoch.next();
-            context.leases.except(primary.node, chunk, next, context.timing);
+            context.leases.except(primary.node, chunk, next, context.out);
             let refusal = PeerRefusal::NotHeld;
             context.mirror_eagerly(primary.node, DataMessage::PeerRefused { chunk, refusal });
         }
@@ -111,8 +113,7 @@ impl Replica {
         let former = self.durable.config.primary.node;
         if former != config.primary.node && former != context.me.node {
             let (chunk, epoch) = (config.chunk, config.epoch);
-            let ends = context.leases.except(former, chunk, epoch, context.timing);
-            self.lease_ends = self.lease_ends.max(ends);
+            self.lease_wait.ordered(context.leases.except(former, chunk, epoch, context.out));
         }
         self.asked = None;
         context.persist_adoption(&mut self.durable, config.clone());
@@ -133,7 +134,7 @@ impl Replica {
                 }
                 Role::Primary(_) | Role::Member(_) | Role::Out | Role::Suspect => {
                     self.step_down(context);
-                    let primary = Primary::elected(&mut self.durable, self.lease_ends, context);
+                    let primary = Primary::elected(&mut self.durable, self.lease_wait, context);
                     self.role = Role::Primary(Box::new(primary));
                 }
             }
@@ -152,6 +153,15 @@ impl Replica {
     pub(crate) fn on_tick(&mut self, context: &mut Context<'_>) {
         if let Role::Primary(primary) = &mut self.role {
             primary.on_tick(&mut self.durable, context);
+        }
+        self.answer_collect(context);
+    }
+
+    /// An order to stop granting is in force.
+    pub(crate) fn on_excepted(&mut self, number: u64, until: Time, context: &mut Context<'_>) {
+        self.lease_wait.in_force(number, until);
+        if let Role::Primary(primary) = &mut self.role {
+            primary.on_excepted(self.lease_wait, &mut self.durable, context);
         }
         self.answer_collect(context);
     }

@@ -260,7 +260,13 @@ pub fn write(id: u64, epoch: u64, data: BlockData) -> DataMessage {
 
 /// A peer's beat.
 pub fn beat() -> DataMessage {
-    DataMessage::Beat { number: 1, adopted: vec![], short_of_space: vec![], has_control: false }
+    DataMessage::Beat {
+        number: 1,
+        adopted: vec![],
+        short_of_space: vec![],
+        has_control: false,
+        behind_millis: 0,
+    }
 }
 
 pub fn stamp(epoch: u64) -> Stamp {

@@ -27,10 +27,11 @@ impl Rig {
         let me = Identity { zone, node: NodeId(1), start: StartNumber(1) };
         let (_, stores) = watch::channel(vec![StoreId(5)]);
         let (sender, events) = mpsc::channel(EVENTS_MAX);
+        let (guests, _) = crate::beats::guests();
         let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let sources = Sources { primary: ip, replication: ip };
         let diallers = Diallers::new(
-            Net::new(me, stores, Arc::new(Admission::nobody()), sender.clone()),
+            Net::new(me, stores, Arc::new(Admission::nobody()), sender.clone(), guests),
             sources,
         );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -63,6 +64,7 @@ impl Rig {
             adopted: vec![],
             short_of_space: vec![],
             has_control: false,
+            behind_millis: 0,
         }];
         self.on(NetEvent::Frames { connection: ConnectionNumber(number), messages }).len()
     }
