@@ -5,13 +5,15 @@
 //! rules of the stream are in `proto/ashlar/v1/node.proto`.
 //!
 //! A node whose registration is refused for good (its number belongs to another store) ends, unless
-//! it already serves: then it goes on serving and asks again now and then.
+//! it already serves: then it goes on serving and asks again now and then. One whose store is revoked
+//! ends in any case, and does not open that store again ([`revoked`]).
 
 use crate::admission::Admission;
 use crate::config::endpoint;
 use crate::known_members;
 use crate::known_peers;
 use crate::log_line::log_line;
+use crate::revoked;
 use crate::task::ControlEvent;
 use ashlar_env::dice::{Dice, SeededDice};
 use ashlar_node_core::Line;
@@ -22,6 +24,7 @@ use ashlar_proto::v1::node_service_client::NodeServiceClient;
 use ashlar_types::backoff::{Backoff, BackoffPolicy};
 use ashlar_types::message::cluster::{ControlDown, Order, PeerAddress, Registration};
 use ashlar_types::{ControlTerm, StoreId};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -71,6 +74,8 @@ pub(crate) struct Control {
     pub(crate) admission: Arc<Admission>,
     /// Where the list of peers is kept.
     pub(crate) folder: PathBuf,
+    /// Those of its stores, where one that is revoked is marked.
+    pub(crate) folders: BTreeMap<StoreId, PathBuf>,
     /// The list as it was found there.
     pub(crate) known: Vec<PeerAddress>,
     /// Latest leadership that has spoken: nothing of an earlier one is taken in, here or in the core.
@@ -140,7 +145,7 @@ impl StreamEnd {
 }
 
 /// Keeps the stream as long as the node runs. Returns only if the node is refused for good and
-/// serves nobody.
+/// serves nobody, or must serve nobody any more.
 pub(crate) async fn keep(mut control: Control) -> ApiError {
     let mut backoff = Backoff::new(REDIAL);
     let mut dice = SeededDice::system();
@@ -162,6 +167,10 @@ pub(crate) async fn keep(mut control: Control) -> ApiError {
         }
         if let Some(refusal) = end.for_good() {
             log_line!(Line::Refused, %member, error = %refusal);
+            if refusal.reason == Reason::StoreRevoked {
+                control.mark_revoked(refusal).await;
+                return refusal.clone();
+            }
             if !control.serves {
                 return refusal.clone();
             }
@@ -296,6 +305,19 @@ impl Control {
             .connect()
             .await
             .map_err(refused)
+    }
+
+    /// Marks the store that a refusal names, so that it is not opened again.
+    async fn mark_revoked(&self, refusal: &ApiError) {
+        let named = refusal.metadata.get("store").and_then(|store| store.parse().ok());
+        let folder = named.and_then(|store: StoreId| Some((store, self.folders.get(&store)?)));
+        let Some((store, folder)) = folder.map(|(store, folder)| (store, folder.clone())) else {
+            return;
+        };
+        let marked = tokio::task::spawn_blocking(move || revoked::mark(&folder, store)).await;
+        if let Ok(Err(error)) = marked {
+            tracing::error!(%store, %error, "a revoked store cannot be marked");
+        }
     }
 
     /// Keeps where the members are for a start after all configured ones were replaced.

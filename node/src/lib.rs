@@ -16,6 +16,7 @@ mod log_line;
 mod mailbox;
 mod net;
 mod post;
+mod revoked;
 mod seat;
 mod server;
 mod stores;

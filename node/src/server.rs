@@ -72,6 +72,15 @@ pub enum RunError {
     /// The last store failed while the node ran. Nothing is known about its disk any more.
     #[error("the store failed; its replicas are stale until they are filled again: {0}")]
     StoreFailed(#[from] StoreFailure),
+    /// The zone has revoked the store.
+    #[error(
+        "the store in {folder} is revoked: a salvage went on without it, and what it holds is of the \
+         past; empty the folder, and the node is filled anew"
+    )]
+    Revoked {
+        /// Its folder.
+        folder: String,
+    },
     /// The control plane does not know this node as the one it says it is.
     #[error("the control plane refuses this node: {0}")]
     Refused(ApiError),
@@ -143,6 +152,11 @@ async fn serve(
     let replicas: usize = opened.iter().map(|(_, opened)| opened.state.len()).sum();
     let serves = replicas > 0;
     let ids: Vec<StoreId> = opened.iter().map(|(_, opened)| opened.id).collect();
+    let folder_of = |number: &usize| config.stores.get(*number).cloned();
+    let folders = opened
+        .iter()
+        .filter_map(|(number, opened)| Some((opened.id, folder_of(number)?)))
+        .collect();
     let (living, stores) = watch::channel(ids.clone());
     let primary = listener(config.primary_address, Network::Primary)?;
     let replication = listener(config.replication_address, Network::Replication)?;
@@ -185,6 +199,7 @@ async fn serve(
         source: addresses.0.ip(),
         admission,
         folder: config.data_dir.clone(),
+        folders,
         term: ControlTerm::default(),
         known,
         serves,

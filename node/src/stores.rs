@@ -3,7 +3,8 @@
 //! Whatever is wrong with who a store belongs to is refused by name, before the node says a word: a
 //! store of another node or zone, one that another process has open, two folders with one id (a disk
 //! was copied). A disk that cannot be read is not: its replicas are gone, the node starts with the
-//! others and says so. Without any it does not start.
+//! others and says so. Nor is a store opened that the zone has revoked. Without any the node does not
+//! start.
 //!
 //! The process has one start number, above all that any of its stores has seen, and durable in each
 //! before anything is said under it: terms, leases and fills are told apart by it.
@@ -11,6 +12,7 @@
 use crate::config::Config;
 use crate::hint;
 use crate::mailbox::Mailbox;
+use crate::revoked;
 use crate::server::{RunError, Twins};
 use crate::store::{Events, OpenError, Opened, Owner, Store, StoreOptions};
 use ashlar_env::dice::SeededDice;
@@ -60,7 +62,13 @@ fn open_each(
     let mut all: Vec<(usize, Opened)> = Vec::new();
     let mut failed = None;
     for (number, folder) in config.stores.iter().enumerate() {
-        let error = match open(config, folder, (number, mailbox), floor) {
+        let opened = if revoked::is_marked(folder) {
+            Err(RunError::Revoked { folder: shown(folder) })
+        } else {
+            open(config, folder, (number, mailbox), floor)
+                .map_err(|cause| RunError::Store { folder: shown(folder), cause })
+        };
+        let error = match opened {
             Ok(opened) => {
                 if let Some((other, _)) = all.iter().find(|(_, known)| known.id == opened.id) {
                     let other = config.stores.get(*other).map(|path| shown(path));
@@ -71,9 +79,9 @@ fn open_each(
                 all.push((number, opened));
                 continue;
             }
-            Err(cause) => RunError::Store { folder: shown(folder), cause },
+            Err(error) => error,
         };
-        if !is_disk(&error) || config.stores.len() == 1 {
+        if !is_left_out(&error) || config.stores.len() == 1 {
             return Err(error);
         }
         tracing::error!(%error, "the node starts without a store; its replicas there are gone");
@@ -85,8 +93,11 @@ fn open_each(
     }
 }
 
-/// Whether the disk is at fault, and not who wants it.
-fn is_disk(error: &RunError) -> bool {
+/// Whether the others go on without it: the disk is at fault, and not who wants it, or it is revoked.
+fn is_left_out(error: &RunError) -> bool {
+    if let RunError::Revoked { .. } = error {
+        return true;
+    }
     let RunError::Store { cause: OpenError::Disk(cause), .. } = error else { return false };
     matches!(cause, DiskError::Io { .. } | DiskError::NoSpace { .. } | DiskError::PastEnd { .. })
 }

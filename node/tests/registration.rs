@@ -73,6 +73,43 @@ fn a_node_whose_number_is_taken_ends_and_says_so() {
 }
 
 #[test]
+fn a_node_whose_store_is_revoked_ends_although_it_serves_and_never_opens_it_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (ControlPlane::start(), ControlPlane::start());
+    let settings = lone_config(26, folder.path(), &[one.address(), two.address()]);
+    let mut node = Node::start(settings.clone());
+    let known = until("a registration", || {
+        one.registration(NodeId(1)).or_else(|| two.registration(NodeId(1)))
+    });
+    let (leader, next) =
+        if one.registration(NodeId(1)).is_some() { (one, two) } else { (two, one) };
+    let refusal = ApiError::new(Reason::StoreRevoked, "a salvage went on without it");
+    next.refuse(refusal.with("store", known.stores[0].to_string()));
+    drop(leader);
+    match node.join() {
+        Err(RunError::Refused(refusal)) => assert_eq!(refusal.reason, Reason::StoreRevoked),
+        other => panic!("{other:?}"),
+    }
+    // Before it asks anybody: whoever is alone in sync would serve from its start on.
+    let asked = next.calls();
+    match Node::start(settings.clone()).join() {
+        Err(RunError::Revoked { folder }) => {
+            assert_eq!(*folder, *settings.stores[0].display().to_string())
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(next.calls(), asked);
+    // With an empty folder it is another store.
+    std::fs::remove_dir_all(&settings.stores[0]).unwrap();
+    let control = ControlPlane::start();
+    let settings = lone_config(26, folder.path(), &[control.address()]);
+    let mut node = Node::start(settings);
+    let anew = until("a registration", || control.registration(NodeId(1)));
+    assert_ne!(anew.stores, known.stores);
+    node.stop().unwrap();
+}
+
+#[test]
 fn an_address_in_use_and_a_foreign_store_are_refused_by_name() {
     let control = ControlPlane::start();
     let folder = tempfile::tempdir().unwrap();
