@@ -1,4 +1,4 @@
-//! `ashlar volume`: creates, lists, shows and deletes volumes.
+//! `ashlar volume`: creates, lists, shows, deletes and salvages volumes.
 //!
 //! Translates between the command line and `ashlar.v1.VolumeService`; decides nothing about
 //! volumes. The shape printed as JSON is this file's `VolumeView`, not the wire's message, so that
@@ -14,7 +14,9 @@ use crate::failure::Failure;
 use crate::missing::{self, MissingZone};
 use crate::render::{Output, Show, columns};
 use crate::{Global, completion, process, size};
+use salvage::RiskView;
 
+mod salvage;
 mod status;
 
 /// Commands about volumes.
@@ -71,6 +73,8 @@ pub(crate) enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Let stale copies take over chunks of which nobody in sync is left; see docs/salvage.md.
+    Salvage(salvage::Arguments),
 }
 
 /// Runs the command.
@@ -109,6 +113,7 @@ pub(crate) fn run(command: Command, global: &Global, output: &Output) -> Result<
         }
         Command::Status { volume } => output.show(&status::read(&zone, &volume)?),
         Command::Delete { volume, force } => delete(&zone, volume, force, output),
+        Command::Salvage(arguments) => salvage::run(&zone, arguments, output),
     }
 }
 
@@ -172,6 +177,10 @@ pub(crate) struct VolumeView {
     attachment: Option<AttachmentView>,
     chunks: ChunksView,
     created_unix_millis: u64,
+    /// Chunks that a salvage may have lost writes of.
+    chunks_at_risk: u32,
+    /// The same one by one, where one volume is shown.
+    at_risk: Vec<RiskView>,
 }
 
 #[derive(Debug, Serialize)]
@@ -246,6 +255,8 @@ impl From<&v1::Volume> for VolumeView {
             }),
             chunks: volume.chunks.as_ref().map(ChunksView::from).unwrap_or_default(),
             created_unix_millis: volume.created_unix_millis,
+            chunks_at_risk: volume.chunks_at_risk,
+            at_risk: volume.at_risk.iter().map(RiskView::from).collect(),
         }
     }
 }
@@ -264,6 +275,19 @@ impl VolumeView {
         ]
     }
 
+    /// What a salvage may have lost, in words.
+    pub(crate) fn risk_sentence(&self) -> Option<String> {
+        (self.chunks_at_risk > 0).then(|| {
+            let name = if self.name.is_empty() { &self.id } else { &self.name };
+            format!(
+                "at risk: {} chunks of {name} were salvaged and may lack writes; next: check what is \
+                 on it (`ashlar volume show {name}` says where), then `ashlar volume salvage {name} \
+                 --acknowledge`",
+                self.chunks_at_risk
+            )
+        })
+    }
+
     /// Heads of [`VolumeView::row`].
     pub(crate) const HEADER: [&'static str; 6] =
         ["NAME", "ID", "SIZE", "STATE", "COPIES", "ATTACHED TO"];
@@ -278,7 +302,7 @@ impl Show for VolumeView {
                 format!("{} (generation {})", attachment.client_name, attachment.generation)
             },
         );
-        columns(
+        let mut table = columns(
             ["FIELD", "VALUE"],
             [
                 pair("name", self.name.clone()),
@@ -293,7 +317,12 @@ impl Show for VolumeView {
                 pair("chunks", self.chunks.sentence()),
                 pair("attached", attached),
             ],
-        )
+        );
+        if let Some(sentence) = self.risk_sentence() {
+            let rows = self.at_risk.iter().map(RiskView::row);
+            table = format!("{table}\n\n{sentence}\n{}", columns(RiskView::HEADER, rows));
+        }
+        table
     }
 }
 

@@ -3,6 +3,8 @@
 use ashlar_controlplane_core::apply::Refusal;
 use ashlar_controlplane_core::bulkhead;
 use ashlar_controlplane_core::place::NoPlacement;
+use ashlar_controlplane_core::rescue::{ChunkRescue, Step, WishRefusal};
+use ashlar_controlplane_core::salvage::SalvageRefusal;
 use ashlar_env::dice::{Dice, SeededDice};
 use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::v1;
@@ -170,10 +172,10 @@ pub(crate) fn refusal(refusal: &Refusal, volume: Option<VolumeId>) -> ApiError {
         Refusal::StoreRevoked { node, store } => ApiError::new(Reason::StoreRevoked, text)
             .with("node", node.to_string())
             .with("store", store.to_string()),
-        Refusal::Salvage { chunk, .. } => {
-            ApiError::new(Reason::IncorrectState, text).with("chunk", chunk.to_string())
+        Refusal::Salvage { chunk, cause } => {
+            salvage_refusal(*cause, text).with("chunk", chunk.to_string())
         }
-        Refusal::NothingToSalvage => ApiError::new(Reason::IncorrectState, text),
+        Refusal::NothingToSalvage => ApiError::new(Reason::NothingToSalvage, text),
         Refusal::StartBack { .. } => ApiError::new(Reason::InvalidRegistration, text),
         Refusal::UnknownMember(_) => {
             let text = format!("{text}; `ashlar controlplane members` shows them all");
@@ -190,6 +192,84 @@ pub(crate) fn refusal(refusal: &Refusal, volume: Option<VolumeId>) -> ApiError {
     match volume {
         Some(volume) => error.with("volume", volume.to_string()),
         None => error,
+    }
+}
+
+/// A chunk that apply did not salvage: something changed after the leader had planned it.
+fn salvage_refusal(cause: SalvageRefusal, text: String) -> ApiError {
+    match cause {
+        SalvageRefusal::NotFenced { node, store } => ApiError::new(Reason::NodeNotFenced, text)
+            .with("node", node.to_string())
+            .with("store", store.to_string()),
+        SalvageRefusal::NotStale { node }
+        | SalvageRefusal::Suspect { node }
+        | SalvageRefusal::Gone { node } => {
+            ApiError::new(Reason::NoSalvageCandidate, text).with("node", node.to_string())
+        }
+        SalvageRefusal::OtherEpoch { .. } | SalvageRefusal::UnknownChunk => {
+            let text = format!("{text}; look again by a dry run");
+            ApiError::new(Reason::IncorrectState, text)
+        }
+    }
+}
+
+/// A wish for a salvage that is wrong in itself.
+pub(crate) fn wish(refusal: &WishRefusal) -> ApiError {
+    let text = refusal.to_string();
+    match refusal {
+        WishRefusal::UnknownChunk { .. } => api_error::invalid("chunks", text),
+        WishRefusal::NodeForNothing { .. } => api_error::invalid("fenced_nodes", text),
+        WishRefusal::StoreForNothing { .. } => api_error::invalid("fenced_stores", text),
+        WishRefusal::NodeLives { node, cause } => {
+            let text = format!(
+                "{text}; while it lives its replicas can serve, so a salvage would lose writes for \
+                 nothing: let it do so, or make sure that it never runs again, and repeat this once \
+                 it is declared dead (`ashlar node list`)"
+            );
+            ApiError::field(Reason::NodeLives, "fenced_nodes", text)
+                .with("node", node.to_string())
+                .with("cause", cause.clone())
+        }
+    }
+}
+
+/// A chunk that needs a salvage and cannot have it.
+pub(crate) fn not_salvaged(one: &ChunkRescue) -> ApiError {
+    let (chunk, index) = (one.chunk, one.chunk.index.0);
+    let others = "; `--chunk` names those that can be salvaged without it";
+    match &one.step {
+        Step::NotFenced { away } => {
+            let names: Vec<String> = away.iter().map(|replica| replica.node.to_string()).collect();
+            let names = names.join(", ");
+            let text = format!(
+                "chunk {index}: {names} held it in sync, and is away: bring it back, or make sure \
+                 that it never runs again and state that it is fenced{others}"
+            );
+            let first = away.first();
+            let error = ApiError::field(Reason::NodeNotFenced, "fenced_nodes", text);
+            error
+                .with("chunk", chunk.to_string())
+                .with("node", names)
+                .with("store", first.map(|r| r.store.to_string()).unwrap_or_default())
+        }
+        Step::NoCandidate { unfit } => {
+            let causes: Vec<String> =
+                unfit.iter().map(|(replica, why)| format!("{}: {why}", replica.node)).collect();
+            let causes = match causes.as_slice() {
+                [] => "it has no stale replica".to_owned(),
+                causes => causes.join("; "),
+            };
+            let text = format!("chunk {index}: nobody can take over: {causes}{others}");
+            let mut error = ApiError::field(Reason::NoSalvageCandidate, "from_node", text)
+                .with("chunk", chunk.to_string());
+            for (replica, why) in unfit {
+                error = error.with(&replica.node.to_string(), why.to_string());
+            }
+            error
+        }
+        Step::TakesOver { .. } | Step::LeftAlone { .. } => {
+            ApiError::new(Reason::IncorrectState, format!("chunk {index} is not blocked"))
+        }
     }
 }
 

@@ -18,6 +18,7 @@ mod calls;
 mod lead;
 mod members;
 mod relay;
+mod salvage;
 mod sessions;
 mod storage;
 #[cfg(test)]
@@ -82,6 +83,8 @@ pub enum Request {
     AttachVolume(v1::AttachVolumeRequest),
     DetachVolume(v1::DetachVolumeRequest),
     GetVolumeMap(v1::GetVolumeMapRequest),
+    SalvageVolume(v1::SalvageVolumeRequest),
+    AcknowledgeRisk(v1::AcknowledgeRiskRequest),
     GetStatus(v1::GetStatusRequest),
     ListNodes(v1::ListNodesRequest),
     ListMembers(v1::ListMembersRequest),
@@ -110,6 +113,8 @@ impl Request {
             Self::DeleteVolume(request) => !request.client_token.is_empty(),
             Self::AttachVolume(request) => !request.client_token.is_empty(),
             Self::DetachVolume(request) => !request.client_token.is_empty(),
+            Self::SalvageVolume(request) => !request.client_token.is_empty(),
+            Self::AcknowledgeRisk(request) => !request.client_token.is_empty(),
         }
     }
 }
@@ -125,6 +130,8 @@ pub enum Reply {
     AttachVolume(v1::AttachVolumeResponse),
     DetachVolume(v1::DetachVolumeResponse),
     GetVolumeMap(v1::GetVolumeMapResponse),
+    SalvageVolume(v1::SalvageVolumeResponse),
+    AcknowledgeRisk(v1::AcknowledgeRiskResponse),
     GetStatus(v1::GetStatusResponse),
     ListNodes(v1::ListNodesResponse),
     ListMembers(v1::ListMembersResponse),

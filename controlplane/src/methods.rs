@@ -91,7 +91,9 @@ calls! {
         get_volume GetVolume GetVolumeRequest GetVolumeResponse,
         attach_volume AttachVolume AttachVolumeRequest AttachVolumeResponse,
         detach_volume DetachVolume DetachVolumeRequest DetachVolumeResponse,
-        get_volume_map GetVolumeMap GetVolumeMapRequest GetVolumeMapResponse;
+        get_volume_map GetVolumeMap GetVolumeMapRequest GetVolumeMapResponse,
+        salvage_volume SalvageVolume SalvageVolumeRequest SalvageVolumeResponse,
+        acknowledge_risk AcknowledgeRisk AcknowledgeRiskRequest AcknowledgeRiskResponse;
     cluster_service_server ClusterService, ClusterServiceClient:
         get_status GetStatus GetStatusRequest GetStatusResponse,
         list_nodes ListNodes ListNodesRequest ListNodesResponse,

@@ -116,6 +116,14 @@ reasons! {
     NodeIdTaken, "NODE_ID_TAKEN", AlreadyExists, "";
     /// The store was stated to be fenced when a volume was salvaged; metadata `node` and `store`.
     StoreRevoked, "STORE_REVOKED", FailedPrecondition, "";
+    /// No chunk that was asked for needs a salvage: somebody in sync lives in each of them.
+    NothingToSalvage, "NOTHING_TO_SALVAGE", FailedPrecondition, "";
+    /// A replica in sync is away and may come back; metadata `node`, `store` and `chunk`.
+    NodeNotFenced, "NODE_NOT_FENCED", FailedPrecondition, "";
+    /// A node that was stated to be fenced is not declared dead; metadata `node` and `cause`.
+    NodeLives, "NODE_LIVES", FailedPrecondition, "";
+    /// No stale replica can take over; metadata `chunk`, and why for each of them.
+    NoSalvageCandidate, "NO_SALVAGE_CANDIDATE", FailedPrecondition, "";
     /// A newer stream of the same node has taken over.
     SessionReplaced, "SESSION_REPLACED", Aborted, "";
     /// The member cannot go on: its own disk failed.

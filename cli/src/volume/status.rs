@@ -21,6 +21,8 @@ struct ChunkView {
     index: u32,
     /// `whole`, `degraded`, or `below-minimum`: then its writes wait.
     state: &'static str,
+    /// It was salvaged and may lack what was acknowledged after this epoch.
+    complete_to: Option<u64>,
     epoch: u64,
     primary: String,
     in_sync: Vec<String>,
@@ -42,11 +44,13 @@ pub(super) fn read(zone: &Zone, volume: &str) -> Result<VolumeStatus, Failure> {
 
 impl From<v1::VolumeMap> for VolumeStatus {
     fn from(map: v1::VolumeMap) -> Self {
-        Self {
-            volume_id: map.volume.map(|volume| volume.id).unwrap_or_default(),
-            generation: map.generation,
-            chunks: map.chunks.iter().map(ChunkView::from).collect(),
+        let volume = map.volume.unwrap_or_default();
+        let mut chunks: Vec<ChunkView> = map.chunks.iter().map(ChunkView::from).collect();
+        for chunk in &mut chunks {
+            let risk = volume.at_risk.iter().find(|risk| risk.index == chunk.index);
+            chunk.complete_to = risk.map(|risk| risk.complete_to);
         }
+        Self { volume_id: volume.id, generation: map.generation, chunks }
     }
 }
 
@@ -66,6 +70,7 @@ impl From<&v1::ChunkConfig> for ChunkView {
         Self {
             index: config.chunk.as_ref().map_or(0, |chunk| chunk.index),
             state,
+            complete_to: None,
             epoch: config.epoch,
             primary: config.primary.as_ref().map_or_else(|| "-".to_owned(), node_name),
             in_sync: names(&config.in_sync),
@@ -86,7 +91,7 @@ impl Show for VolumeStatus {
             names => names.join(" "),
         };
         columns(
-            ["CHUNK", "STATE", "EPOCH", "PRIMARY", "IN SYNC", "LEARNERS", "STALE"],
+            ["CHUNK", "STATE", "EPOCH", "PRIMARY", "IN SYNC", "LEARNERS", "STALE", "AT RISK"],
             self.chunks.iter().map(|chunk| {
                 [
                     chunk.index.to_string(),
@@ -96,6 +101,9 @@ impl Show for VolumeStatus {
                     list(&chunk.in_sync),
                     list(&chunk.learners),
                     list(&chunk.stale),
+                    chunk
+                        .complete_to
+                        .map_or_else(|| "-".to_owned(), |epoch| format!("since epoch {epoch}")),
                 ]
             }),
         )

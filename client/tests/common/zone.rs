@@ -331,6 +331,20 @@ impl VolumeService for Zone {
         Ok(Response::new(v1::DetachVolumeResponse { volume: None, dry_run: false }))
     }
 
+    async fn salvage_volume(
+        &self,
+        _request: Request<v1::SalvageVolumeRequest>,
+    ) -> Result<Response<v1::SalvageVolumeResponse>, Status> {
+        Err(Status::unimplemented("not in this zone"))
+    }
+
+    async fn acknowledge_risk(
+        &self,
+        _request: Request<v1::AcknowledgeRiskRequest>,
+    ) -> Result<Response<v1::AcknowledgeRiskResponse>, Status> {
+        Err(Status::unimplemented("not in this zone"))
+    }
+
     async fn get_volume_map(
         &self,
         _request: Request<v1::GetVolumeMapRequest>,

@@ -250,6 +250,14 @@ pub struct Place {
     pub store: StoreId,
 }
 
+impl Place {
+    /// Where a replica is.
+    #[must_use]
+    pub const fn of(replica: ReplicaId) -> Self {
+        Self { node: replica.node, store: replica.store }
+    }
+}
+
 /// Where the chunks of a new volume are held: for each chunk its places, primary first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Placement(pub Vec<Vec<Place>>);

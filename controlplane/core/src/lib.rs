@@ -13,6 +13,7 @@
 //! | [`interruption`] | whether so many nodes are lost that searching for new homes stops |
 //! | [`plan`] | what the leader proposes next |
 //! | [`salvage`] | when a stale replica takes over on an operator's word, and what that revokes |
+//! | [`rescue`] | what a salvage would do, as the leader sees it before it proposes one |
 //! | [`describe`] | how volumes and chunks are, with causes |
 //! | [`bulkhead`] | what calls to another zone may cost (design.md section 10) |
 //!
@@ -33,6 +34,7 @@ mod members;
 pub mod observe;
 pub mod place;
 pub mod plan;
+pub mod rescue;
 pub mod salvage;
 pub mod state;
 pub mod verdict;

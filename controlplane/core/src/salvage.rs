@@ -5,6 +5,8 @@
 //! it left the in-sync set is lost by it, so:
 //! - every replica that was in sync is out of the way first: its store is revoked (the operator states
 //!   that the node is fenced), gone (its node came without it), or it says itself that it is no use;
+//! - a store that is gone is revoked with it: it may be found again, with a primary that knows nothing
+//!   of what happened and needs nobody's consent;
 //! - a revoked store is never admitted again, whoever brings it, and so never serves;
 //! - the replica that takes over is stale and not suspect: what it holds is what the chunk was;
 //! - the generation goes up in the whole volume: nobody goes on writing who may have read what is
@@ -129,7 +131,10 @@ impl ZoneState {
     }
 
     /// A store that is revoked may not come back, whatever node brings it.
-    pub(crate) fn check_revoked(&self, node: &NodeRecord) -> Result<(), Refusal> {
+    ///
+    /// # Errors
+    /// The first of the node's stores that is.
+    pub fn check_revoked(&self, node: &NodeRecord) -> Result<(), Refusal> {
         let revoked = self.revoked.iter().find(|place| node.stores.contains(&place.store));
         revoked.map_or(Ok(()), |place| {
             Err(Refusal::StoreRevoked { node: place.node, store: place.store })
@@ -161,7 +166,8 @@ impl ZoneState {
         }
         // Nothing is refused from here on.
         let answer = self.raise_generation(*id, None, changed)?;
-        for place in fenced {
+        let out_of_the_way = salvaged.iter().flat_map(|one| one.out_of_the_way.iter().copied());
+        for place in fenced.into_iter().chain(out_of_the_way) {
             changed.insert(Key::Revoked(place));
             self.revoked.insert(place);
         }
@@ -193,8 +199,7 @@ impl ZoneState {
 
     /// Whether a replica can never serve again: its store is revoked, is about to be, or is gone.
     fn is_out_of_the_way(&self, replica: ReplicaId, fenced: &BTreeSet<Place>) -> bool {
-        let place = Place { node: replica.node, store: replica.store };
-        fenced.contains(&place) || self.is_store_gone(replica)
+        fenced.contains(&Place::of(replica)) || self.is_store_gone(replica)
     }
 
     fn salvage_chunk(
@@ -229,11 +234,14 @@ impl ZoneState {
         config.primary = wanted.primary;
         config.elected = config.epoch;
         assert!(config.check().is_ok(), "{}: salvaged into a contradiction", config.chunk);
-        Ok(Salvaged { chunk: Chunk { config, readopting: Vec::new() }, forgotten, complete_to })
+        let left = old.in_sync.iter().filter(|replica| !is_left(replica));
+        let out_of_the_way = left.map(|replica| Place::of(*replica)).collect();
+        let chunk = Chunk { config, readopting: Vec::new() };
+        Ok(Salvaged { chunk, forgotten, out_of_the_way, complete_to })
     }
 
     fn put_salvaged(&mut self, salvaged: Salvaged, by: &str, changed: &mut BTreeSet<Key>) {
-        let Salvaged { chunk, forgotten, complete_to } = salvaged;
+        let Salvaged { chunk, forgotten, complete_to, .. } = salvaged;
         let (id, epoch, primary) = (chunk.config.chunk, chunk.config.epoch, chunk.config.primary);
         for replica in forgotten {
             self.erasures.insert((id, replica));
@@ -273,5 +281,7 @@ struct Salvaged {
     chunk: Chunk,
     /// Replicas that are no longer named and must be erased by their holders.
     forgotten: Vec<ReplicaId>,
+    /// Where replicas were in sync and never will be again.
+    out_of_the_way: Vec<Place>,
     complete_to: Epoch,
 }

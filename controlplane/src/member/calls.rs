@@ -96,12 +96,14 @@ impl Member {
             Request::DeleteVolume(request) => self.delete(request),
             Request::AttachVolume(request) => self.attach(now, request),
             Request::DetachVolume(request) => self.detach(now, request),
+            Request::SalvageVolume(request) => self.salvage(now, request),
+            Request::AcknowledgeRisk(request) => self.acknowledge_risk(now, request),
             Request::ListVolumes(request) => {
                 self.list(now, request).map(Reply::ListVolumes).map(Step::Done)
             }
             Request::GetVolume(request) => {
                 let volume = self.find(&request.volume)?;
-                let volume = Some(self.view(now).volume(volume));
+                let volume = Some(self.view(now).whole_volume(volume));
                 let unreachable_zones = Vec::new();
                 let reply = v1::GetVolumeResponse { volume, unreachable_zones };
                 Ok(Step::Done(Reply::GetVolume(reply)))
@@ -127,7 +129,7 @@ impl Member {
         }
     }
 
-    fn find(&self, id_or_name: &str) -> Result<&Volume, ApiError> {
+    pub(super) fn find(&self, id_or_name: &str) -> Result<&Volume, ApiError> {
         if let Some(volume) = self.state.find_volume(id_or_name) {
             return Ok(volume);
         }
@@ -404,6 +406,8 @@ impl Member {
                         CallKind::ReportLost => {
                             Reply::ReportLostMember(v1::ReportLostMemberResponse {})
                         }
+                        CallKind::Salvage(planned) => self.salvaged(now, &answer, *planned),
+                        CallKind::Acknowledge(risks) => self.acknowledged(now, &answer, risks),
                     }),
                 };
                 out.push(Output::Answer { call, result: Box::new(result) });
@@ -534,7 +538,7 @@ impl Member {
         .retry_after(Duration::from_secs(1))
     }
 
-    fn view(&self, now: Now) -> view::View<'_> {
+    pub(super) fn view(&self, now: Now) -> view::View<'_> {
         view::View::new(now, self)
     }
 }

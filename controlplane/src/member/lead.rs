@@ -14,6 +14,7 @@ use ashlar_controlplane_core::plan::{Plan, plan};
 use ashlar_controlplane_core::state::{Key, ZoneState};
 use ashlar_controlplane_core::verdict::{self, Verdict};
 use ashlar_proto::reason::ApiError;
+use ashlar_proto::v1;
 use ashlar_types::message::cluster::ControlDown;
 use ashlar_types::message::data::Network;
 use ashlar_types::{ChunkId, ControlTerm, Epoch, Generation, NodeId, ReplicaId, Time, VolumeId};
@@ -47,7 +48,7 @@ impl Pending {
 }
 
 /// Which answer a call gets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) enum CallKind {
     Create,
     Delete,
@@ -57,6 +58,10 @@ pub(super) enum CallKind {
     RemoveMember,
     JoinMember(u64),
     ReportLost,
+    /// What was planned; the volume comes with the commit.
+    Salvage(Box<v1::SalvageVolumeResponse>),
+    /// What was on record.
+    Acknowledge(Vec<v1::ChunkAtRisk>),
 }
 
 /// An attachment that is committed and waits for its adoption by nodes.
@@ -93,6 +98,8 @@ pub(super) struct Lead {
     key_proposed: bool,
     /// The list of members changed.
     pub(super) members_due: bool,
+    /// Stores were revoked: streams of nodes that have them end.
+    pub(super) revoked_due: bool,
     /// Whether many nodes are lost at once.
     pub(super) interruption: Interruption,
     /// Members that were lost, since this leader knows.
@@ -120,6 +127,7 @@ impl Lead {
             key_due: false,
             key_proposed: false,
             members_due: false,
+            revoked_due: false,
             interruption: Interruption::default(),
             lost_since: BTreeMap::new(),
             readying: BTreeSet::new(),
@@ -192,7 +200,8 @@ impl Lead {
                 Key::Node(_) => self.peers_due = true,
                 Key::ZoneKey => self.key_due = true,
                 Key::Member(_) => self.members_due = true,
-                Key::Clock | Key::Token(_) | Key::Revoked(_) | Key::Salvaged(_) => {}
+                Key::Revoked(_) => self.revoked_due = true,
+                Key::Clock | Key::Token(_) | Key::Salvaged(_) => {}
             }
         }
     }

@@ -52,11 +52,14 @@ impl Relay {
 
 impl Member {
     /// What a node says through another one, which has the stream `key`. Void while a stream of its
-    /// own is heard, and from a node that is not registered with this store.
+    /// own is heard, and from a node that is not registered with this store, or has a
+    /// store that was revoked since.
     pub(super) fn on_relayed(&mut self, now: Now, key: SessionKey, by: NodeId, said: Relayed) {
         let Relayed { node, store, message } = said;
         let Some(lead) = &mut self.lead else { return };
-        let known = self.state.node(node).is_some_and(|record| record.stores.contains(&store));
+        let known = self.state.node(node).is_some_and(|record| {
+            record.stores.contains(&store) && self.state.check_revoked(record).is_ok()
+        });
         if !known || verdict::is_fresh(now.time, node, &lead.seen) {
             tracing::debug!(%node, %by, known, "what a node says through a peer is not taken in");
             return;

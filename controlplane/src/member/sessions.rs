@@ -281,8 +281,27 @@ impl Member {
         }
     }
 
+    /// Ends the streams of nodes that came with a store before it was revoked.
+    fn end_revoked(&mut self, now: Now, out: &mut Vec<Output>) {
+        let Some(lead) = &mut self.lead else { return };
+        if !std::mem::take(&mut lead.revoked_due) {
+            return;
+        }
+        let refused = |session: &Session| {
+            let record = NodeRecord::from(&session.registration);
+            let refusal = self.state.check_revoked(&record).err()?;
+            Some((session.key, errors::refusal(&refusal, None)))
+        };
+        let refused: Vec<_> = lead.sessions.values().filter_map(refused).collect();
+        for (session, error) in refused {
+            self.drop_session(now, session);
+            out.push(Output::CloseNode { session, error });
+        }
+    }
+
     /// Tells nodes what has changed for them.
     pub(super) fn flush_sessions(&mut self, now: Now, out: &mut Vec<Output>) {
+        self.end_revoked(now, out);
         let members = self.changed_addresses();
         let Some(lead) = &mut self.lead else { return };
         let peers = std::mem::take(&mut lead.peers_due).then(|| peers(&self.state));

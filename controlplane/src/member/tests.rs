@@ -3,6 +3,7 @@
 
 mod damage;
 mod members;
+mod salvage;
 
 use super::*;
 use ashlar_env::dice::SeededDice;
@@ -35,6 +36,8 @@ struct Node {
     session: Option<(u64, SessionKey)>,
     reports: Vec<ReplicaReport>,
     silent: bool,
+    /// Its process is gone.
+    dead: bool,
     /// Its stream is gone; this peer relays for it.
     relay: Option<u32>,
     /// The last report of each replica: told whole now and then while a peer relays.
@@ -246,6 +249,9 @@ impl World {
             return self.node_acts_through(number, by);
         }
         let node = self.nodes.get_mut(&number).unwrap();
+        if node.dead {
+            return;
+        }
         let Some((member, session)) = node.session else {
             let session = SessionKey(self.next);
             self.next += 1;

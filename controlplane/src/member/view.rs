@@ -1,7 +1,7 @@
 //! The state as operators see it: volumes, maps, nodes, status.
 
 use super::lead::Lead;
-use super::{Member, Now, sessions};
+use super::{Member, Now, salvage, sessions};
 use ashlar_controlplane_core::describe::{self, Counts, Health};
 use ashlar_controlplane_core::observe::Observations;
 use ashlar_controlplane_core::state::{Volume, ZoneState};
@@ -61,12 +61,20 @@ impl<'a> View<'a> {
             }),
             chunks: Some(wire_counts(self.counts(volume))),
             created_unix_millis: volume.created_millis,
+            chunks_at_risk: u32::try_from(self.state.at_risk(volume.id).count())
+                .unwrap_or(u32::MAX),
+            at_risk: Vec::new(),
         }
+    }
+
+    /// The same with what salvages may have lost, chunk by chunk.
+    pub(super) fn whole_volume(&self, volume: &Volume) -> v1::Volume {
+        v1::Volume { at_risk: salvage::at_risk(volume, self.state), ..self.volume(volume) }
     }
 
     pub(super) fn map(&self, volume: &Volume) -> v1::VolumeMap {
         v1::VolumeMap {
-            volume: Some(self.volume(volume)),
+            volume: Some(self.whole_volume(volume)),
             generation: volume.generation.0,
             geometry: Some(volume.geometry.into()),
             chunks: self.state.volume_configs(volume.id).map(Into::into).collect(),

@@ -79,11 +79,13 @@ fn is_not_found(status: &Status) -> bool {
     ApiError::from_status(status).is_some_and(|error| error.reason == Reason::VolumeNotFound)
 }
 
-/// Deletes the volume or cuts its client off: never on a guess.
+/// Deletes the volume, loses of it, or cuts its client off: never on a guess.
 fn cannot_be_undone(ask: &Ask) -> bool {
     matches!(ask, Ask::DeleteVolume(request) if !request.dry_run)
         || matches!(ask, Ask::AttachVolume(request) if request.force && !request.dry_run)
         || matches!(ask, Ask::DetachVolume(request) if request.force && !request.dry_run)
+        || matches!(ask, Ask::SalvageVolume(request) if !request.dry_run)
+        || matches!(ask, Ask::AcknowledgeRisk(request) if !request.dry_run)
 }
 
 /// No zone has the volume. A change that was made before, and is repeated with its token, still
@@ -107,6 +109,8 @@ fn client_token(ask: &Ask) -> Option<&str> {
         Ask::DeleteVolume(request) => Some(&request.client_token),
         Ask::AttachVolume(request) => Some(&request.client_token),
         Ask::DetachVolume(request) => Some(&request.client_token),
+        Ask::SalvageVolume(request) => Some(&request.client_token),
+        Ask::AcknowledgeRisk(request) => Some(&request.client_token),
         _reads => None,
     }
 }
@@ -121,7 +125,11 @@ mod tests {
             |dry_run| Ask::DeleteVolume(v1::DeleteVolumeRequest { dry_run, ..Default::default() });
         let attach =
             |force| Ask::AttachVolume(v1::AttachVolumeRequest { force, ..Default::default() });
+        let salvage = |dry_run| {
+            Ask::SalvageVolume(v1::SalvageVolumeRequest { dry_run, ..Default::default() })
+        };
         assert!(cannot_be_undone(&delete(false)) && cannot_be_undone(&attach(true)));
+        assert!(cannot_be_undone(&salvage(false)) && !cannot_be_undone(&salvage(true)));
         assert!(!cannot_be_undone(&delete(true)) && !cannot_be_undone(&attach(false)));
     }
 }

@@ -72,6 +72,8 @@ fn says(ask: &Ask) -> Says<'_> {
         Ask::AttachVolume(request) => Says::Volume(&request.volume),
         Ask::DetachVolume(request) => Says::Volume(&request.volume),
         Ask::GetVolumeMap(request) => Says::Volume(&request.volume),
+        Ask::SalvageVolume(request) => Says::Volume(&request.volume),
+        Ask::AcknowledgeRisk(request) => Says::Volume(&request.volume),
         Ask::ListVolumes(request) => Says::AnyZone(&request.zone),
         Ask::ListNodes(request) => Says::AnyZone(&request.zone),
         Ask::GetStatus(request) => Says::Zone(&request.zone),

@@ -49,6 +49,8 @@ impl Api {
         match ask {
             Ask::CreateVolume(_)
             | Ask::DeleteVolume(_)
+            | Ask::SalvageVolume(_)
+            | Ask::AcknowledgeRisk(_)
             | Ask::AddMember(_)
             | Ask::RemoveMember(_)
             | Ask::JoinMember(_)

@@ -3,7 +3,10 @@
 use super::Mutant;
 
 const CORE: &[&str] = &["-p", "ashlar-controlplane-core"];
+const MEMBER: &[&str] = &["-p", "ashlar-controlplane", "--lib"];
+const REGISTRATION: &[&str] = &["-p", "ashlar-node", "--test", "registration"];
 const FILE: &str = "controlplane/core/src/salvage.rs";
+const RESCUE: &str = "controlplane/core/src/rescue.rs";
 
 pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
@@ -75,5 +78,103 @@ pub(super) const MUTANTS: &[Mutant] = &[
         take_out: "changed.insert(Key::Salvaged(id));\n        self.put_chunk",
         put_in: "self.salvaged.remove(&id);\n        self.put_chunk",
         tests: CORE,
+    },
+    Mutant {
+        rule: "a store that is gone is revoked when its chunk is salvaged",
+        file: FILE,
+        take_out: "for place in fenced.into_iter().chain(out_of_the_way) {",
+        put_in: "for place in fenced.into_iter().chain(out_of_the_way.take(0)) {",
+        tests: CORE,
+    },
+    Mutant {
+        rule: "who is stated to be fenced must be declared dead",
+        file: RESCUE,
+        take_out: "judge.check_fenced()?;",
+        put_in: "let _ = judge.check_fenced();",
+        tests: CORE,
+    },
+    Mutant {
+        rule: "a chunk with a living replica in sync is left alone",
+        file: RESCUE,
+        take_out: "left.iter().find(|replica| !self.is_dead(replica.node))",
+        put_in: "left.iter().find(|_| false)",
+        tests: CORE,
+    },
+    Mutant {
+        rule: "who is away and not stated to be fenced stops a salvage",
+        file: RESCUE,
+        take_out: "if !left.is_empty() {",
+        put_in: "if false && !left.is_empty() {",
+        tests: CORE,
+    },
+    Mutant {
+        rule: "who says itself that it is no use needs no fence",
+        file: RESCUE,
+        take_out: "                || says_unfit(replica))",
+        put_in: "                || says_unfit(replica) && false)",
+        tests: CORE,
+    },
+    Mutant {
+        rule: "who takes over is on a node that can serve",
+        file: RESCUE,
+        take_out: "Some(verdict) if verdict.is_usable() => {}",
+        put_in: "Some(_) => {}",
+        tests: CORE,
+    },
+    Mutant {
+        rule: "who takes over is on a store that works",
+        file: RESCUE,
+        take_out: "(!told).then_some(Unfit::StoreUnheard)",
+        put_in: "(!told && false).then_some(Unfit::StoreUnheard)",
+        tests: CORE,
+    },
+    Mutant {
+        rule: "no node is revoked for nothing",
+        file: RESCUE,
+        take_out: "wish.fenced_nodes.iter().find(|node| !holds(node))",
+        put_in: "wish.fenced_nodes.iter().find(|node| !holds(node) && false)",
+        tests: CORE,
+    },
+    Mutant {
+        rule: "of several the one that lost least takes over",
+        file: FILE,
+        take_out: "core::cmp::Reverse(one.complete_to)",
+        put_in: "one.complete_to",
+        tests: CORE,
+    },
+    Mutant {
+        rule: "a node that came before its store was revoked is cut off",
+        file: "controlplane/src/member/sessions.rs",
+        take_out: "self.end_revoked(now, out);",
+        put_in: "",
+        tests: MEMBER,
+    },
+    Mutant {
+        rule: "what is relayed for a revoked store is void",
+        file: "controlplane/src/member/relay.rs",
+        take_out: "record.stores.contains(&store) && self.state.check_revoked(record).is_ok()",
+        put_in: "record.stores.contains(&store)",
+        tests: MEMBER,
+    },
+    Mutant {
+        rule: "a dry run of a salvage changes nothing",
+        file: "controlplane/src/member/salvage.rs",
+        take_out: "            let reply = v1::SalvageVolumeResponse { dry_run: true, ..planned };\n            return Ok(Step::Done(Reply::SalvageVolume(reply)));\n",
+        put_in: "",
+        tests: MEMBER,
+    },
+    Mutant {
+        rule: "a node whose store is revoked ends although it serves",
+        file: "node/src/control.rs",
+        take_out: "if refusal.reason == Reason::StoreRevoked {",
+        put_in: "if refusal.reason == Reason::StoreRevoked && !control.serves {",
+        tests: REGISTRATION,
+    },
+    Mutant {
+        rule: "a revoked store is not opened again",
+        file: "node/src/stores.rs",
+        take_out: "let opened = if revoked::is_marked(folder) {",
+        put_in: "let opened = if revoked::is_marked(folder) && false {",
+        tests: REGISTRATION,
     },
 ];

@@ -4,6 +4,7 @@ mod elections;
 mod hidden;
 mod interrupted;
 mod members;
+mod rescue;
 mod rules;
 mod salvage;
 mod scenes;
