@@ -28,6 +28,7 @@ mod peers;
 mod probe;
 mod region;
 mod routes;
+mod seam;
 pub mod server;
 
 pub use ashlar_proto as proto;

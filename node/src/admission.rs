@@ -37,6 +37,9 @@ struct Known {
     key: Option<Verifies>,
     /// Newest attachment of each volume.
     admitted: BTreeMap<VolumeId, Generation>,
+    /// Changes so far, and how many of them are in the file, or were not to be saved.
+    changes: u64,
+    saved: u64,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -75,7 +78,13 @@ impl Admission {
             tracing::error!("the zone's key is malformed; clients are admitted by the former one");
             return;
         };
-        if self.known().key.replace(key) != Some(key) {
+        let changed = {
+            let mut known = self.known();
+            let changed = known.key.replace(key) != Some(key);
+            known.changes += u64::from(changed);
+            changed
+        };
+        if changed {
             self.save().await;
         }
     }
@@ -91,32 +100,42 @@ impl Admission {
         token: &[u8],
         now: u64,
     ) -> Result<Rights, TokenRefusal> {
-        let (rights, is_new) = self.known().judge((volume, generation), token, now)?;
-        if is_new {
+        let (rights, unsaved) = {
+            let mut known = self.known();
+            (known.judge((volume, generation), token, now)?, known.changes > known.saved)
+        };
+        if unsaved {
+            // Perhaps by another connection of the attachment, whose save is still under way.
             self.save().await;
         }
         Ok(rights)
     }
 
+    /// On return every change made before is saved, as far as the disk takes it.
     async fn save(&self) {
         let _turn = self.saving.lock().await;
         let (known, folder) = (self.known().clone(), self.folder.clone());
+        let changes = known.changes;
+        if changes == known.saved {
+            return;
+        }
         // Once for each attachment: a thread of its own for the sync costs nothing.
         let saved = tokio::task::spawn_blocking(move || write(&folder, &known)).await;
         if let Ok(Err(error)) = saved {
             tracing::warn!(%error, "the admitted attachments could not be saved");
         }
+        self.known().saved = changes;
     }
 }
 
 impl Known {
-    /// What the client may do, and whether it is admitted for the first time.
+    /// What the client may do.
     fn judge(
         &mut self,
         attachment: (VolumeId, Generation),
         token: &[u8],
         now: u64,
-    ) -> Result<(Rights, bool), TokenRefusal> {
+    ) -> Result<Rights, TokenRefusal> {
         let key = self.key.ok_or(TokenRefusal::NoKey)?;
         let Grant { volume, generation, rights, expires } = key.read(token)?;
         if (volume, generation) != attachment {
@@ -127,17 +146,18 @@ impl Known {
             return Err(TokenRefusal::Superseded);
         }
         if generation == newest {
-            return Ok((rights, false));
+            return Ok(rights);
         }
         if expires <= now {
             return Err(TokenRefusal::Expired);
         }
         if self.admitted.len() >= ADMITTED_MAX && !self.admitted.contains_key(&volume) {
             // Admitted without being remembered: its client needs a fresh token next time.
-            return Ok((rights, false));
+            return Ok(rights);
         }
         self.admitted.insert(volume, generation);
-        Ok((rights, true))
+        self.changes += 1;
+        Ok(rights)
     }
 }
 
@@ -159,7 +179,8 @@ fn read(path: &Path) -> Result<Known, String> {
         volume.parse().map(|volume: VolumeId| (volume, Generation(generation)))
     };
     let admitted = kept.admitted.into_iter().map(parsed).collect::<Result<_, _>>();
-    Ok(Known { key, admitted: admitted.map_err(|error| error.to_string())? })
+    let admitted = admitted.map_err(|error| error.to_string())?;
+    Ok(Known { key, admitted, ..Known::default() })
 }
 
 fn parse_key(text: &str) -> Option<Verifies> {
@@ -222,6 +243,27 @@ mod tests {
         assert!(admission.admit(newer, &token(&signs, 4), 99).await.is_ok());
         let refused = admission.admit(attachment, &good, 99).await;
         assert_eq!(refused, Err(TokenRefusal::Superseded));
+    }
+
+    #[tokio::test]
+    async fn no_connection_is_let_in_before_its_attachment_is_saved() {
+        let folder = tempfile::tempdir().unwrap();
+        let signs = Signs::from_secret(&[7; KEY_BYTES]);
+        let admission = Admission::load(folder.path());
+        admission.learn(&signs.public()).await;
+        let (attachment, good) = ((volume(1), Generation(3)), token(&signs, 3));
+        // Somebody's save is under way.
+        let turn = admission.saving.lock().await;
+        let mut first = std::pin::pin!(admission.admit(attachment, &good, 50));
+        let mut second = std::pin::pin!(admission.admit(attachment, &good, 50));
+        let mut look = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(first.as_mut().poll(&mut look).is_pending());
+        assert!(second.as_mut().poll(&mut look).is_pending(), "let in by the first one's save");
+        drop(turn);
+        assert_eq!(first.await, Ok(Rights::ReadWrite));
+        assert_eq!(second.await, Ok(Rights::ReadWrite));
+        let again = Admission::load(folder.path());
+        assert_eq!(again.admit(attachment, &good, 500).await, Ok(Rights::ReadWrite));
     }
 
     #[tokio::test]

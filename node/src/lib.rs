@@ -17,6 +17,7 @@ mod mailbox;
 mod net;
 mod post;
 mod revoked;
+mod seam;
 mod seat;
 mod server;
 mod stores;

@@ -4,10 +4,10 @@
 //! A store must never wait for the machine, and the machine wakes once for all that has come. A
 //! later durable position covers an earlier one; reads are bounded by what the core has asked.
 
+use crate::seam::{Mutex, PoisonError};
 use crate::store::{ReadDone, StoreEvent, StoreFailure};
 use ashlar_node_core::JournalSeq;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 use tokio::sync::Notify;
 
 /// What one store has reported since the box was emptied.

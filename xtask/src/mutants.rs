@@ -17,6 +17,7 @@ mod control;
 mod lease;
 mod members;
 mod node;
+mod races;
 mod region;
 mod salvage;
 mod store;
@@ -43,6 +44,7 @@ fn all() -> impl Iterator<Item = &'static Mutant> {
         members::MUTANTS,
         client::MUTANTS,
         admission::MUTANTS,
+        races::MUTANTS,
         region::MUTANTS,
         salvage::MUTANTS,
     ]

@@ -4,6 +4,7 @@
 //! whatever happens, and a message to a task could be lost. The lock is held for a step of the
 //! bulkhead, never across an await.
 
+use crate::seam::{Mutex, MutexGuard, PoisonError};
 use ashlar_controlplane_core::bulkhead::{
     Bulkhead, CallId, Effect, Input, Limits, Outcome, Refusal,
 };
@@ -11,7 +12,7 @@ use ashlar_env::clock::{Clock, SystemClock};
 use ashlar_env::dice::{Dice, SeededDice};
 use ashlar_types::Time;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use tokio::sync::{oneshot, watch};
 
 /// Calls of one API to one zone.

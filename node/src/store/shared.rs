@@ -1,8 +1,7 @@
 //! What the store's threads and its callers share, behind one lock held only for memory work.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ashlar_env::disk::{DiskError, DiskFile};
@@ -16,6 +15,7 @@ use super::overlay::{Content, Layer, resolve};
 use super::place::{Claims, Made, PLACED_BYTES, Queued, void_claims};
 use super::reader::ReadJob;
 use super::{NoSpace, Numbered, ReadRequest, StoreFailure};
+use crate::seam::{AtomicBool, Condvar, Mutex, MutexGuard, Ordering, PoisonError};
 
 /// The data file grows by this many slots at a time (256 MiB): a step costs about a millisecond.
 pub(crate) const GROW_SLOTS: u32 = 256;

@@ -2,15 +2,14 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use ashlar_env::dice::Dice;
 use ashlar_env::disk::{Disk, RealDisk};
-use ashlar_env::task::spawn_thread;
 use ashlar_node_core::Line;
 
 use crate::log_line::log_line;
+use crate::seam::{JoinHandle, spawn_thread};
 
 use super::apply::Applier;
 use super::commit::{Committer, Step};
@@ -238,7 +237,11 @@ fn apply_thread(mut applier: Applier, reporter: &Reporter) {
             if let Err(failure) = applier.verify_some() {
                 fail(&shared, reporter, failure);
             }
-            state = shared.apply_wake.wait_for(shared.lock(), VERIFY_PAUSE).0;
+            state = shared.lock();
+            // A job may have come meanwhile: whoever brought it found nobody waiting.
+            if state.job.is_none() && !state.finished && state.failed.is_none() {
+                state = shared.apply_wake.wait_for(state, VERIFY_PAUSE).0;
+            }
         }
         if state.failed.is_some() || state.job.is_none() {
             return;
