@@ -1,4 +1,4 @@
-//! A pair of nodes loses its primary network: it goes on over the replication network, and returns.
+//! Nodes that lose each other, or the control plane, and nothing else.
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
@@ -41,14 +41,8 @@ fn count_pair(netns: &Netns, a: &str, b: &str) {
 
 /// A node that is primary of some chunk, and a secondary of that chunk, by their numbers.
 fn some_pair(cluster: &Cluster) -> (String, String) {
-    let chunks = cluster.chunks("paired");
-    let number =
-        |name: &serde_json::Value| name.as_str().unwrap().trim_start_matches("node-").to_owned();
-    let primary = number(&chunks[0]["primary"]);
-    let in_sync: Vec<String> =
-        chunks[0]["in_sync"].as_array().unwrap().iter().map(number).collect();
-    let secondary = in_sync.iter().find(|name| **name != primary).unwrap().clone();
-    (primary, secondary)
+    let (primary, mut secondaries) = first_chunk(cluster);
+    (primary, secondaries.remove(0))
 }
 
 #[test]
@@ -104,6 +98,71 @@ fn a_pair_without_its_primary_network_goes_on_over_the_other_one() {
         pause_between(cut, healed),
         pause_between(healed, Instant::now())
     );
+    writer::assert_there(&file, &seen);
+    cluster.must(&["detach", "paired"]);
+    cluster.stop();
+}
+
+/// The configuration of the first chunk: primary, and the numbers of its other replicas in sync.
+fn first_chunk(cluster: &Cluster) -> (String, Vec<String>) {
+    let chunk = cluster.chunks("paired").remove(0);
+    let number =
+        |name: &serde_json::Value| name.as_str().unwrap().trim_start_matches("node-").to_owned();
+    let primary = number(&chunk["primary"]);
+    let in_sync = chunk["in_sync"].as_array().unwrap().iter().map(number);
+    let others = in_sync.filter(|node| *node != primary).collect();
+    (primary, others)
+}
+
+/// A node that only the control plane does not reach goes on as primary, and what it has to ask goes
+/// through a peer (design.md sections 5 and 6, N18).
+#[test]
+fn a_primary_hidden_from_the_control_plane_goes_on_and_loses_a_secondary_through_a_peer() {
+    let needs = [needs::NETWORK, &[needs::Need::Fuse]].concat();
+    if !needs::has_all("networks", &needs) {
+        return;
+    }
+    let mut cluster = Cluster::start_in(Some(Netns::new()), &["--no-mount"]);
+    // One chunk: every write is the hidden primary's.
+    cluster.must(&["volume", "create", "paired", "--size", "64MiB", "--chunk-size", "64MiB"]);
+    cluster.must(&["attach", "paired"]);
+    let file = cluster.fuse_file("paired");
+    let writer = Writer::start(&file, CHUNK_BLOCKS);
+    wait::until("the writer to write", WITHIN, || (writer.count() > 200).then_some(()));
+
+    let (primary, secondaries) = first_chunk(&cluster);
+    let hidden = format!("127.1.1.{primary}");
+    cluster.netns().nft(&format!(
+        "table ip ashlar {{ chain cut {{ type filter hook input priority 0; \
+         ip saddr {hidden} ip daddr 127.3.1.0/24 counter drop; \
+         ip saddr 127.3.1.0/24 ip daddr {hidden} counter drop; }}; }}"
+    ));
+    // Longer than any patience: of a node that is silent, and of a stream that nothing comes on.
+    let began = writer.count();
+    let cut = Instant::now();
+    wait::until("five seconds of writes", WITHIN, || {
+        (cut.elapsed() > Duration::from_secs(5)).then_some(())
+    });
+    assert_eq!(
+        first_chunk(&cluster).0,
+        primary,
+        "a primary that everybody else hears was replaced"
+    );
+    assert!(writer.count() > began, "no write went on");
+
+    let lost = &secondaries[0];
+    cluster.kill(&format!("node-{lost}"));
+    wait::until("the removal of the killed secondary", WITHIN, || {
+        (!first_chunk(&cluster).1.contains(lost)).then_some(())
+    });
+    assert_eq!(first_chunk(&cluster).0, primary);
+    let without = writer.count();
+    wait::until("writes without it", WITHIN, || (writer.count() > without + 50).then_some(()));
+
+    cluster.netns().nft("flush chain ip ashlar cut");
+    let seen = writer.finish();
+    assert_eq!(seen.error, None);
+    eprintln!("networks: longest write {:?} by a hidden primary", seen.longest_since(cut));
     writer::assert_there(&file, &seen);
     cluster.must(&["detach", "paired"]);
     cluster.stop();
