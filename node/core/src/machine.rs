@@ -4,17 +4,16 @@
 //! it and carry its effects out in order.
 
 use crate::beats::{BeatNews, BeatOrder};
-use crate::context::{Context, Desk, Identity, ReadFor, Tickets};
+use crate::context::{Context, Desk, Identity, Tickets};
 use crate::durable::{DurableState, ReplicaDurable};
 use crate::found::Found;
 use crate::input::Input;
 use crate::lease::Leases;
-use crate::outbox::{Alarm, ConnectionId, Effect, Link, Outbox, ReadTicket};
+use crate::outbox::{Alarm, Effect, Link, Outbox};
 use crate::peers::Peers;
 use crate::record::JournalSeq;
 use crate::relay::{Uplink, tell_replicas};
 use crate::replica::{Replica, Role};
-use crate::scrub::digest;
 use crate::search::Searches;
 use crate::stores::Stores;
 use crate::timing::Timing;
@@ -22,14 +21,17 @@ use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use ashlar_types::message::cluster::{
-    ControlDown, ControlUp, Heartbeat, Order, Relayed, ReplicaReport, ReplicaState,
+    ControlDown, ControlUp, Heartbeat, Order, Relayed, ReplicaReport,
 };
-use ashlar_types::message::data::{DataMessage, NotReady, PeerRefusal, Refusal, Stamp};
+use ashlar_types::message::data::{DataMessage, PeerRefusal};
 use ashlar_types::{
-    BlockData, BlockRange, ChunkConfig, ChunkId, ControlTerm, Epoch, Generation, NodeId, ReplicaId,
-    SessionId, StoreId, Time, VolumeId,
+    ChunkConfig, ChunkId, ControlTerm, Epoch, Generation, NodeId, SessionId, StoreId, Time,
+    VolumeId,
 };
-use core::ops::Bound;
+
+mod clients;
+mod holding;
+mod reads;
 
 /// The half of a node that holds replicas and serves them; the other half is `beats.rs`.
 #[derive(Debug)]
@@ -284,32 +286,6 @@ impl DataCore {
         self.report_changes(out);
     }
 
-    /// Has a store read what its scrub looks at next, if it may.
-    fn go_on_scrubbing(&mut self, now: Time, store: StoreId, out: &mut Outbox) {
-        let replicas = &self.replicas;
-        let whole = |(chunk, replica): (&ChunkId, &Replica)| {
-            let scrubbed = replica.store() == store && replica.is_scrubbed();
-            scrubbed.then_some((*chunk, replica.durable.config.blocks))
-        };
-        let next = |after: Option<ChunkId>| {
-            let behind = after.map_or(Bound::Unbounded, Bound::Excluded);
-            replicas.range((behind, Bound::Unbounded)).find_map(whole)
-        };
-        let blocks_of =
-            |chunk: ChunkId| replicas.get_key_value(&chunk).and_then(whole).map(|w| w.1);
-        let Some(part) = self.stores.get_mut(store) else { return };
-        let Some((chunk, range)) = part.scrub.take(next, blocks_of) else { return };
-        self.with_replica(now, chunk, out, |replica, context| {
-            context.read(chunk, range, ReadFor::Scrub(replica.durable.last));
-        });
-    }
-
-    /// How often the scrub has read all replicas of a store since the process started.
-    #[must_use]
-    pub fn scrub_cycles(&self, store: StoreId) -> u64 {
-        self.stores.get(store).map_or(0, |part| part.scrub.cycles())
-    }
-
     /// Tells the beats that this half moves, and what they are to say.
     fn order_beats(&mut self, now: Time, out: &mut Outbox) {
         let (short_of_space, has_control) = (self.stores.short_of_space(), self.uplink.is_open());
@@ -345,75 +321,6 @@ impl DataCore {
                 }
             }
         }
-    }
-
-    /// A request of a client: the session is admitted, the chunk's primary takes it from there.
-    fn on_client(
-        &mut self,
-        now: Time,
-        connection: ConnectionId,
-        message: DataMessage,
-        out: &mut Outbox,
-    ) {
-        let reply = |message| Effect::Send { to: Link::Client(connection), message };
-        let (id, stamp) = match &message {
-            DataMessage::Read { id, stamp, .. } | DataMessage::Write { id, stamp, .. } => {
-                (*id, *stamp)
-            }
-            DataMessage::FindConfig { id, chunk } => {
-                let answer = match self.config(*chunk) {
-                    Some(config) => {
-                        DataMessage::ConfigIs { id: *id, config: Box::new(config.clone()) }
-                    }
-                    None => DataMessage::Refused { id: *id, refusal: Refusal::UnknownChunk },
-                };
-                out.push(reply(answer));
-                return;
-            }
-            // Anything else is not a client's to say.
-            _other => return,
-        };
-        if !self.replicas.contains_key(&stamp.chunk) {
-            out.push(reply(DataMessage::Refused { id, refusal: Refusal::UnknownChunk }));
-            return;
-        }
-        if let Some(refusal) = self.admit_session(now, stamp, out) {
-            out.push(reply(DataMessage::Refused { id, refusal }));
-            return;
-        }
-        self.touched.insert(stamp.chunk);
-        self.with_replica(now, stamp.chunk, out, |replica, context| match &mut replica.role {
-            Role::Primary(primary) => {
-                primary.on_client(connection, message, &mut replica.durable, context);
-            }
-            // If it was the primary, another is to be elected: until then nobody serves.
-            Role::Suspect if replica.durable.config.primary == replica.durable.replica => {
-                let refusal = Refusal::NotReady(NotReady::OpeningTerm);
-                context.reply(connection, DataMessage::Refused { id, refusal });
-            }
-            Role::Member(_) | Role::Out | Role::Suspect => {
-                let config = Box::new(replica.durable.config.clone());
-                let refusal = Refusal::NotPrimary(config);
-                context.reply(connection, DataMessage::Refused { id, refusal });
-            }
-        });
-    }
-
-    /// The newest session of the newest generation speaks. Older ones end before it does: what waits
-    /// for them must not get its position behind what the newer one asks for (design.md 4.8).
-    fn admit_session(&mut self, now: Time, stamp: Stamp, out: &mut Outbox) -> Option<Refusal> {
-        let (volume, session) = (stamp.chunk.volume, (stamp.generation, stamp.session));
-        let newest = self.sessions.entry(volume).or_default();
-        if session > *newest {
-            *newest = session;
-            self.with_primaries(now, out, |primary, durable, context| {
-                if durable.config.chunk.volume == volume {
-                    primary.end_older_sessions(session, context);
-                }
-            });
-            return None;
-        }
-        (session.0 == newest.0 && session.1 < newest.1).then_some(Refusal::SessionEnded)
     }
 
     fn on_peer(&mut self, now: Time, from: NodeId, message: DataMessage, out: &mut Outbox) {
@@ -461,74 +368,6 @@ impl DataCore {
             primary.on_link_up(node, durable, context);
         });
         self.acknowledge_again(now, node, out);
-    }
-
-    fn watch_members(&mut self, now: Time, config: &ChunkConfig) {
-        for replica in config.replicas().filter(|replica| replica.node != self.me.node) {
-            self.peers.watch(now, replica.node);
-        }
-    }
-
-    /// The replica that a configuration gives a store of this node, in sync or learning.
-    fn named_here(&self, config: &ChunkConfig) -> Option<ReplicaId> {
-        config
-            .in_sync
-            .iter()
-            .chain(&config.learners)
-            .copied()
-            .find(|replica| self.is_ours(*replica))
-    }
-
-    /// Whether a replica is of a store of this node that works.
-    fn is_ours(&self, replica: ReplicaId) -> bool {
-        replica.node == self.me.node && self.stores.has(replica.store)
-    }
-
-    /// Begins to hold a chunk, empty, if a configuration says so. A store that is intact and has
-    /// no such replica has never held this incarnation, so empty is what it must be; one that has
-    /// lost records cannot know, and does not take part under that name. A learner is empty in any
-    /// case.
-    fn create_if_named(&mut self, now: Time, config: &ChunkConfig, out: &mut Outbox) {
-        self.watch_members(now, config);
-        let Some(named) = self.named_here(config) else { return };
-        let chunk = config.chunk;
-        if self.erased.get(&chunk).is_some_and(|erased| config.epoch <= *erased) {
-            return;
-        }
-        let refused = match self.replicas.get(&chunk) {
-            Some(held) if held.durable.replica == named => return,
-            Some(held) if held.outlives(named, config) => return,
-            Some(held) => !held.gives_way_to(named, config) || config.check().is_err(),
-            None => config.check().is_err(),
-        };
-        if refused {
-            out.push(Effect::Alarm(Alarm::ConfigRefused { chunk }));
-            return;
-        }
-        let has_gaps = self.stores.get(named.store).is_some_and(|part| part.has_gaps);
-        let may_be_lost = has_gaps && !config.is_learner(named);
-        self.with_replica(now, chunk, out, |former, context| former.adopt(config, context));
-        self.leave_other_store(chunk, named, out);
-        let (_, mut desk) = self.split(now, out);
-        let Some(mut context) = desk.at(named.store) else { return };
-        let durable = ReplicaDurable::new(named, config.clone());
-        let replica = if may_be_lost {
-            Replica::created_suspect(durable, &mut context)
-        } else {
-            Replica::created(durable, &mut context)
-        };
-        self.replicas.insert(chunk, replica);
-        self.dirty.insert(chunk);
-    }
-
-    /// The replica that is held gives way to one on another store: what is left of it is erased.
-    fn leave_other_store(&mut self, chunk: ChunkId, named: ReplicaId, out: &mut Outbox) {
-        let Some(former) = self.replicas.get(&chunk).map(Replica::store) else { return };
-        if former != named.store
-            && let Some(part) = self.stores.get_mut(former)
-        {
-            part.erase(chunk, out);
-        }
     }
 
     /// A message of the control plane, unless a later leader has spoken before: the one that says it
@@ -584,41 +423,6 @@ impl DataCore {
         self.report_changes(out);
     }
 
-    /// Erases a replica on order of the control plane, by its full name only. The order is repeated
-    /// until it is confirmed, so one about a replica that is not held is confirmed again.
-    fn erase(&mut self, chunk: ChunkId, replica: ReplicaId, out: &mut Outbox) {
-        if !self.is_ours(replica) {
-            return;
-        }
-        let named = |held: &&Replica| held.durable.replica == replica;
-        // Another incarnation is not what is meant: the one that is meant is not held any more.
-        if let Some(held) = self.replicas.get(&chunk).filter(named) {
-            // What is erased vouches for nobody any more.
-            let config = &held.durable.config;
-            if config.primary.node != self.me.node {
-                let (peer, next) = (config.primary.node, config.epoch.next());
-                self.leases.except(peer, chunk, next, out);
-            }
-            note_erased(&mut self.erased, chunk, config.epoch);
-            self.replicas.remove(&chunk);
-            if let Some(part) = self.stores.get_mut(replica.store) {
-                part.erase(chunk, out);
-            }
-        }
-        let report = ReplicaReport {
-            chunk,
-            replica,
-            adopted: Epoch(0),
-            generation: Generation(0),
-            state: ReplicaState::Gone,
-        };
-        let effect = Effect::Control(ControlUp::Replicas(alloc::vec![report]));
-        let part = self.stores.get_mut(replica.store);
-        if let Some(effect) = part.and_then(|part| part.gate.hold(effect)) {
-            out.push(effect);
-        }
-    }
-
     fn on_durable(&mut self, now: Time, store: StoreId, seq: JournalSeq, out: &mut Outbox) {
         let Some(part) = self.stores.get_mut(store) else { return };
         let released = part.gate.release(seq);
@@ -646,41 +450,6 @@ impl DataCore {
             }
         }
         self.report_changes(out);
-    }
-
-    fn on_blocks(
-        &mut self,
-        now: Time,
-        ticket: ReadTicket,
-        content: Option<BlockData>,
-        out: &mut Outbox,
-    ) {
-        let Some((store, chunk, range, purpose)) = self.tickets.redeem(ticket) else { return };
-        if content.is_none() {
-            out.push(Effect::Alarm(Alarm::Unreadable { chunk, range }));
-        }
-        if let ReadFor::Scrub(at) = purpose {
-            if let Some(part) = self.stores.get_mut(store) {
-                part.scrub.on_read(content.as_ref());
-            }
-            self.with_replica(now, chunk, out, |replica, context| {
-                replica.on_scrubbed(at, range, content, context);
-            });
-            self.go_on_scrubbing(now, store, out);
-            return;
-        }
-        if let ReadFor::Fetch(to, _) | ReadFor::Recall(to, _) | ReadFor::Compare(to, _) = purpose {
-            if let Some(message) = answer(chunk, range, purpose, content) {
-                let to = Link::Peer(to, self.peers.via(to));
-                out.push(Effect::Send { to, message });
-            }
-            return;
-        }
-        self.with_replica(now, chunk, out, |replica, context| {
-            if let Role::Primary(primary) = &mut replica.role {
-                primary.on_blocks(purpose, range, content, &mut replica.durable, context);
-            }
-        });
     }
 
     fn on_batch_end(&mut self, now: Time, out: &mut Outbox) {
@@ -712,28 +481,6 @@ impl DataCore {
         }
     }
 
-    /// A store has failed: its replicas end, at once and without another word that rests on it. Their
-    /// primaries are told, as those who wait for them are; the control plane hears it by a
-    /// registration without the store (the shell's), which gives them up wherever they are named.
-    fn on_store_failed(&mut self, now: Time, store: StoreId, out: &mut Outbox) {
-        if !self.stores.has(store) {
-            return;
-        }
-        let on_it =
-            |(chunk, replica): (&ChunkId, &Replica)| (replica.store() == store).then_some(*chunk);
-        let chunks: Vec<ChunkId> = self.replicas.iter().filter_map(on_it).collect();
-        for chunk in &chunks {
-            self.with_replica(now, *chunk, out, Replica::lost);
-            let Some(lost) = self.replicas.remove(chunk) else { continue };
-            note_erased(&mut self.erased, *chunk, lost.durable.config.epoch);
-            self.dirty.remove(chunk);
-            self.touched.remove(chunk);
-        }
-        self.stores.remove(store);
-        self.tickets.forget(store);
-        out.push(Effect::Alarm(Alarm::StoreLost { store, replicas: chunks.len() }));
-    }
-
     /// Tells the control plane of replicas whose state has changed.
     fn report_changes(&mut self, out: &mut Outbox) {
         if self.dirty.is_empty() {
@@ -753,25 +500,4 @@ impl DataCore {
         tell_replicas(reports, out);
         self.last_heartbeat = Time::ZERO;
     }
-}
-
-/// Notes up to which epoch a chunk stays erased.
-fn note_erased(erased: &mut BTreeMap<ChunkId, Epoch>, chunk: ChunkId, epoch: Epoch) {
-    let known = erased.entry(chunk).or_default();
-    *known = epoch.max(*known);
-}
-
-/// What a peer is told that asked for content, or whether it is the same as its own.
-fn answer(
-    chunk: ChunkId,
-    range: BlockRange,
-    purpose: ReadFor,
-    content: Option<BlockData>,
-) -> Option<DataMessage> {
-    Some(match (purpose, content) {
-        (ReadFor::Fetch(_, term), Some(data)) => DataMessage::Fetched { chunk, term, data },
-        (ReadFor::Recall(_, at), Some(data)) => DataMessage::Recalled { chunk, at, data },
-        (ReadFor::Compare(_, wanted), Some(data)) if digest(&data) == wanted => return None,
-        _other => DataMessage::PeerRefused { chunk, refusal: PeerRefusal::Damaged(range) },
-    })
 }

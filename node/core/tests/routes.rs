@@ -13,20 +13,22 @@ use std::time::Duration;
 
 const TICK: Duration = Duration::from_millis(50);
 
-/// Lets time pass; peers answer every beat over the networks named.
+/// Lets time pass; peers beat, and answer every beat, over the networks named.
 fn pass(hands: &mut Hands, ticks: u32, answers: &[(u32, Network)]) {
     for _ in 0..ticks {
         let sent = hands.tick_after(TICK);
-        let beat = sent.iter().find_map(|(_, message)| match message {
+        let number = sent.iter().find_map(|(_, message)| match message {
             DataMessage::Beat { number, .. } => Some(*number),
             _ => None,
         });
-        let Some(number) = beat else { continue };
+        let Some(number) = number else { continue };
         for (peer, network) in answers {
             let start = StartNumber(1);
             let (granted, clock, except) = (false, Time::ZERO, vec![]);
             let message = DataMessage::BeatReply { number, start, clock, granted, except };
-            hands.feed(Input::Frame { from: Link::Peer(NodeId(*peer), *network), message });
+            let from = Link::Peer(NodeId(*peer), *network);
+            hands.feed(Input::Frame { from, message: beat() });
+            hands.feed(Input::Frame { from, message });
         }
     }
 }

@@ -58,7 +58,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         rule: "what waits for an older session ends before a newer one is admitted",
-        file: "node/core/src/machine.rs",
+        file: "node/core/src/machine/clients.rs",
         take_out: "primary.end_older_sessions(session, context);",
         put_in: "let _unused = (primary, &context);",
         tests: &["-p", "ashlar-node-core", "--test", "attachments"],

@@ -238,7 +238,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         rule: "a replica is erased by its full name only",
-        file: "node/core/src/machine.rs",
+        file: "node/core/src/machine/holding.rs",
         take_out: "let named = |held: &&Replica| held.durable.replica == replica;",
         put_in: "let named = |_: &&Replica| true;",
         tests: NODE_RULES,
@@ -294,7 +294,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         rule: "an older configuration does not bring an erased replica back",
-        file: "node/core/src/machine.rs",
+        file: "node/core/src/machine/holding.rs",
         take_out: "if self.erased.get(&chunk).is_some_and(|erased| config.epoch <= *erased) {",
         put_in: "if self.erased.get(&chunk).is_some_and(|_| false) {",
         tests: NODE_RULES,

@@ -150,7 +150,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         rule: "a store with gaps does not take itself for an empty member in sync",
-        file: "node/core/src/machine.rs",
+        file: "node/core/src/machine/holding.rs",
         take_out: "let may_be_lost = has_gaps && !config.is_learner(named);",
         put_in: "let may_be_lost = false && has_gaps && !config.is_learner(named);",
         tests: CORE,
@@ -255,7 +255,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         rule: "a secondary that holds other content says so",
-        file: "node/core/src/machine.rs",
+        file: "node/core/src/machine/reads.rs",
         take_out: "(ReadFor::Compare(_, wanted), Some(data)) if digest(&data) == wanted => return None,",
         put_in: "(ReadFor::Compare(_, wanted), Some(data)) if digest(&data) == wanted || true => return None,",
         tests: CORE,

@@ -16,21 +16,21 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         rule: "a store that has failed acknowledges nothing more",
-        file: "node/core/src/machine.rs",
+        file: "node/core/src/machine/holding.rs",
         take_out: "        self.stores.remove(store);\n",
         put_in: "",
         tests: CORE,
     },
     Mutant {
         rule: "replicas of a failed store take no part any more",
-        file: "node/core/src/machine.rs",
+        file: "node/core/src/machine/holding.rs",
         take_out: "            let Some(lost) = self.replicas.remove(chunk) else { continue };\n",
         put_in: "            let Some(lost) = self.replicas.get(chunk) else { continue };\n",
         tests: CORE,
     },
     Mutant {
         rule: "what a replica on a failed store has refused stays refused",
-        file: "node/core/src/machine.rs",
+        file: "node/core/src/machine/holding.rs",
         take_out: "            note_erased(&mut self.erased, *chunk, lost.durable.config.epoch);\n",
         put_in: "            let _ = &lost;\n",
         tests: CORE,
@@ -44,7 +44,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         rule: "a replica that comes to another store is erased from the former one",
-        file: "node/core/src/machine.rs",
+        file: "node/core/src/machine/holding.rs",
         take_out: "        self.leave_other_store(chunk, named, out);\n",
         put_in: "",
         tests: CORE,
@@ -65,7 +65,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         rule: "gaps are those of one store",
-        file: "node/core/src/machine.rs",
+        file: "node/core/src/machine/holding.rs",
         take_out: "self.stores.get(named.store).is_some_and(|part| part.has_gaps)",
         put_in: "self.stores.iter().any(|part| part.has_gaps)",
         tests: CORE,
