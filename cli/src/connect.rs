@@ -61,6 +61,11 @@ impl Zone {
         Self { endpoints, within: Duration::ZERO }
     }
 
+    /// How long one command tries in all.
+    pub(crate) fn within(&self) -> Duration {
+        self.within
+    }
+
     /// The addresses, each with its scheme.
     pub(crate) fn endpoints(&self) -> &[String] {
         &self.endpoints

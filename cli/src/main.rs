@@ -27,6 +27,7 @@ mod render;
 mod sim;
 mod size;
 mod status;
+mod transfer;
 mod volume;
 mod zone;
 

@@ -13,6 +13,7 @@ use crate::connect::{Zone, client_token};
 use crate::failure::Failure;
 use crate::missing::{self, MissingZone};
 use crate::render::{Output, Show, columns};
+use crate::transfer::{export, import};
 use crate::{Global, completion, process, size};
 use salvage::RiskView;
 
@@ -64,6 +65,16 @@ pub(crate) enum Command {
         #[arg(add = completion::volumes())]
         volume: String,
     },
+    /// Write a volume's content to a file or to standard output.
+    ///
+    /// The file is read back and compared at the end. What was interrupted goes on with the same
+    /// command, unless somebody else was attached meanwhile: then the content may have changed.
+    Export(export::Arguments),
+    /// Make a volume with the content of a file or of standard input.
+    ///
+    /// The volume is read back and compared at the end. What was interrupted goes on with the same
+    /// command: what had been written is compared with the file first.
+    Import(import::Arguments),
     /// Delete a volume and every copy of it.
     Delete {
         /// Id or name.
@@ -82,7 +93,10 @@ pub(crate) enum Command {
 /// # Errors
 /// What the control plane refused.
 pub(crate) fn run(command: Command, global: &Global, output: &Output) -> Result<(), Failure> {
-    process::end_on_broken_pipe();
+    // A transfer has to give its attachment back first.
+    if !matches!(command, Command::Export(_) | Command::Import(_)) {
+        process::end_on_broken_pipe();
+    }
     let zone = Zone::find(global)?;
     match command {
         Command::Create {
@@ -112,6 +126,8 @@ pub(crate) fn run(command: Command, global: &Global, output: &Output) -> Result<
             output.show(&VolumeView::from(&answer.volume.unwrap_or_default()))
         }
         Command::Status { volume } => output.show(&status::read(&zone, &volume)?),
+        Command::Export(arguments) => export::run(&arguments, &zone, output),
+        Command::Import(arguments) => import::run(&arguments, &zone, output),
         Command::Delete { volume, force } => delete(&zone, volume, force, output),
         Command::Salvage(arguments) => salvage::run(&zone, arguments, output),
     }

@@ -184,6 +184,14 @@ impl Volume {
         self.call(Io::Read { offset, len }).await.map(Content::into_bytes)
     }
 
+    /// The same, with what is known to be a hole as a hole.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub async fn read_content(&self, offset: u64, len: u32) -> Result<Content, IoError> {
+        self.call(Io::Read { offset, len }).await
+    }
+
     /// Writes; durable on return.
     ///
     /// # Errors

@@ -22,6 +22,7 @@ mod region;
 mod salvage;
 mod store;
 mod stores;
+mod transfer;
 
 /// One rule taken out.
 struct Mutant {
@@ -47,6 +48,7 @@ fn all() -> impl Iterator<Item = &'static Mutant> {
         races::MUTANTS,
         region::MUTANTS,
         salvage::MUTANTS,
+        transfer::MUTANTS,
     ]
     .into_iter()
     .flatten()
