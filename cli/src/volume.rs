@@ -4,13 +4,15 @@
 //! volumes. The shape printed as JSON is this file's `VolumeView`, not the wire's message, so that
 //! scripts do not break when the wire grows.
 
+use std::time::{Duration, Instant};
+
 use ashlar_proto::v1;
 use ashlar_proto::v1::volume_service_client::VolumeServiceClient;
 use clap::Subcommand;
 use serde::Serialize;
 
 use crate::connect::{Zone, client_token};
-use crate::failure::Failure;
+use crate::failure::{Failure, Kind};
 use crate::missing::{self, MissingZone};
 use crate::render::{Output, Show, columns};
 use crate::transfer::{export, import};
@@ -19,6 +21,9 @@ use salvage::RiskView;
 
 mod salvage;
 mod status;
+
+/// Between two looks at a volume that is being made.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Commands about volumes.
 #[derive(Debug, Subcommand)]
@@ -46,6 +51,9 @@ pub(crate) enum Command {
         /// Check everything and place, but create nothing.
         #[arg(long)]
         dry_run: bool,
+        /// Return only when every chunk's primary serves, within --timeout.
+        #[arg(long, conflicts_with = "dry_run")]
+        wait: bool,
     },
     /// List the volumes of all zones.
     List {
@@ -83,6 +91,9 @@ pub(crate) enum Command {
         /// Delete it even while attached; its client is cut off.
         #[arg(long)]
         force: bool,
+        /// Check, but delete nothing.
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Let stale copies take over chunks of which nobody in sync is left; see docs/salvage.md.
     Salvage(salvage::Arguments),
@@ -107,6 +118,7 @@ pub(crate) fn run(command: Command, global: &Global, output: &Output) -> Result<
             chunk_size,
             client_token: token,
             dry_run,
+            wait,
         } => {
             let request = v1::CreateVolumeRequest {
                 name,
@@ -117,7 +129,7 @@ pub(crate) fn run(command: Command, global: &Global, output: &Output) -> Result<
                 dry_run,
                 zone: zone.meant(named)?,
             };
-            create(&zone, request, output)
+            create(&zone, request, wait, output)
         }
         Command::List { zone: named } => output.show(&list(&zone, &named.unwrap_or_default())?),
         Command::Show { volume } => {
@@ -128,18 +140,42 @@ pub(crate) fn run(command: Command, global: &Global, output: &Output) -> Result<
         Command::Status { volume } => output.show(&status::read(&zone, &volume)?),
         Command::Export(arguments) => export::run(&arguments, &zone, output),
         Command::Import(arguments) => import::run(&arguments, &zone, output),
-        Command::Delete { volume, force } => delete(&zone, volume, force, output),
+        Command::Delete { volume, force, dry_run } => {
+            delete(&zone, volume, (force, dry_run), output)
+        }
         Command::Salvage(arguments) => salvage::run(&zone, arguments, output),
     }
 }
 
-fn create(zone: &Zone, request: v1::CreateVolumeRequest, output: &Output) -> Result<(), Failure> {
+fn create(
+    zone: &Zone,
+    request: v1::CreateVolumeRequest,
+    wait: bool,
+    output: &Output,
+) -> Result<(), Failure> {
     let what = format!("create volume {}", request.name);
     let answer = zone.ask(&what, |channel| {
         let request = request.clone();
         async move { VolumeServiceClient::new(channel).create_volume(request).await }
     })?;
-    output.show(&VolumeView::from(&answer.volume.unwrap_or_default()))
+    let made = answer.volume.unwrap_or_default();
+    let made = if wait { wait_made(zone, &what, made)? } else { made };
+    output.show(&VolumeView::from(&made))
+}
+
+/// The volume once it is made; it is asked for until then.
+fn wait_made(zone: &Zone, what: &str, mut volume: v1::Volume) -> Result<v1::Volume, Failure> {
+    let deadline = Instant::now() + zone.within();
+    while volume.state() == v1::VolumeState::Creating {
+        if Instant::now() >= deadline {
+            return Err(Failure::new(Kind::Timeout, what.to_owned())
+                .because(format!("{} is committed, but not every primary serves yet", volume.id))
+                .try_next(format!("ashlar volume status {}", volume.id)));
+        }
+        std::thread::sleep(LOOK_EVERY);
+        volume = show(zone, &volume.id)?.volume.unwrap_or_default();
+    }
+    Ok(volume)
 }
 
 fn list(zone: &Zone, named: &str) -> Result<VolumeList, Failure> {
@@ -168,15 +204,19 @@ fn show(zone: &Zone, volume: &str) -> Result<v1::GetVolumeResponse, Failure> {
     })
 }
 
-fn delete(zone: &Zone, volume: String, force: bool, output: &Output) -> Result<(), Failure> {
+fn delete(
+    zone: &Zone,
+    volume: String,
+    (force, dry_run): (bool, bool),
+    output: &Output,
+) -> Result<(), Failure> {
     let what = format!("delete volume {volume}");
-    let request =
-        v1::DeleteVolumeRequest { volume, force, client_token: client_token(), dry_run: false };
+    let request = v1::DeleteVolumeRequest { volume, force, client_token: client_token(), dry_run };
     let answer = zone.ask(&what, |channel| {
         let request = request.clone();
         async move { VolumeServiceClient::new(channel).delete_volume(request).await }
     })?;
-    output.show(&Deleted { volume_id: answer.volume_id })
+    output.show(&Deleted { volume_id: answer.volume_id, dry_run: answer.dry_run })
 }
 
 /// A volume as it is printed.
@@ -359,10 +399,14 @@ impl Show for VolumeList {
 #[derive(Debug, Serialize)]
 struct Deleted {
     volume_id: String,
+    dry_run: bool,
 }
 
 impl Show for Deleted {
     fn table(&self) -> String {
+        if self.dry_run {
+            return format!("dry run: {} would be deleted", self.volume_id);
+        }
         format!("deleted {}", self.volume_id)
     }
 }

@@ -157,6 +157,13 @@ fn a_shell_completes_what_there_is_and_conflicts_and_no_room_have_codes() {
     assert!(error.contains("[INSUFFICIENT_VOLUME_CAPACITY]"), "{error}");
     let (code, _, error) = cluster.ashlar(&["volume", "show", "nothing"]);
     assert_eq!(code, 3, "{error}");
+    let made = ["volume", "create", "waited", "--size", "64MiB", "--wait", "-o", "json"];
+    assert!(cluster.must(&made).contains("\"state\": \"available\""));
+    let dry = cluster.must(&["volume", "delete", "waited", "--dry-run"]);
+    assert!(dry.starts_with("dry run: vol-a-"), "{dry}");
+    cluster.must(&["volume", "show", "waited"]);
+    let gone = cluster.must(&["volume", "delete", "waited"]);
+    assert!(gone.starts_with("deleted vol-a-"), "{gone}");
     let mut list = Command::new(binary::ashlar());
     list.args(["volume", "list"]).env("ASHLAR_DEV_DIR", cluster.folder());
     assert_quiet_on_a_closed_pipe(&mut list);
