@@ -67,6 +67,8 @@ enum Noun {
     Status(status::Arguments),
     /// Look for what is wrong here, in the configuration, in every zone, and say what to do.
     Doctor(doctor::Arguments),
+    /// Show in a word how the region is, and what is not ok.
+    Health(doctor::health::Arguments),
     /// Create, list, show and delete volumes.
     #[command(subcommand)]
     Volume(volume::Command),
@@ -130,6 +132,7 @@ fn run(noun: Noun, global: &Global, output: &Output) -> Result<(), Failure> {
         Noun::Dev(arguments) => dev::run(&arguments),
         Noun::Status(arguments) => status::run(arguments, global, output),
         Noun::Doctor(arguments) => doctor::run(&arguments, global, output),
+        Noun::Health(arguments) => doctor::health::run(&arguments, global, output),
         Noun::Volume(command) => volume::run(command, global, output),
         Noun::Attach(arguments) => attach::attach(&arguments, global, output),
         Noun::Detach(arguments) => attach::detach(&arguments, global, output),

@@ -41,6 +41,10 @@ fn what_is_broken_in_a_zone_is_found_with_its_remedy() {
         assert!(late || check["outcome"] == "ok", "{check}");
     }
 
+    let health = cluster.must(&["health", "-o", "json"]);
+    let health: Value = serde_json::from_str(&health).unwrap();
+    assert!(health["health"] == "ok" || !health["checks"].as_array().unwrap().is_empty());
+
     cluster.must(&["dev", "kill", "node-4", "attach-demo"]);
     let leader = cluster.status().unwrap()["leader"].as_u64().unwrap();
     let follower = format!("member-{}", leader % 3 + 1);
@@ -64,6 +68,10 @@ fn what_is_broken_in_a_zone_is_found_with_its_remedy() {
     assert_eq!(code, 1, "{table}");
     assert!(table.contains("ATTACHED_DAEMON of volume demo: ashlar attach demo"), "{table}");
     assert!(error.contains("ATTACHED_DAEMON of volume demo"), "{error}");
+
+    let (code, words, _) = cluster.ashlar(&["health"]);
+    assert_eq!(code, 0, "{words}");
+    assert!(words.starts_with("warning\n") && words.contains("ZONE_NODES_UP"), "{words}");
 
     // With no control plane left the host's own checks are still made.
     cluster.must(&["dev", "kill", "member-1", "member-2", "member-3"]);

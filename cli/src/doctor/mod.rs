@@ -17,6 +17,7 @@ use crate::{Global, completion, dev, process};
 mod attachments;
 mod disks;
 mod files;
+pub(crate) mod health;
 mod host;
 mod networks;
 mod region;
