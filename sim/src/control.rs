@@ -14,7 +14,7 @@ use ashlar_controlplane_core::observe::ProbeResult;
 use ashlar_controlplane_core::state::ZoneState;
 use ashlar_env::dice::Dice;
 use ashlar_node_core as node;
-use ashlar_proto::reason::ApiError;
+use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::v1;
 use ashlar_types::message::cluster::{
     CLUSTER_PROTOCOL_VERSION, ControlDown, ControlUp, Order, Registration,
@@ -555,6 +555,10 @@ impl World {
                 if let Some(known) = known.filter(|_| error.reason.refuses_node_for_good()) {
                     self.node_logs(known.node, node::Line::Refused, &error.to_string());
                 }
+                if let Some(known) = known.filter(|_| error.reason == Reason::StoreRevoked) {
+                    let store = error.metadata.get("store").and_then(|text| text.parse().ok());
+                    self.node_is_revoked(known.node, store);
+                }
                 let leader = error.metadata.get("leader").and_then(|text| text.parse().ok());
                 let wait = self.net.delay(&mut self.dice);
                 self.control_in(wait, ControlEvent::Close { session, leader });
@@ -784,6 +788,7 @@ impl World {
         }
         match request {
             Request::GetVolumeMap(_) => self.client_input(client::Input::MapFailed),
+            Request::SalvageVolume(_) => self.schedule_in(REDIAL_MAX, Event::SalvageAgain),
             _attaching => self.schedule_in(REDIAL_MAX, Event::AttachAgain),
         }
     }
@@ -793,6 +798,9 @@ impl World {
             self.control.answers.push(result);
             return;
         };
+        if self.salvage_answered(&request, &result) {
+            return;
+        }
         if let Ok(reply) = &result
             && self.replacement_answered(&request, Some(reply))
         {

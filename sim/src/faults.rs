@@ -84,6 +84,8 @@ pub(crate) enum Fault {
     Reattach { length: Duration },
     /// The client's process dies and is started again.
     RestartClient,
+    /// An operator asks for a salvage.
+    Salvage,
     /// A member's wall clock goes wrong by so many seconds for a while.
     JumpClock { member: u64, seconds: i64, length: Duration },
     /// A node's clock gains so many thousandths from now on.
@@ -130,6 +132,7 @@ impl Fault {
             Self::NewDisk { .. } => "new disk",
             Self::Reattach { .. } => "reattach",
             Self::RestartClient => "restart client",
+            Self::Salvage => "salvage",
             Self::JumpClock { .. } => "jump clock",
             Self::Drift { .. } => "drift",
             Self::StallCore { .. } => "stall core",
@@ -238,6 +241,7 @@ impl World {
             Fault::Pause { host, length } => self.pause(host, length),
             Fault::Reattach { length } => self.reattach(length),
             Fault::RestartClient => self.restart_client(),
+            Fault::Salvage => self.begin_salvage(),
             of_a_disk @ (Fault::RotEverywhere
             | Fault::SpoilWrite { .. }
             | Fault::ShowOld { .. }

@@ -147,6 +147,7 @@ impl fmt::Display for Line<'_> {
                 write!(f, "former client -> {node}: {}", Words(message))
             }
             Event::AttachAgain => f.write_str("the volume is attached elsewhere"),
+            Event::SalvageAgain => f.write_str("the operator asks for a salvage again"),
             Event::GivenUp { wire, connection } => {
                 write!(f, "{wire} #{connection}: given up if nothing got through")
             }

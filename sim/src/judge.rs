@@ -2,7 +2,7 @@
 //!
 //! Rules (design.md section 12):
 //! - `lost write`: a read returns less than the last write that was acknowledged, or seen, before
-//!   the read began (invariants 2 and 3);
+//!   the read began (invariants 2 and 3); a salvage lowers that for its chunks alone (`salvage.rs`);
 //! - `unknown content`: a read returns bytes that nobody wrote to that block;
 //! - `two writers`: an acknowledgement of a write that a term acknowledged under before does not
 //!   hold (invariant 1). A primary that stood still may tell late what was committed in time;
@@ -77,6 +77,15 @@ impl Judge {
         let history = self.blocks.entry(block).or_default();
         history.settled = history.settled.max(version);
         self.writes_acknowledged += 1;
+    }
+
+    /// A read may return as little from now on, as a replica that had no more took over by a salvage;
+    /// true if that is less than before.
+    pub(crate) fn may_be_older(&mut self, block: u64, floor: u64) -> bool {
+        let history = self.blocks.entry(block).or_default();
+        let is_less = floor < history.settled;
+        history.settled = history.settled.min(floor);
+        is_less
     }
 
     /// The least version that a read beginning now may return.

@@ -25,6 +25,7 @@ mod pause;
 mod queue;
 mod replace;
 mod run;
+mod salvage;
 mod scenario;
 mod shrink;
 mod span;

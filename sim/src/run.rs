@@ -51,6 +51,8 @@ pub enum Sabotage {
     SilentMembers,
     /// Nothing is broken; no warning and no error is expected, whatever the scenario lists.
     ExpectNoLine,
+    /// Nothing is broken; a salvage is expected to lose nothing.
+    ExpectNoLoss,
 }
 
 /// What the zone and its load are like.

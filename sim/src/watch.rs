@@ -59,7 +59,8 @@ impl World {
             return;
         };
         let elected = config.primary != known.primary;
-        if let Some(rule) = broken_by(known, &config) {
+        let by_word = config.primary != known.primary && self.is_salvaged(&config);
+        if let Some(rule) = broken_by(known, &config).filter(|_| !by_word) {
             let detail = format!("{known:?} became {config:?}");
             self.judge.violated(self.now, rule, detail);
         }
@@ -71,6 +72,8 @@ impl World {
         for _ in 0..promoted {
             self.tally.note("promotions");
         }
+        let known = known.clone();
+        self.note_for_salvage(&known, &config);
         let config_keeps = config.is_in_sync(known.primary);
         let chunk = config.chunk;
         self.watch.configs.insert(chunk, config);

@@ -19,6 +19,7 @@ use crate::observer::Observer;
 use crate::pause::Pauses;
 use crate::queue::Queue;
 use crate::run::{Options, Sabotage};
+use crate::salvage::Salvages;
 use crate::scenario::{Moment, Script};
 use crate::store::SimStore;
 use crate::watch::Watch;
@@ -111,6 +112,7 @@ pub(crate) enum Event {
         message: DataMessage,
     },
     AttachAgain,
+    SalvageAgain,
     GivenUp {
         wire: Wire,
         connection: u64,
@@ -146,6 +148,7 @@ impl Event {
             | Self::ObserverTold { .. }
             | Self::FormerWrites
             | Self::AttachAgain
+            | Self::SalvageAgain
             | Self::GivenUp { .. }
             | Self::Fault(_)
             | Self::Resume { .. } => None,
@@ -178,6 +181,7 @@ pub(crate) struct World {
     pub(crate) observer: Observer,
     /// The client that the volume may be taken from.
     pub(crate) former: Former,
+    pub(crate) salvages: Salvages,
     pub(crate) watch: Watch,
     /// The steps of a scenario that have not struck.
     pub(crate) script: Option<Script>,
@@ -225,6 +229,7 @@ impl World {
             client: None,
             observer: Observer::default(),
             former: Former::default(),
+            salvages: Salvages::default(),
             watch: Watch::default(),
             script: None,
             lines_allowed: Vec::new(),
@@ -343,6 +348,7 @@ impl World {
             Event::FormerWrites => self.former_writes(),
             Event::FormerHeard { node, life, message } => self.former_heard(node, life, message),
             Event::AttachAgain => self.attach_again(),
+            Event::SalvageAgain => self.salvage_again(),
             Event::GivenUp { wire, connection } => self.given_up(wire, connection),
             Event::Control(event) => self.control_event(event),
             Event::Fault(fault) => self.strike(fault),

@@ -178,6 +178,16 @@ fn a_line_that_a_scenario_does_not_list_is_caught() {
 }
 
 #[test]
+fn a_salvage_loses_writes_and_the_judge_would_tell() {
+    let name = "salvage-after-all-in-sync-are-lost";
+    let options = Options::of_scenario(ashlar_sim::scenario(name).unwrap(), 1);
+    let outcome = run(Options { sabotage: Sabotage::ExpectNoLoss, ..options });
+    let lost = |v: &ashlar_sim::Violation| v.rule == "lost write";
+    assert!(outcome.violations.iter().any(lost), "{:?}", outcome.violations);
+    assert!(run(options).violations.is_empty());
+}
+
+#[test]
 fn a_primary_that_never_opens_its_term_is_caught() {
     let kinds = Kinds::NONE.with(FaultKind::CrashNode);
     must_break("not writable", Sabotage::SilentMembers, kinds);

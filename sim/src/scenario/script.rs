@@ -146,6 +146,7 @@ impl World {
             Verb::Lose => vec![Fault::Lose { one_in: step.amount, length }],
             Verb::Reattach => vec![Fault::Reattach { length }],
             Verb::RestartClient => vec![Fault::RestartClient],
+            Verb::Salvage => vec![Fault::Salvage],
             Verb::RotEverywhere => vec![Fault::RotEverywhere],
             verb => targets
                 .iter()

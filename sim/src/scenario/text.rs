@@ -64,6 +64,9 @@ pub(crate) enum Verb {
     Reattach,
     /// The client's process dies and comes back under its own attachment.
     RestartClient,
+    /// An operator asks for a salvage, and states that whoever keeps chunks from being served and is
+    /// down is fenced.
+    Salvage,
     /// The wall clock of a member jumps by `amount` seconds, and back after `for`.
     JumpClock,
     /// The disk of a member is lost: it is removed, another is added and joins.

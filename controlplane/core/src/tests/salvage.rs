@@ -206,3 +206,42 @@ fn what_is_at_risk_is_kept_until_it_is_acknowledged() {
     lost.zone.apply(delete).answer.unwrap();
     assert_eq!(lost.zone.state.at_risk(volume_id(1)).count(), 0);
 }
+
+/// Commands as version 5 wrote them, byte for byte.
+const VERSION_5: [&str; 2] = [
+    "050009000000000000000c0105000000746f6b656e86b35174c4df1fc468733af8c9294e95610000\
+     00000000000100000000000000000000000000000001000000610000000000000001000000000000\
+     00000000000000000002000000070000000000000003000000030000000000000000000000000000\
+     00010000000000000001000000040000000400000000000000000000000000000003000000000000\
+     000100000001000000010000000000000000000000000000000b000000616e206f70657261746f72",
+    "050009000000000000000d0105000000746f6b656e86b35174c4df1fc468733af8c9294e95610000\
+     000000000001000000000000000000000000000000",
+];
+
+#[test]
+fn salvages_of_command_version_5_are_read_for_ever() {
+    let replica = |node: u32, incarnation| ReplicaId {
+        node: NodeId(node),
+        store: StoreId(u128::from(node)),
+        incarnation: ashlar_types::Incarnation(incarnation),
+    };
+    let (chunk, epoch) = (chunk(2), Epoch(7));
+    let confirmed = alloc::vec![replica(4, 3)];
+    let chunks = alloc::vec![ChunkSalvage { chunk, epoch, primary: replica(3, 1), confirmed }];
+    let fenced = alloc::vec![place(replica(1, 1))];
+    let (volume, by) = (volume_id(1), "an operator".into());
+    let token = Some(token_use("token", "parameters"));
+    let salvage = Action::Salvage { token: token.clone(), volume, chunks, fenced, by };
+    let acknowledge = Action::AcknowledgeSalvage { token, volume };
+    for (action, fixture) in [salvage, acknowledge].into_iter().zip(VERSION_5) {
+        let command = Command { at_millis: 9, action };
+        let digit = |at: usize| u8::from_str_radix(&fixture[2 * at..2 * at + 2], 16).unwrap();
+        let bytes: Vec<u8> = (0..fixture.len() / 2).map(digit).collect();
+        let written: String = command.encode().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(Command::decode(&bytes).as_ref(), Ok(&command), "{written}");
+        // As long as this is the newest version it is what is written, too.
+        if crate::command::COMMAND_VERSION == 5 {
+            assert_eq!(written, fixture);
+        }
+    }
+}
