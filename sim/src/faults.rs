@@ -7,7 +7,7 @@
 use crate::control::ControlEvent;
 use crate::disk::WriteFault;
 use crate::kinds::{FaultKind, Kinds};
-use crate::net::{Host, Wire};
+use crate::net::{Host, Rough, Wire};
 use crate::node::{End, SimNode};
 use crate::run::Options;
 use crate::store::SimStore;
@@ -48,6 +48,8 @@ pub(crate) enum Fault {
     Clog { wires: Vec<Wire>, length: Duration, breaks: bool },
     /// Everything of a host takes so many times as long.
     Slow { host: Host, factor: u32, length: Duration },
+    /// These wires are worse than the weather for so long.
+    Roughen { wires: Vec<Wire>, rough: Rough, length: Duration },
     /// One message in so many is lost.
     Lose { one_in: u64, length: Duration },
     /// A node's disk stands still.
@@ -113,6 +115,7 @@ impl Fault {
             Self::Clog { breaks: false, .. } => "clog",
             Self::Clog { breaks: true, .. } => "half-open",
             Self::Slow { .. } => "slow",
+            Self::Roughen { .. } => "roughen",
             Self::Lose { .. } => "lose",
             Self::StallDisk { .. } => "stall disk",
             Self::FailReads { .. } => "fail reads",
@@ -204,18 +207,9 @@ impl World {
                 }
                 self.strike(Fault::Crash { node, away });
             }
-            Fault::Crash { node, away } => {
-                self.end_node(node, End::Killed);
-                self.schedule_in(away, Event::Start { node });
-            }
-            Fault::Stop { node, away } => {
-                self.end_node(node, End::Stopped);
-                self.schedule_in(away, Event::Start { node });
-            }
-            Fault::PowerOff { node, away } => {
-                self.end_node(node, End::PowerCut);
-                self.schedule_in(away, Event::Start { node });
-            }
+            Fault::Crash { node, away } => self.end_for(node, End::Killed, away),
+            Fault::Stop { node, away } => self.end_for(node, End::Stopped, away),
+            Fault::PowerOff { node, away } => self.end_for(node, End::PowerCut, away),
             Fault::CrashAll { away_max } => {
                 for member in self.control.ids() {
                     let away = self.draw_fault_time(away_max);
@@ -252,7 +246,10 @@ impl World {
             | Fault::Rot { .. }
             | Fault::StallDisk { .. }
             | Fault::FailReads { .. }) => self.strike_disk(of_a_disk),
-            of_the_net @ (Fault::Clog { .. } | Fault::Slow { .. } | Fault::Lose { .. }) => {
+            of_the_net @ (Fault::Clog { .. }
+            | Fault::Slow { .. }
+            | Fault::Roughen { .. }
+            | Fault::Lose { .. }) => {
                 self.strike_net(of_the_net);
             }
             of_a_member @ (Fault::CrashMember { .. }
@@ -261,6 +258,12 @@ impl World {
             | Fault::FillLog { .. }) => self.strike_member(of_a_member),
             of_a_machine => self.strike_machine(of_a_machine),
         }
+    }
+
+    /// A node's process ends, and is started again after a while.
+    fn end_for(&mut self, node: NodeId, how: End, away: Duration) {
+        self.end_node(node, how);
+        self.schedule_in(away, Event::Start { node });
     }
 
     fn strike_member(&mut self, fault: Fault) {
@@ -301,6 +304,14 @@ impl World {
                 self.net.slow_down(host, factor);
                 if factor > 1 {
                     let usual = Fault::Slow { host, factor: 1, length };
+                    self.schedule_in(length, Event::Fault(usual));
+                }
+            }
+            Fault::Roughen { wires, rough, length } => {
+                wires.iter().for_each(|wire| self.net.roughen(*wire, rough));
+                if !length.is_zero() {
+                    let (rough, none) = (Rough::NOT, Duration::ZERO);
+                    let usual = Fault::Roughen { wires, rough, length: none };
                     self.schedule_in(length, Event::Fault(usual));
                 }
             }

@@ -38,6 +38,6 @@ mod world;
 pub use judge::Violation;
 pub use kinds::{FaultKind, Kinds, Tally, UnknownKind};
 pub use run::{Options, Outcome, Sabotage, Scene, run, run_logged, run_stepped};
-pub use scenario::{Scenario, ScenarioError, scenario, scenarios};
+pub use scenario::{Scenario, ScenarioError, network_states, scenario, scenarios};
 pub use shrink::shrink;
 pub use span::parse_span;

@@ -74,6 +74,20 @@ struct Clog {
     breaks: bool,
 }
 
+/// A wire that is worse than the weather.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rough {
+    /// Messages take so many times as long.
+    pub(crate) factor: u32,
+    /// One message in so many is lost; 0: as the weather says.
+    pub(crate) loss_one_in: u64,
+}
+
+impl Rough {
+    /// As the weather says.
+    pub(crate) const NOT: Self = Self { factor: 1, loss_one_in: 0 };
+}
+
 /// How long a connection waits for a word of the other side.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -86,6 +100,8 @@ pub(crate) struct Net {
     clogs: BTreeMap<Wire, Clog>,
     /// Hosts whose messages take so many times as long.
     slow: BTreeMap<Host, u32>,
+    /// Wires that are worse than the weather.
+    rough: BTreeMap<Wire, Rough>,
     /// When the last byte that a host has queued on a network leaves.
     queued: BTreeMap<(Host, Network), Time>,
     next_connection: u64,
@@ -111,6 +127,7 @@ impl Net {
             cuts: BTreeMap::new(),
             clogs: BTreeMap::new(),
             slow: BTreeMap::new(),
+            rough: BTreeMap::new(),
             queued: BTreeMap::new(),
             next_connection: 0,
             weather,
@@ -210,8 +227,14 @@ impl Net {
         self.slow.insert(host, factor);
     }
 
+    /// Makes a wire worse than the weather, or as it is.
+    pub(crate) fn roughen(&mut self, wire: Wire, rough: Rough) {
+        self.rough.insert(wire, rough);
+    }
+
     /// Heals everything.
     pub(crate) fn heal(&mut self) {
+        self.rough.clear();
         self.cuts.clear();
         self.clogs.clear();
         self.slow.clear();
@@ -242,7 +265,8 @@ impl Net {
     /// A delay drawn for a message on a wire.
     pub(crate) fn delay_on(&self, wire: Wire, dice: &mut dyn Dice) -> Duration {
         let of = |host| self.slow.get(&host).copied().unwrap_or(1);
-        self.delay(dice) * of(wire.from).max(of(wire.to))
+        let rough = self.rough.get(&wire).map_or(1, |rough| rough.factor);
+        self.delay(dice) * of(wire.from).max(of(wire.to)).max(rough)
     }
 
     /// When the last byte of a message has left its host.
@@ -262,7 +286,9 @@ impl Net {
         dice: &mut dyn Dice,
     ) -> Fate {
         let delay = self.delay_on(wire, dice);
-        let lost = self.weather.loss_one_in > 0 && dice.chance(1, self.weather.loss_one_in);
+        let rough = self.rough.get(&wire).map_or(0, |rough| rough.loss_one_in);
+        let loss_one_in = if rough > 0 { rough } else { self.weather.loss_one_in };
+        let lost = loss_one_in > 0 && dice.chance(1, loss_one_in);
         let cut = self.is_cut(wire);
         let sent = match lane {
             Lane::Data => self.leaves(now, wire, bytes),

@@ -22,6 +22,8 @@ const PLACEMENTS_WITHIN: Duration = Duration::from_secs(54);
 pub(crate) struct Watch {
     applied: u64,
     configs: BTreeMap<ChunkId, ChunkConfig>,
+    /// Removals, promotions and elections of each chunk.
+    role_changes: BTreeMap<ChunkId, u64>,
     /// Of each chunk by each primary: one that is elected or started anew begins to count anew.
     placements: BTreeMap<(ChunkId, NodeId, Term), Placements>,
 }
@@ -76,6 +78,9 @@ impl World {
         self.note_for_salvage(&known, &config);
         let config_keeps = config.is_in_sync(known.primary);
         let chunk = config.chunk;
+        let changes = self.watch.role_changes.entry(chunk).or_default();
+        *changes += (removed + promoted + usize::from(elected)) as u64;
+        self.tally.measure("most role changes of a chunk", *changes);
         self.watch.configs.insert(chunk, config);
         if elected {
             self.tally.note("elections");

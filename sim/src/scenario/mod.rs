@@ -7,6 +7,7 @@
 
 mod aim;
 mod script;
+mod states;
 mod text;
 
 use crate::span::parse_span;
@@ -16,6 +17,8 @@ use std::time::Duration;
 use thiserror::Error;
 
 pub(crate) use aim::Aim;
+pub use states::network_states;
+
 pub(crate) use script::{Moment, Script, longest};
 pub(crate) use text::Verb;
 
@@ -141,8 +144,10 @@ pub fn scenarios() -> Result<&'static [Scenario], ScenarioError> {
 /// If there is none, with the names there are.
 pub fn scenario(name: &str) -> Result<&'static Scenario, String> {
     let all = scenarios().map_err(|error| error.to_string())?;
-    all.iter().find(|scenario| scenario.name == name).ok_or_else(|| {
-        let names: Vec<&str> = all.iter().map(|scenario| scenario.name).collect();
+    let states = network_states().map_err(|error| error.to_string())?;
+    let both = all.iter().chain(states);
+    both.clone().find(|scenario| scenario.name == name).ok_or_else(|| {
+        let names: Vec<&str> = both.clone().map(|scenario| scenario.name).collect();
         format!("there is no scenario {name:?}; there are: {}", names.join(", "))
     })
 }

@@ -3,7 +3,7 @@
 use super::{Networks, Scenario, Step, Verb, Way};
 use crate::disk::WriteFault;
 use crate::faults::Fault;
-use crate::net::{Host, Wire};
+use crate::net::{Host, Rough, Wire};
 use crate::node::SimNode;
 use crate::world::World;
 use ashlar_types::message::data::Network;
@@ -142,6 +142,15 @@ impl World {
             }
             Verb::HalfOpen => {
                 self.wires_of(step, &targets, &|wires| Fault::Clog { wires, length, breaks: true })
+            }
+            Verb::SlowWires => {
+                let factor = u32::try_from(step.amount).unwrap_or(u32::MAX);
+                let rough = Rough { factor, loss_one_in: 0 };
+                self.wires_of(step, &targets, &|wires| Fault::Roughen { wires, rough, length })
+            }
+            Verb::LoseOnWires => {
+                let rough = Rough { factor: 1, loss_one_in: step.amount };
+                self.wires_of(step, &targets, &|wires| Fault::Roughen { wires, rough, length })
             }
             Verb::Lose => vec![Fault::Lose { one_in: step.amount, length }],
             Verb::Reattach => vec![Fault::Reattach { length }],

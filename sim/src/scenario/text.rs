@@ -28,6 +28,10 @@ pub(crate) enum Verb {
     HalfOpen,
     /// Messages of the host take `amount` times as long.
     Slow,
+    /// Messages between `of` and `from` take `amount` times as long.
+    SlowWires,
+    /// One message in `amount` between `of` and `from` is lost.
+    LoseOnWires,
     /// One message in `amount` is lost anywhere.
     Lose,
     /// Syncs of the journal, and reads, wait.
