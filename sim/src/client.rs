@@ -131,6 +131,24 @@ impl SimClient {
         self.pending.len()
     }
 
+    /// Chunks that single requests without an answer are about.
+    pub(crate) fn waits_for(&self) -> BTreeSet<u64> {
+        let chunk = |first: &u64, count: usize| {
+            let (first, last) = (*first, first + count.saturating_sub(1) as u64);
+            let alone = first / self.chunk_blocks == last / self.chunk_blocks;
+            alone.then_some(first / self.chunk_blocks)
+        };
+        let pending = self.pending.values();
+        pending
+            .filter_map(|pending| match pending {
+                Pending::Read { first, floors } => chunk(first, floors.len()),
+                Pending::Write { first, versions } => chunk(first, versions.len()),
+                // It waits for all writes.
+                Pending::Flush => None,
+            })
+            .collect()
+    }
+
     /// What the client waits for, in words.
     pub(crate) fn describe(&self) -> String {
         format!("{:?} {:?}", self.core.status(), self.pending)

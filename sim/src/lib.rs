@@ -6,6 +6,7 @@
 //!
 //! Not simulated: the shells (sockets, gRPC, files), which the tests in `tests/` run for real.
 
+mod beyond;
 mod blocks;
 mod client;
 mod client_side;

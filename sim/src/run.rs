@@ -301,7 +301,13 @@ fn run_world(mut world: World, options: Options, sink: Option<Sink>) -> Outcome 
         world.lines_allowed.clear();
     }
     world.run_until(storm_ends, |_| false);
-    if world.judge.violations.is_empty() {
+    let beyond = options.scenario.is_some_and(|scenario| scenario.beyond);
+    if beyond && world.judge.violations.is_empty() {
+        world.end_beyond(options.calm);
+        if let Some(scenario) = options.scenario {
+            world.judge_script(scenario);
+        }
+    } else if world.judge.violations.is_empty() {
         world.quiet_down();
         let writable = world.now + options.calm;
         world.run_until(writable, World::is_writable);
@@ -437,7 +443,7 @@ impl World {
     }
 
     /// Repeats a call until it succeeds, for at most 30 simulated seconds.
-    fn ask_until_done(&mut self, request: &Request) -> Result<Reply, String> {
+    pub(crate) fn ask_until_done(&mut self, request: &Request) -> Result<Reply, String> {
         let deadline = self.now + Duration::from_secs(30);
         let mut last = String::from("no answer");
         while self.now < deadline {
@@ -493,7 +499,7 @@ impl World {
 
     /// Goes on to that time, until a rule breaks, or until something holds, which is looked at
     /// after every [`LOOK_EVERY`] events.
-    fn run_until(&mut self, until: Time, holds: impl Fn(&Self) -> bool) {
+    pub(crate) fn run_until(&mut self, until: Time, holds: impl Fn(&Self) -> bool) {
         while !holds(self) {
             for _ in 0..LOOK_EVERY {
                 if !self.judge.violations.is_empty() || !self.step(until) {
@@ -507,16 +513,19 @@ impl World {
     fn is_writable(&self) -> bool {
         let idle = self.client.as_ref().is_some_and(|client| client.unfinished() == 0);
         idle && self.control.leader().is_some()
-            && self.control.configs().all(|config| {
-                let primary = self.nodes.get(&config.primary.node).and_then(SimNode::core);
-                config.may_acknowledge()
-                    && primary.is_some_and(|core| {
-                        core.reports().any(|report| {
-                            report.chunk == config.chunk
-                                && report.state == ReplicaState::Serving
-                                && report.adopted == config.epoch
-                        })
-                    })
+            && self.control.configs().all(|config| self.is_served(config))
+    }
+
+    /// Whether the primary of a chunk takes writes.
+    pub(crate) fn is_served(&self, config: &ChunkConfig) -> bool {
+        let primary = self.nodes.get(&config.primary.node).and_then(SimNode::core);
+        config.may_acknowledge()
+            && primary.is_some_and(|core| {
+                core.reports().any(|report| {
+                    report.chunk == config.chunk
+                        && report.state == ReplicaState::Serving
+                        && report.adopted == config.epoch
+                })
             })
     }
 

@@ -17,6 +17,7 @@ mod control;
 mod lease;
 mod members;
 mod node;
+mod points;
 mod races;
 mod region;
 mod salvage;
@@ -38,6 +39,7 @@ struct Mutant {
 fn all() -> impl Iterator<Item = &'static Mutant> {
     [
         node::MUTANTS,
+        points::MUTANTS,
         lease::MUTANTS,
         store::MUTANTS,
         stores::MUTANTS,

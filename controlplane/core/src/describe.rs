@@ -67,7 +67,12 @@ pub struct Stuck {
 
 /// How a chunk is, as this leader sees it.
 #[must_use]
-pub fn health(config: &ChunkConfig, seen: &Observations, verdicts: &Verdicts) -> Health {
+pub fn health(
+    config: &ChunkConfig,
+    state: &ZoneState,
+    seen: &Observations,
+    verdicts: &Verdicts,
+) -> Health {
     let primary = config.primary;
     let usable = |node: NodeId| verdicts.get(&node).is_some_and(Verdict::is_usable);
     let in_sync = config.in_sync.len();
@@ -97,6 +102,10 @@ pub fn health(config: &ChunkConfig, seen: &Observations, verdicts: &Verdicts) ->
             next_action: next_action.into(),
         });
     }
+    // Its node lives, so that nobody else would say it.
+    if state.is_store_gone(primary) {
+        return Health::Stuck(lost_primary(config, state, seen, usable));
+    }
     if in_sync < usize::from(config.copies_min) {
         return Health::Stuck(Stuck {
             cause: format!("{in_sync} in sync, {} needed to write", config.copies_min),
@@ -110,7 +119,7 @@ pub fn health(config: &ChunkConfig, seen: &Observations, verdicts: &Verdicts) ->
         });
     }
     if seen.says_unfit(config.chunk, primary, config.epoch) {
-        return Health::Stuck(lost_primary(config, seen, usable));
+        return Health::Stuck(lost_primary(config, state, seen, usable));
     }
     let opening = seen
         .report(config.chunk, primary)
@@ -146,18 +155,21 @@ fn no_space(short: Vec<NodeId>) -> Stuck {
     }
 }
 
-/// The primary says itself that its store has lost part of the chunk.
+/// The primary's store is gone, or it says itself that it has lost part of the chunk.
 fn lost_primary(
     config: &ChunkConfig,
+    state: &ZoneState,
     seen: &Observations,
     usable: impl Fn(NodeId) -> bool,
 ) -> Stuck {
     let whole: Vec<NodeId> = config
         .secondaries()
         .filter(|replica| !seen.says_unfit(config.chunk, *replica, config.epoch))
+        .filter(|replica| !state.is_store_gone(*replica))
         .map(|replica| replica.node)
         .collect();
-    let cause = format!("the store of {} has lost part of the chunk", config.primary.node);
+    let lost = if state.is_store_gone(config.primary) { "all" } else { "part" };
+    let cause = format!("the store of {} has lost {lost} of the chunk", config.primary.node);
     if whole.is_empty() {
         return Stuck {
             cause: format!("{cause}, and so have those of all others in sync"),
@@ -183,7 +195,9 @@ pub fn volume_counts(
     verdicts: &Verdicts,
 ) -> Counts {
     let mut counts = Counts::default();
-    state.volume_configs(volume).for_each(|config| counts.add(&health(config, seen, verdicts)));
+    state
+        .volume_configs(volume)
+        .for_each(|config| counts.add(&health(config, state, seen, verdicts)));
     counts
 }
 
@@ -196,7 +210,7 @@ pub fn stuck_chunks(
 ) -> BTreeSet<ChunkId> {
     state
         .configs()
-        .filter(|config| matches!(health(config, seen, verdicts), Health::Stuck(_)))
+        .filter(|config| matches!(health(config, state, seen, verdicts), Health::Stuck(_)))
         .map(|config| config.chunk)
         .collect()
 }

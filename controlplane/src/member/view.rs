@@ -141,7 +141,7 @@ impl<'a> View<'a> {
     fn stuck(&self, seen: &Observations) -> Vec<v1::StuckChunk> {
         self.state
             .configs()
-            .filter_map(|config| match describe::health(config, seen, &self.verdicts) {
+            .filter_map(|config| match describe::health(config, self.state, seen, &self.verdicts) {
                 Health::Whole | Health::Degraded => None,
                 Health::Stuck(stuck) => Some(v1::StuckChunk {
                     chunk: Some(config.chunk.into()),

@@ -36,6 +36,8 @@ pub struct Scenario {
     pub faults: Vec<String>,
     /// How long the steps may take.
     pub storm: Duration,
+    /// More is lost than is promised to be survived: what is demanded then is in `beyond.rs`.
+    pub(crate) beyond: bool,
     pub(crate) nodes: u32,
     /// Stores of each node.
     pub(crate) stores: u32,

@@ -85,6 +85,8 @@ struct File {
     about: String,
     faults: Vec<String>,
     storm: Option<String>,
+    #[serde(default)]
+    beyond: bool,
     #[serde(default = "usual_nodes")]
     nodes: u32,
     #[serde(default = "one_store")]
@@ -196,6 +198,7 @@ fn scenario_of(name: &'static str, text: &str) -> Result<Scenario, String> {
         about: file.about,
         faults: file.faults,
         storm: file.storm.as_deref().map_or(Ok(STORM), span)?,
+        beyond: file.beyond,
         nodes: file.nodes,
         stores: file.stores,
         scrub: file.scrub.as_deref().map(span).transpose()?,

@@ -105,4 +105,11 @@ pub(super) const MUTANTS: &[Mutant] = &[
         put_in: "all.iter().find(|(_, known)| known.id == opened.id && false)",
         tests: LIVE,
     },
+    Mutant {
+        rule: "a chunk whose stores are gone is stuck, though its nodes are up",
+        file: "controlplane/core/src/describe.rs",
+        take_out: "    if state.is_store_gone(primary) {\n",
+        put_in: "    if false {\n",
+        tests: CONTROL,
+    },
 ];

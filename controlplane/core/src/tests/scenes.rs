@@ -116,7 +116,7 @@ fn without_a_living_in_sync_member_nobody_is_elected() {
     }
     assert!(zone.plan().changes.iter().all(|change| change.chunk != chunk(0)));
     let verdicts = judge_all(zone.now, &zone.state, &zone.seen);
-    let health = describe::health(&zone.config(0), &zone.seen, &verdicts);
+    let health = describe::health(&zone.config(0), &zone.state, &zone.seen, &verdicts);
     let describe::Health::Stuck(stuck) = health else { panic!("{health:?}") };
     assert_eq!(stuck.blocked_on.len(), 3);
 }
@@ -128,7 +128,7 @@ fn a_chunk_whose_stores_are_nearly_full_is_stuck_and_says_which() {
     let beat = |used_bytes| beat_of(second.0, used_bytes);
     let health = |zone: &Zone| {
         let verdicts = judge_all(zone.now, &zone.state, &zone.seen);
-        describe::health(&zone.config(0), &zone.seen, &verdicts)
+        describe::health(&zone.config(0), &zone.state, &zone.seen, &verdicts)
     };
     zone.seen.on_heartbeat(zone.now, second, beat((1 << 30) - (1 << 24)));
     let describe::Health::Stuck(stuck) = health(&zone) else { panic!("{:?}", health(&zone)) };
@@ -338,7 +338,9 @@ fn when_every_in_sync_replica_has_lost_part_nobody_is_elected_and_the_chunk_says
     zone.carry_out();
     assert_eq!(zone.config(0), config, "a replica that proves nothing was elected");
     let verdicts = judge_all(zone.now, &zone.state, &zone.seen);
-    let describe::Health::Stuck(stuck) = describe::health(&config, &zone.seen, &verdicts) else {
+    let describe::Health::Stuck(stuck) =
+        describe::health(&config, &zone.state, &zone.seen, &verdicts)
+    else {
         panic!("not stuck");
     };
     assert!(stuck.cause.contains("all others in sync"), "{}", stuck.cause);

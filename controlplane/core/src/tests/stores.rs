@@ -147,3 +147,18 @@ fn what_was_committed_when_nodes_had_one_store_reads_as_before() {
     zone.apply(volume).answer.unwrap();
     assert!(zone.config(0).in_sync.iter().all(|r| r.store == StoreId(r.node.0.into())));
 }
+
+#[test]
+fn a_chunk_whose_stores_are_all_gone_is_stuck_and_says_so_though_their_nodes_are_up() {
+    let mut zone = zone();
+    zone.create(None, "v").unwrap();
+    let config = zone.config(0);
+    let in_sync = config.in_sync.clone();
+    in_sync.iter().for_each(|replica| lose(&mut zone, *replica));
+    let verdicts = judge_all(zone.now, &zone.state, &zone.seen);
+    let health = crate::describe::health(&zone.config(0), &zone.state, &zone.seen, &verdicts);
+    let crate::describe::Health::Stuck(stuck) = health else { panic!("{health:?}") };
+    assert!(stuck.cause.contains("has lost all of the chunk"), "{}", stuck.cause);
+    assert_eq!(stuck.blocked_on.len(), in_sync.len());
+    assert!(stuck.next_action.contains("operator"), "{}", stuck.next_action);
+}

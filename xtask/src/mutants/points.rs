@@ -1,0 +1,156 @@
+//! The syncs, one by one: without any of them a crash point must show it.
+
+use super::Mutant;
+
+const STORE: &[&str] = &["-p", "ashlar-node", "--lib", "points::"];
+const MEMBER: &[&str] = &["-p", "ashlar-zone-raft", "--lib", "points::"];
+
+pub(super) const MUTANTS: &[Mutant] = &[
+    Mutant {
+        rule: "crash points: a group of the journal is synced before it is reported",
+        file: "node/src/store/journal.rs",
+        take_out: "        self.file.write_durable(bytes, head.position % self.size)?;\n",
+        put_in: "        self.file.write_at(bytes, head.position % self.size)?;\n",
+        tests: STORE,
+    },
+    Mutant {
+        rule: "crash points: a torn group behind an unfinished checkpoint is wiped with it",
+        file: "node/src/store/journal.rs",
+        take_out: "    trailing.extend(torn);\n",
+        put_in: "    let _kept: Option<u64> = torn;\n",
+        tests: STORE,
+    },
+    Mutant {
+        rule: "crash points: groups are wiped one after the other, the last one first",
+        file: "node/src/store/journal.rs",
+        take_out: "left_over.iter().rev().try_for_each(|at| file.write_durable(&zeros, at % size))",
+        put_in: "left_over.iter().rev().try_for_each(|at| file.write_at(&zeros, at % size))",
+        tests: STORE,
+    },
+    Mutant {
+        rule: "crash points: what replay accepts is synced before anything rests on it",
+        file: "node/src/store/open.rs",
+        take_out: "    journal_file.sync_data()?;\n",
+        put_in: "",
+        tests: STORE,
+    },
+    Mutant {
+        rule: "crash points: the name of a store that was found is synced before anything rests on it",
+        file: "node/src/store/open.rs",
+        take_out: "    if !new {\n        disk.sync_dir()?;\n    }\n",
+        put_in: "",
+        tests: STORE,
+    },
+    Mutant {
+        rule: "crash points: the journal of a new store is synced before the store has its name",
+        file: "node/src/store/open.rs",
+        take_out: "    journal.sync_data()?;\n",
+        put_in: "",
+        tests: STORE,
+    },
+    Mutant {
+        rule: "crash points: the name of a new store is synced before it is used",
+        file: "node/src/store/open.rs",
+        take_out: "    disk.rename(SUPER_NEW, SUPER)?;\n    disk.sync_dir()?;\n",
+        put_in: "    disk.rename(SUPER_NEW, SUPER)?;\n",
+        tests: STORE,
+    },
+    Mutant {
+        rule: "crash points: one large write is synced before the record that names its place",
+        file: "node/src/store/place.rs",
+        take_out: "        return one.file.write_durable(&one.buf, one.offset);\n",
+        put_in: "        return one.file.write_at(&one.buf, one.offset);\n",
+        tests: STORE,
+    },
+    Mutant {
+        rule: "crash points: several large writes are synced before the group that names their places",
+        file: "node/src/store/place.rs",
+        take_out: "    file.sync_data()\n",
+        put_in: "    Ok(())\n",
+        tests: STORE,
+    },
+    Mutant {
+        rule: "crash points: blocks of a checkpoint are synced before the map",
+        file: "node/src/store/apply.rs",
+        take_out: "        if any { self.shared.data.sync_data() } else { Ok(()) }\n",
+        put_in: "        let _any: bool = any;\n        Ok(())\n",
+        tests: STORE,
+    },
+    Mutant {
+        rule: "crash points: map pages of a checkpoint are synced before the superblock",
+        file: "node/src/store/apply.rs",
+        take_out: "            self.shared.map_file.sync_data()?;\n",
+        put_in: "",
+        tests: STORE,
+    },
+    Mutant {
+        rule: "crash points: the superblock is synced before the room in the journal is used again",
+        file: "node/src/store/apply.rs",
+        take_out: "    file.write_durable(&sb.encode(), (sb.sequence % 2) * as_u64(PAGE))\n",
+        put_in: "    file.write_at(&sb.encode(), (sb.sequence % 2) * as_u64(PAGE))\n",
+        tests: STORE,
+    },
+    Mutant {
+        rule: "crash points: a group of the log is synced before it is acknowledged",
+        file: "log/src/lib.rs",
+        take_out: "        segment.file.write_durable(group, group_start)?;\n",
+        put_in: "        segment.file.write_at(group, group_start)?;\n",
+        tests: MEMBER,
+    },
+    Mutant {
+        rule: "crash points: a spare file has lost its old name before it is written over",
+        file: "log/src/segment.rs",
+        take_out: "written over.\n    disk.sync_dir()?;\n",
+        put_in: "written over.\n",
+        tests: MEMBER,
+    },
+    Mutant {
+        rule: "crash points: the header of a segment is synced before the file has its name",
+        file: "log/src/segment.rs",
+        take_out: "    file.sync_data()?;\n    let name = segment_name(number);\n",
+        put_in: "    let name = segment_name(number);\n",
+        tests: MEMBER,
+    },
+    Mutant {
+        rule: "crash points: the name of a segment is synced before a group is written into it",
+        file: "log/src/segment.rs",
+        take_out: "    disk.rename(&spare, &name)?;\n    disk.sync_dir()?;\n",
+        put_in: "    disk.rename(&spare, &name)?;\n",
+        tests: MEMBER,
+    },
+    Mutant {
+        rule: "crash points: what an opening of the log accepts is synced",
+        file: "log/src/recover.rs",
+        take_out: "    last.file.sync_data()?;\n",
+        put_in: "",
+        tests: MEMBER,
+    },
+    Mutant {
+        rule: "crash points: names that an opening of the log accepts are synced",
+        file: "log/src/recover.rs",
+        take_out: "    disk.sync_dir()?;\n",
+        put_in: "",
+        tests: MEMBER,
+    },
+    Mutant {
+        rule: "crash points: a snapshot is synced before it has its name",
+        file: "controlplane/raft/src/snapshot.rs",
+        take_out: "        file.sync_data()?;\n",
+        put_in: "",
+        tests: MEMBER,
+    },
+    Mutant {
+        rule: "crash points: the name of a snapshot is synced before the log moves on to it",
+        file: "controlplane/raft/src/snapshot.rs",
+        take_out: "        self.disk.rename(UNFINISHED, &name)?;\n        self.disk.sync_dir()?;\n",
+        put_in: "        self.disk.rename(UNFINISHED, &name)?;\n",
+        tests: MEMBER,
+    },
+    Mutant {
+        rule: "crash points: the name of a snapshot that was found is synced before the log rests on it",
+        file: "controlplane/raft/src/storage.rs",
+        take_out: "                self.files.sync_names()?;\n",
+        put_in: "",
+        tests: MEMBER,
+    },
+];
