@@ -41,6 +41,10 @@ const READOPT_SECONDS_DEFAULT: u64 = 600;
 const SCRUB_BYTES_DEFAULT: u64 = 16 << 20;
 /// A week: the time for which damage that nobody reads may stay, on a disk of up to 10 TB.
 const SCRUB_CYCLE_SECONDS_DEFAULT: u64 = 7 * 24 * 3_600;
+/// A stream is opened within some 20 ms. Without a control plane this is what a start takes longer.
+const HEARS_FIRST_SECONDS_DEFAULT: u64 = 1;
+/// Beyond it a zone whose control plane is gone would seem to be gone itself.
+const HEARS_FIRST_SECONDS_MAX: u64 = 60;
 
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +76,9 @@ pub struct Config {
     pub scrub_bytes_per_second: u64,
     /// Time in which it reads every block once.
     pub scrub_cycle: Duration,
+    /// How long clients of a node that holds replicas wait, after its start, for the control plane's
+    /// first word.
+    pub hears_first: Duration,
 }
 
 /// Why a node cannot be started with a configuration.
@@ -123,6 +130,8 @@ struct Raw {
     scrub_bytes_per_second: u64,
     #[serde(default = "default_scrub_cycle_seconds")]
     scrub_cycle_seconds: u64,
+    #[serde(default = "default_hears_first_seconds")]
+    hears_first_seconds: u64,
     #[serde(default)]
     insecure: bool,
 }
@@ -145,6 +154,10 @@ const fn default_scrub_bytes() -> u64 {
 
 const fn default_scrub_cycle_seconds() -> u64 {
     SCRUB_CYCLE_SECONDS_DEFAULT
+}
+
+const fn default_hears_first_seconds() -> u64 {
+    HEARS_FIRST_SECONDS_DEFAULT
 }
 
 fn wrong(field: &'static str, problem: impl ToString, remedy: &'static str) -> ConfigError {
@@ -213,6 +226,7 @@ impl FromStr for Config {
             readopt_window: Duration::from_secs(raw.readopt_window_seconds),
             scrub_bytes_per_second: raw.scrub_bytes_per_second,
             scrub_cycle: Duration::from_secs(raw.scrub_cycle_seconds),
+            hears_first: Duration::from_secs(raw.hears_first_seconds),
         })
     }
 }
@@ -265,6 +279,13 @@ fn check_sizes(raw: &Raw) -> Result<(), ConfigError> {
             "scrub_cycle_seconds",
             "0 is no time",
             "give it 1 or more; scrub_bytes_per_second = 0 turns the scrub off",
+        ));
+    }
+    if raw.hears_first_seconds > HEARS_FIRST_SECONDS_MAX {
+        return Err(wrong(
+            "hears_first_seconds",
+            format!("{} is too long: nobody is served meanwhile", raw.hears_first_seconds),
+            "give it 60 or less",
         ));
     }
     if raw.control.is_empty() {
@@ -339,6 +360,7 @@ mod tests {
         assert_eq!(config.readopt_window, Duration::from_secs(600));
         assert_eq!(config.scrub_bytes_per_second, 16 << 20);
         assert_eq!(config.scrub_cycle, Duration::from_secs(604_800));
+        assert_eq!(config.hears_first, Duration::from_secs(1));
         assert_eq!(config.io_engine, EngineChoice::Auto);
         assert_eq!(config.control, ["http://127.3.1.1:7100", "http://127.3.1.2:7100"]);
     }
@@ -362,6 +384,7 @@ mod tests {
             ("node = 3", "node = 3\nstores = [\"/a\", \"/b\", \"/a\"]", "stores"),
             ("node = 3", "node = 3\nstores = [\"/tmp\", \"/tmp/../tmp/.\"]", "stores"),
             ("node = 3", "node = 3\nscrub_cycle_seconds = 0", "scrub_cycle_seconds"),
+            ("node = 3", "node = 3\nhears_first_seconds = 61", "hears_first_seconds"),
         ] {
             let text = GOOD.replace(from, to);
             match text.parse::<Config>() {

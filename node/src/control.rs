@@ -10,6 +10,7 @@
 
 use crate::admission::Admission;
 use crate::config::endpoint;
+use crate::door::Doorkeeper;
 use crate::known_members;
 use crate::known_peers;
 use crate::log_line::log_line;
@@ -82,6 +83,8 @@ pub(crate) struct Control {
     pub(crate) term: ControlTerm,
     /// The node holds replicas.
     pub(crate) serves: bool,
+    /// Opens to clients at the first word.
+    pub(crate) door: Doorkeeper,
     /// To the machine's task.
     pub(crate) events: mpsc::Sender<ControlEvent>,
 }
@@ -168,6 +171,7 @@ pub(crate) async fn keep(mut control: Control) -> ApiError {
         if let Some(refusal) = end.for_good() {
             log_line!(Line::Refused, %member, error = %refusal);
             if refusal.reason == Reason::StoreRevoked {
+                control.door.shut();
                 control.mark_revoked(refusal).await;
                 return refusal.clone();
             }
@@ -258,6 +262,7 @@ impl Control {
                     return StreamEnd::Stopping;
                 }
                 self.serves = true;
+                self.door.open();
                 last_error.clear();
                 tracing::info!(%member, "registered with the control plane");
             }

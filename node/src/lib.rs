@@ -9,6 +9,7 @@ pub mod store;
 mod admission;
 mod beats;
 mod control;
+mod door;
 mod hint;
 mod known_members;
 mod known_peers;

@@ -8,6 +8,7 @@ use crate::admission::Admission;
 use crate::beats::{self, BeatsThread, ToBeats};
 use crate::config::Config;
 use crate::control::{self, Control};
+use crate::door;
 use crate::known_members;
 use crate::known_peers;
 use crate::mailbox::Mailbox;
@@ -137,6 +138,7 @@ pub fn run_until(config: &Config, shutdown: impl Future<Output = ()>) -> Result<
 /// The networks and the stream of a node, which run beside its machine.
 struct Beside {
     _listeners: [Task<()>; 2],
+    _door: Task<()>,
     stream: Task<ApiError>,
 }
 
@@ -174,7 +176,9 @@ async fn serve(
     let (control_events, control) = mpsc::channel(CONTROL_EVENTS_MAX);
     let admission = Arc::new(Admission::load(&config.data_dir));
     let (guests, hosted) = beats::guests();
-    let network = Net::new(me, stores.clone(), Arc::clone(&admission), net_events.clone(), guests);
+    let (doorkeeper, door) = door::door(serves, config.hears_first);
+    let visits = (Arc::clone(&admission), door);
+    let network = Net::new(me, stores.clone(), visits, net_events.clone(), guests);
     let sources = Sources { primary: addresses.0.ip(), replication: addresses.1.ip() };
     let table = Table::new(Diallers::new(network.clone(), sources), net_events);
     let (beats_end, thread) = beats::start((me, timing(config)), &network, sources, hosted)?;
@@ -202,6 +206,7 @@ async fn serve(
         folders,
         term: ControlTerm::default(),
         known,
+        door: doorkeeper.clone(),
         serves,
         events: control_events,
     };
@@ -210,6 +215,7 @@ async fn serve(
             spawn_named("listen", listen::serve(primary, Network::Primary, network.clone())),
             spawn_named("listen", listen::serve(replication, Network::Replication, network)),
         ],
+        _door: spawn_named("door", doorkeeper.open_late()),
         stream: spawn_named("control", control::keep(stream)),
     };
     let inlets = Inlets { net, control, store: mailbox, beats: beats_end.news };

@@ -4,9 +4,12 @@ mod zone;
 
 use ashlar_node::RunError;
 use ashlar_proto::reason::{ApiError, Reason};
-use ashlar_types::NodeId;
+use ashlar_types::message::data::DataMessage;
+use ashlar_types::{BlockRange, NodeId};
+use std::time::Duration;
+use zone::client::filled;
 use zone::control::ControlPlane;
-use zone::{Node, free_address, lone_config, until};
+use zone::{Node, Zone, free_address, lone_config, until};
 
 #[test]
 fn a_node_follows_a_member_that_points_at_the_leader() {
@@ -128,4 +131,54 @@ fn an_address_in_use_and_a_foreign_store_are_refused_by_name() {
         Err(RunError::Store { cause: ashlar_node::store::OpenError::Foreign { .. }, .. }) => {}
         other => panic!("{other:?}"),
     }
+}
+
+/// A node with a replica that is alone in sync, and a byte in it.
+fn alone_in_sync(test: u8) -> (Zone, ashlar_types::ChunkConfig) {
+    let zone = Zone::start_with(test, 1, "hears_first_seconds = 60");
+    let mut config = zone.members(0, 1, &[1]);
+    (config.copies_wanted, config.copies_min) = (1, 1);
+    zone.configure(&config);
+    zone.client(1).must_write(1, filled(0, 1, 7));
+    (zone, config)
+}
+
+#[test]
+fn who_was_alone_in_sync_lets_nobody_in_before_the_control_plane_has_spoken() {
+    let (mut zone, config) = alone_in_sync(27);
+    zone.stop_node(1);
+    let asked = zone.control().calls();
+    zone.control().be_silent(true);
+    zone.start_node(1);
+    until("the node to ask", || (zone.control().calls() > asked).then_some(()));
+    let mut client = zone.client(1);
+    client.send_read(config.epoch.0, BlockRange::new(0, 1));
+    client.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let error = client.stream.peek(&mut [0]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock, "nobody has spoken: {error}");
+    client.stream.set_read_timeout(Some(zone::PATIENCE)).unwrap();
+    zone.control().be_silent(false);
+    match client.message() {
+        DataMessage::ReadDone { .. } => {}
+        other => panic!("the read was not answered: {other:?}"),
+    }
+}
+
+#[test]
+fn who_was_alone_in_sync_and_is_revoked_while_it_was_down_serves_nobody() {
+    let (mut zone, config) = alone_in_sync(28);
+    let store = zone.registration(1).stores[0];
+    zone.stop_node(1);
+    let refusal = ApiError::new(Reason::StoreRevoked, "a salvage went on without it");
+    zone.control().refuse(refusal.with("store", store.to_string()));
+    let asked = zone.control().calls();
+    zone.control().be_silent(true);
+    zone.start_node(1);
+    until("the node to ask", || (zone.control().calls() > asked).then_some(()));
+    let mut client = zone.client(1);
+    client.send_read(config.epoch.0, BlockRange::new(0, 1));
+    zone.control().be_silent(false);
+    assert!(client.receive().is_none(), "a client of before was answered");
+    let ended = zone.nodes.get_mut(&1).unwrap().join();
+    assert!(matches!(ended, Err(RunError::Refused(_))), "{ended:?}");
 }

@@ -95,6 +95,9 @@ async fn host(
         }
         return;
     }
+    if matches!(visitor, Visitor::Client(_)) && !net.door.lets_in().await {
+        return;
+    }
     let stream = Arc::new(stream);
     let connection = net.number();
     let credit = matches!(visitor, Visitor::Client(_)).then(Credit::new);

@@ -17,6 +17,7 @@ pub(crate) mod listen;
 pub(crate) mod table;
 
 use crate::admission::Admission;
+use crate::door::Door;
 use ashlar_node_core::{Identity, Process};
 use ashlar_proto::token::Rights;
 use ashlar_types::message::data::{DataMessage, Lane, Network};
@@ -122,6 +123,8 @@ pub(crate) struct Net {
     pub(crate) stores: watch::Receiver<Vec<StoreId>>,
     /// Which clients may come in.
     pub(crate) admission: Arc<Admission>,
+    /// When they may.
+    pub(crate) door: Door,
     /// What its own connections to peers are for.
     pub(crate) lane: Lane,
     /// To whoever has those connections.
@@ -135,12 +138,12 @@ impl Net {
     pub(crate) fn new(
         me: Identity,
         stores: watch::Receiver<Vec<StoreId>>,
-        admission: Arc<Admission>,
+        (admission, door): (Arc<Admission>, Door),
         events: mpsc::Sender<NetEvent>,
         guests: mpsc::Sender<Guest>,
     ) -> Self {
         let (lane, numbers) = (Lane::Data, Arc::new(AtomicU64::new(1)));
-        Self { me, stores, admission, lane, events, guests, numbers }
+        Self { me, stores, admission, door, lane, events, guests, numbers }
     }
 
     /// The same for the thread that beats, which takes the events of its own connections.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::admission::Admission;
+use crate::door;
 use crate::net::Net;
 use crate::net::dial::{Diallers, Sources};
 use ashlar_env::clock::ManualClock;
@@ -16,6 +17,7 @@ use ashlar_types::{
 };
 use bytes::Bytes;
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 /// The control plane says something.
 fn told(message: ControlDown) -> Order {
@@ -116,7 +118,13 @@ impl Rig {
         let sources = Sources { primary: ip, replication: ip };
         let table = Table::new(
             Diallers::new(
-                Net::new(me, stores, Arc::new(Admission::nobody()), events.clone(), guests),
+                Net::new(
+                    me,
+                    stores,
+                    (Arc::new(Admission::nobody()), door::door(false, Duration::ZERO).1),
+                    events.clone(),
+                    guests,
+                ),
                 sources,
             ),
             events,

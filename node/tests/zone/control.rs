@@ -28,6 +28,8 @@ struct State {
     configs: BTreeMap<ChunkId, ChunkConfig>,
     refuses: Option<ApiError>,
     calls: usize,
+    /// Calls wait while it is set.
+    silent: tokio::sync::watch::Sender<bool>,
     /// Of the leadership that it speaks for.
     term: u64,
 }
@@ -86,9 +88,14 @@ impl NodeService for Service {
         };
         let node = registration.node;
         let (down, stream) = mpsc::channel(64);
-        {
+        let mut silent = {
             let mut state = self.0.lock().unwrap();
             state.calls += 1;
+            state.silent.subscribe()
+        };
+        silent.wait_for(|silent| !silent).await.map_err(|_| Status::aborted("ends"))?;
+        {
+            let mut state = self.0.lock().unwrap();
             if let Some(refusal) = &state.refuses {
                 return Err(refusal.to_status());
             }
@@ -149,6 +156,11 @@ impl ControlPlane {
     /// Refuses every registration from now on.
     pub fn refuse(&self, refusal: ApiError) {
         self.state.lock().unwrap().refuses = Some(refusal);
+    }
+
+    /// Takes calls and does not answer them, until it is told otherwise.
+    pub fn be_silent(&self, silent: bool) {
+        self.state.lock().unwrap().silent.send_replace(silent);
     }
 
     pub fn address(&self) -> String {

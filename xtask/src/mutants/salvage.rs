@@ -150,6 +150,20 @@ pub(super) const MUTANTS: &[Mutant] = &[
         tests: MEMBER,
     },
     Mutant {
+        rule: "clients of a node that has started wait for the control plane's first word",
+        file: "node/src/net/listen.rs",
+        take_out: "!net.door.lets_in().await",
+        put_in: "false",
+        tests: REGISTRATION,
+    },
+    Mutant {
+        rule: "a node whose store is revoked lets nobody in, however long it takes to end",
+        file: "node/src/door.rs",
+        take_out: "let waiting = *state == State::Waiting;",
+        put_in: "let waiting = true;",
+        tests: &["-p", "ashlar-node", "--lib", "door"],
+    },
+    Mutant {
         rule: "what is relayed for a revoked store is void",
         file: "controlplane/src/member/relay.rs",
         take_out: "record.stores.contains(&store) && self.state.check_revoked(record).is_ok()",

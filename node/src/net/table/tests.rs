@@ -4,10 +4,12 @@ use super::super::dial::Sources;
 use super::super::{EVENTS_MAX, Net};
 use super::*;
 use crate::admission::Admission;
+use crate::door;
 use ashlar_node_core::Identity;
 use ashlar_types::{BLOCK_SIZE, BlockData, BlockRange, StartNumber, StoreId, Sums};
 use bytes::Bytes;
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
@@ -31,7 +33,13 @@ impl Rig {
         let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let sources = Sources { primary: ip, replication: ip };
         let diallers = Diallers::new(
-            Net::new(me, stores, Arc::new(Admission::nobody()), sender.clone(), guests),
+            Net::new(
+                me,
+                stores,
+                (Arc::new(Admission::nobody()), door::door(false, Duration::ZERO).1),
+                sender.clone(),
+                guests,
+            ),
             sources,
         );
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
