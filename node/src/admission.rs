@@ -111,6 +111,13 @@ impl Admission {
         Ok(rights)
     }
 
+    /// This node holds nothing of a volume any more. The file follows with the next admission.
+    pub(crate) fn forget(&self, volume: VolumeId) {
+        let mut known = self.known();
+        let forgotten = known.admitted.remove(&volume).is_some();
+        known.changes += u64::from(forgotten);
+    }
+
     /// On return every change made before is saved, as far as the disk takes it.
     async fn save(&self) {
         let _turn = self.saving.lock().await;
@@ -151,6 +158,7 @@ impl Known {
         if expires <= now {
             return Err(TokenRefusal::Expired);
         }
+        // Only if there are as many volumes here as a zone may have: others were forgotten.
         if self.admitted.len() >= ADMITTED_MAX && !self.admitted.contains_key(&volume) {
             // Admitted without being remembered: its client needs a fresh token next time.
             return Ok(rights);
@@ -243,6 +251,23 @@ mod tests {
         assert!(admission.admit(newer, &token(&signs, 4), 99).await.is_ok());
         let refused = admission.admit(attachment, &good, 99).await;
         assert_eq!(refused, Err(TokenRefusal::Superseded));
+    }
+
+    #[tokio::test]
+    async fn volumes_that_left_make_room_for_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let signs = Signs::from_secret(&[7; KEY_BYTES]);
+        let admission = Admission::load(folder.path());
+        admission.learn(&signs.public()).await;
+        let others = (10..10 + ADMITTED_MAX as u128).map(|uuid| (volume(uuid), Generation(1)));
+        admission.known().admitted.extend(others);
+        let (attachment, good) = ((volume(1), Generation(3)), token(&signs, 3));
+        admission.admit(attachment, &good, 50).await.unwrap();
+        let late = admission.admit(attachment, &good, 500).await;
+        assert_eq!(late, Err(TokenRefusal::Expired), "there is no room to remember it");
+        admission.forget(volume(10));
+        admission.admit(attachment, &good, 50).await.unwrap();
+        assert!(admission.admit(attachment, &good, 500).await.is_ok());
     }
 
     #[tokio::test]

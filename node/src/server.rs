@@ -30,9 +30,11 @@ use ashlar_proto::reason::ApiError;
 use ashlar_types::message::cluster::{CLUSTER_PROTOCOL_VERSION, Registration};
 use ashlar_types::message::data::Network;
 use ashlar_types::{ControlTerm, StoreId, Time};
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -152,13 +154,8 @@ async fn serve(
     let start = opened.iter().map(|(_, opened)| opened.start).max().unwrap_or_default();
     let me = Identity { zone: config.zone, node: config.node, start };
     let replicas: usize = opened.iter().map(|(_, opened)| opened.state.len()).sum();
-    let serves = replicas > 0;
     let ids: Vec<StoreId> = opened.iter().map(|(_, opened)| opened.id).collect();
-    let folder_of = |number: &usize| config.stores.get(*number).cloned();
-    let folders = opened
-        .iter()
-        .filter_map(|(number, opened)| Some((opened.id, folder_of(number)?)))
-        .collect();
+    let folders = folders(config, &opened);
     let (living, stores) = watch::channel(ids.clone());
     let primary = listener(config.primary_address, Network::Primary)?;
     let replication = listener(config.replication_address, Network::Replication)?;
@@ -167,8 +164,8 @@ async fn serve(
         zone = %me.zone, node = me.node.0, start = me.start.0,
         primary = %addresses.0, replication = %addresses.1, replicas, "node starts"
     );
-    for (number, Opened { id, state, new, .. }) in &opened {
-        let folder = config.stores.get(*number).map(|folder| folder.display());
+    for (_, Opened { id, state, new, .. }) in &opened {
+        let folder = folders.get(id).map(|folder| folder.display());
         tracing::info!(store = %id, folder = ?folder, replicas = state.len(), new, "store open");
     }
 
@@ -176,14 +173,15 @@ async fn serve(
     let (control_events, control) = mpsc::channel(CONTROL_EVENTS_MAX);
     let admission = Arc::new(Admission::load(&config.data_dir));
     let (guests, hosted) = beats::guests();
-    let (doorkeeper, door) = door::door(serves, config.hears_first);
+    let (doorkeeper, door) = door::door(replicas > 0, config.hears_first);
     let visits = (Arc::clone(&admission), door);
     let network = Net::new(me, stores.clone(), visits, net_events.clone(), guests);
     let sources = Sources { primary: addresses.0.ip(), replication: addresses.1.ip() };
     let table = Table::new(Diallers::new(network.clone(), sources), net_events);
     let (beats_end, thread) = beats::start((me, timing(config)), &network, sources, hosted)?;
     *beats = Some(thread);
-    let mut machine = machine(config, me, opened, (table, beats_end.orders), living);
+    let told = (living, Arc::clone(&admission));
+    let mut machine = machine(config, me, opened, (table, beats_end.orders), told);
     let known = known_peers::load(&config.data_dir);
     machine.on_control(ControlEvent::KnownPeers(known.clone()));
 
@@ -207,7 +205,7 @@ async fn serve(
         term: ControlTerm::default(),
         known,
         door: doorkeeper.clone(),
-        serves,
+        serves: replicas > 0,
         events: control_events,
     };
     let beside = Beside {
@@ -225,6 +223,12 @@ async fn serve(
     }
 }
 
+/// Where each open store lies.
+fn folders(config: &Config, opened: &[(usize, Opened)]) -> BTreeMap<StoreId, PathBuf> {
+    let folder_of = |number: &usize| config.stores.get(*number).cloned();
+    opened.iter().filter_map(|(number, opened)| Some((opened.id, folder_of(number)?))).collect()
+}
+
 fn timing(config: &Config) -> Timing {
     Timing {
         readopt_window: config.readopt_window,
@@ -239,7 +243,7 @@ fn machine(
     me: Identity,
     opened: Vec<(usize, Opened)>,
     ways: (Table, Post<ToBeats>),
-    living: watch::Sender<Vec<StoreId>>,
+    told: (watch::Sender<Vec<StoreId>>, Arc<Admission>),
 ) -> Machine<Store> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let mut out = Outbox::default();
@@ -251,7 +255,7 @@ fn machine(
         states.push((id, state));
     }
     let core = DataCore::new(now, me, timing(config), states, &mut out);
-    Machine::new((core, out), clock, ways, seats, living)
+    Machine::new((core, out), clock, ways, seats, told)
 }
 
 fn listener(address: SocketAddr, network: Network) -> Result<TcpListener, RunError> {

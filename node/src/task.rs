@@ -11,6 +11,7 @@
 //! leave the node, which introduces itself anew without it. When the last one fails, the task ends with
 //! its error and with it the process: its replicas turn stale by being unreachable.
 
+use crate::admission::Admission;
 use crate::beats::ToBeats;
 use crate::log_line::log_line;
 use crate::mailbox::{Mail, Mailbox};
@@ -100,6 +101,8 @@ pub(crate) struct Machine<S> {
     stores: Vec<Seat<S>>,
     /// Tells their ids to those who introduce this node.
     living: watch::Sender<Vec<StoreId>>,
+    /// Remembers who was let in.
+    admission: Arc<Admission>,
     control: Option<mpsc::Sender<v1::NodeUp>>,
     inputs: Vec<Input>,
     last_tick: Time,
@@ -112,7 +115,7 @@ impl<S: Storage + 'static> Machine<S> {
         clock: Arc<dyn Clock>,
         (table, beats): (Table, Post<ToBeats>),
         stores: Vec<Seat<S>>,
-        living: watch::Sender<Vec<StoreId>>,
+        (living, admission): (watch::Sender<Vec<StoreId>>, Arc<Admission>),
     ) -> Self {
         // Never: so the first round tells the core what room there is.
         let last_tick = Time::ZERO;
@@ -124,6 +127,7 @@ impl<S: Storage + 'static> Machine<S> {
             beats,
             stores,
             living,
+            admission,
             control: None,
             inputs: Vec::new(),
             last_tick,
@@ -230,6 +234,7 @@ impl<S: Storage + 'static> Machine<S> {
                     }
                 }
                 Effect::Control(up) => tell_control(&mut self.control, &up),
+                Effect::VolumeLeft(volume) => self.admission.forget(volume),
                 Effect::Alarm(alarm) => sound(&alarm),
             }
         }

@@ -461,6 +461,8 @@ impl World {
                     self.schedule(at, read);
                 }
                 node::Effect::Control(message) => self.control_send_up(id, message),
+                // Tokens are the shells' matter.
+                node::Effect::VolumeLeft(_) => {}
                 node::Effect::Alarm(alarm) => {
                     if matches!(alarm, node::Alarm::Repaired { .. }) {
                         self.tally.note("blocks repaired");

@@ -21,6 +21,7 @@ mod points;
 mod races;
 mod region;
 mod salvage;
+mod slow;
 mod store;
 mod stores;
 mod transfer;
@@ -50,6 +51,7 @@ fn all() -> impl Iterator<Item = &'static Mutant> {
         races::MUTANTS,
         region::MUTANTS,
         salvage::MUTANTS,
+        slow::MUTANTS,
         transfer::MUTANTS,
     ]
     .into_iter()

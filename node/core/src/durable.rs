@@ -145,7 +145,12 @@ impl ReplicaDurable {
             }
             Record::FollowTerm { term, .. } => self.term = self.term.max(*term),
             Record::TakeOver { ranges, .. } => {
-                self.uncommitted.extend(ranges.iter().filter(|entry| entry.lsn > self.committed));
+                for entry in ranges.iter().filter(|entry| entry.lsn > self.committed) {
+                    // Taken over again, as an opening that was cut off begins anew.
+                    if !self.uncommitted.contains(entry) {
+                        self.uncommitted.push(*entry);
+                    }
+                }
                 self.uncommitted.sort_by_key(|entry| entry.lsn);
             }
             Record::OpenTerm { term, base, overwrite, .. } => {

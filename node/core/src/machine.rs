@@ -392,7 +392,7 @@ impl DataCore {
             }
             ControlDown::Erase(orders) => {
                 for (chunk, replica) in orders {
-                    self.erase(chunk, replica, out);
+                    self.erase(now, chunk, replica, out);
                 }
             }
             ControlDown::Peers(peers) => {

@@ -5,7 +5,7 @@ use crate::record::{JournalSeq, Record};
 use alloc::vec::Vec;
 use ashlar_types::message::cluster::ControlUp;
 use ashlar_types::message::data::{DataMessage, Network};
-use ashlar_types::{BlockRange, ChunkId, Lsn, NodeId, StoreId};
+use ashlar_types::{BlockRange, ChunkId, Lsn, NodeId, StoreId, VolumeId};
 
 /// Number of a client's connection, given by the shell; never reused in one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -57,6 +57,8 @@ pub enum Effect {
     },
     /// Tell the control plane; if it cannot be reached, drop it.
     Control(ControlUp),
+    /// No replica of the volume is left here: what was remembered of its attachments may go.
+    VolumeLeft(VolumeId),
     /// Log it: an operator should know.
     Alarm(Alarm),
 }

@@ -23,6 +23,8 @@ pub struct Timing {
     pub return_to_primary: Duration,
     /// How long all may wait for one replica's disk before it is replaced (section 4.7).
     pub slow: Duration,
+    /// How long the store may owe a read while nobody writes: disks under load take long, too.
+    pub slow_read: Duration,
     /// How long a replica that was too slow rests before it is filled again.
     pub slow_rest: Duration,
     /// For how long a copy that was lost to slowness alone starts no search for a new home (4.7).
@@ -64,6 +66,7 @@ impl Default for Timing {
             tick_gap: Duration::from_millis(300),
             return_to_primary: Duration::from_secs(2),
             slow: Duration::from_secs(1),
+            slow_read: Duration::from_secs(5),
             slow_rest: Duration::from_secs(30),
             slow_search: Duration::from_secs(300),
             retry: Duration::from_millis(200),

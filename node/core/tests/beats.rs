@@ -199,3 +199,37 @@ fn an_adoption_is_not_confirmed_before_the_beats_grant_no_more() {
     assert!(!alone.feed(60_399, Input::Tick));
     assert!(alone.feed(60_400, Input::Tick));
 }
+
+#[test]
+fn exceptions_that_are_too_many_for_one_answer_leave_nothing_granted() {
+    let mut beats = Beats::new();
+    let granted = |effects: &[BeatEffect]| {
+        effects.iter().find_map(|effect| match effect {
+            BeatEffect::Send(_, _, DataMessage::BeatReply { granted, except, .. }) => {
+                Some((*granted, except.len()))
+            }
+            _ => None,
+        })
+    };
+    let epoch = Epoch(2);
+    let except = |index: u32| {
+        let chunk = ashlar_types::ChunkId { index: ashlar_types::ChunkIndex(index), ..chunk() };
+        BeatOrder::Except { number: u64::from(index), peer: NodeId(2), chunk, epoch }
+    };
+    for index in 0..64 {
+        beats.order(1_000, except(index));
+    }
+    assert_eq!(granted(&beats.frame(1_000, beat_behind(0))), Some((true, 64)));
+    beats.order(1_000, except(64));
+    assert_eq!(granted(&beats.frame(1_000, beat_behind(0))), Some((false, 64)));
+    // The holder has adopted the epoch of one: there is room again.
+    let settled = vec![(chunk(), epoch)];
+    let beat = DataMessage::Beat {
+        number: 2,
+        adopted: settled,
+        short_of_space: vec![],
+        has_control: false,
+        behind_millis: 0,
+    };
+    assert_eq!(granted(&beats.frame(1_000, beat)), Some((true, 64)));
+}

@@ -5,7 +5,7 @@
 
 mod common;
 
-use ashlar_node_core::Record;
+use ashlar_node_core::{Record, Timing};
 use ashlar_types::message::cluster::{Change, ControlDown};
 use ashlar_types::message::data::{DataMessage, PeerRefusal};
 use ashlar_types::{BlockRange, ChunkConfig, ChunkId, ChunkIndex, Epoch, Lsn, NodeId, StartNumber};
@@ -211,4 +211,69 @@ fn an_acknowledgement_from_outside_the_fill_does_not_open_it() {
     assert!(!mirrored(&primary.client_says(write(1, 2, block(0, 1)))));
     primary.ack_of(4, base, Some(base));
     assert!(!primary.reads.is_empty());
+}
+
+/// The chunk of another number, being filled like [`one_block`].
+fn another(index: u32) -> ChunkConfig {
+    ChunkConfig { chunk: ChunkId { index: ChunkIndex(index), ..chunk() }, ..one_block() }
+}
+
+#[test]
+fn a_primary_that_is_erased_in_the_middle_of_a_fill_leaves_its_place_to_others() {
+    let fills = u32::try_from(Timing::default().fills_max).unwrap();
+    let (mut hands, _) = Hands::with(1, another(0));
+    let chunks: Vec<_> = (0..fills).map(another).collect();
+    hands.feed(order(ControlDown::Configs(chunks.clone())));
+    hands.sync();
+    let last = order(ControlDown::Configs(vec![another(fills)]));
+    hands.feed(last);
+    let waits = hands.sync();
+    assert!(!opens_a_fill(&waits), "as many fills as the node may have");
+    let orders = chunks.iter().map(|config| (config.chunk, replica(1))).collect();
+    hands.feed(order(ControlDown::Erase(orders)));
+    hands.sync();
+    assert!(opens_a_fill(&hands.tick_after(Duration::from_millis(50))));
+}
+
+#[test]
+fn a_client_of_a_primary_that_is_erased_is_told() {
+    let mut primary = serving(one_block());
+    primary.client_says(write(7, 2, block(0, 1)));
+    let told = primary.feed(order(ControlDown::Erase(vec![(chunk(), replica(1))])));
+    let refused =
+        |message: &DataMessage| matches!(message, DataMessage::Refused { id, .. } if id.0 == 7);
+    assert!(told.iter().any(|(_, message)| refused(message)), "{told:?}");
+}
+
+#[test]
+fn a_learner_that_was_promoted_keeps_nothing_of_its_fill() {
+    let mut learner = learner_from_two();
+    let of = term(1, 1);
+    let promoted = ChunkConfig {
+        in_sync: vec![replica(1), replica(4)],
+        learners: vec![],
+        ..ChunkConfig { epoch: Epoch(3), ..one_block() }
+    };
+    learner.feed(order(ControlDown::Configs(vec![promoted])));
+    let mut sent = learner.peer_says(1, mirror(3, lsn(of, 4), block(0, 4)));
+    sent.extend(learner.sync());
+    let fill = |message: &DataMessage| match message {
+        DataMessage::MirrorAck { lsn: at, fill, .. } if *at == lsn(of, 4) => Some(*fill),
+        _ => None,
+    };
+    assert_eq!(sent.iter().find_map(|(_, message)| fill(message)), Some(None));
+    // A copy that was sent twice, and comes late, changes nothing.
+    let before = learner.journal.len();
+    learner.peer_says(
+        1,
+        DataMessage::Copy {
+            chunk: chunk(),
+            epoch: Epoch(3),
+            read_at: lsn(of, 2),
+            learner_start: StartNumber(1),
+            number: 1,
+            data: block(0, 1),
+        },
+    );
+    assert_eq!(learner.journal.len(), before);
 }

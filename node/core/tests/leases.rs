@@ -278,3 +278,19 @@ fn leases_of_a_granter_whose_clock_runs_ahead_are_not_used() {
         assert!(!reads_by_leases(130, way), "{way:?}");
     }
 }
+
+#[test]
+fn what_was_erased_is_excepted_until_its_primary_has_gone_on() {
+    let (mut hands, _) = following();
+    let excepted = |sent: &Sent| {
+        sent.iter().find_map(|(_, message)| match message {
+            DataMessage::BeatReply { except, .. } => Some(except.clone()),
+            _ => None,
+        })
+    };
+    assert_eq!(excepted(&hands.peer_says(1, beat())), Some(vec![]));
+    hands.feed(order(ControlDown::Erase(vec![(chunk(), replica(2))])));
+    hands.sync();
+    assert!(hands.core.durable(chunk()).is_none());
+    assert_eq!(excepted(&hands.peer_says(1, beat())), Some(vec![(chunk(), Epoch(2))]));
+}

@@ -474,3 +474,42 @@ fn a_node_that_was_not_listening_accuses_nobody_before_it_has_listened_again() {
     hands.tick_after(Duration::from_millis(100));
     assert!(matches!(hands.proposed.first(), Some(Change::RemoveSecondary { .. })));
 }
+
+#[test]
+fn a_committed_mark_counts_under_the_adopted_epoch_only() {
+    let (mut hands, of) = following();
+    hands.peer_says(1, mirror(1, lsn(of, 1), block(0, 1)));
+    hands.sync();
+    let told =
+        |epoch| DataMessage::Committed { chunk: chunk(), epoch: Epoch(epoch), lsn: lsn(of, 1) };
+    hands.peer_says(1, told(2));
+    assert!(hands.core.durable(chunk()).unwrap().committed < lsn(of, 1), "epoch 2 is not adopted");
+    hands.peer_says(1, told(1));
+    assert_eq!(hands.core.durable(chunk()).unwrap().committed, lsn(of, 1));
+}
+
+#[test]
+fn nobody_but_the_primary_of_the_epoch_writes_to_its_members() {
+    let (mut hands, of) = following();
+    let sent = hands.peer_says(3, mirror(1, lsn(of, 1), block(0, 1)));
+    assert!(matches!(refusal(&sent), Some(PeerRefusal::LowerEpoch(_))), "{sent:?}");
+    assert_eq!(hands.core.durable(chunk()).unwrap().last, Lsn::opening(of));
+}
+
+#[test]
+fn a_fill_that_was_meant_for_an_earlier_process_of_the_learner_is_refused() {
+    let learning =
+        ChunkConfig { in_sync: vec![replica(1)], learners: vec![replica(2)], ..config(2) };
+    let (mut hands, _) = Hands::with(2, learning.clone());
+    let open = |start| DataMessage::OpenLearner {
+        config: Box::new(learning.clone()),
+        base: lsn(term(1, 1), 3),
+        learner_start: StartNumber(start),
+    };
+    let sent = hands.peer_says(1, open(7));
+    assert!(matches!(refusal(&sent), Some(PeerRefusal::OtherStart(StartNumber(1)))), "{sent:?}");
+    let begun = |hands: &Hands| hands.journal.iter().any(|r| matches!(r, Record::OpenFill { .. }));
+    assert!(!begun(&hands));
+    hands.peer_says(1, open(1));
+    assert!(begun(&hands));
+}

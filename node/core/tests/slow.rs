@@ -5,9 +5,9 @@
 mod common;
 
 use ashlar_node_core::{Input, Timing};
-use ashlar_types::ChunkConfig;
 use ashlar_types::message::cluster::{Change, ControlDown, RemovalReason};
-use ashlar_types::message::data::Network;
+use ashlar_types::message::data::{DataMessage, History, Network, Uncommitted};
+use ashlar_types::{BlockRange, ChunkConfig, RequestId};
 use common::*;
 use std::time::Duration;
 
@@ -138,4 +138,88 @@ fn a_gap_in_its_own_time_makes_nobody_slow() {
     write_at(&mut hands, true, &[2]);
     hands.tick_after(Duration::from_secs(5));
     assert!(hands.proposed.is_empty(), "its acknowledgement may wait to be read");
+}
+
+/// Nodes 1, 2 and 3 as before, and another election: node 1 opens its term.
+fn opening() -> Hands {
+    let (mut hands, _) = Hands::with(1, config(1));
+    hands.collected(2, term(1, 1), History::default());
+    hands
+}
+
+#[test]
+fn an_opening_does_not_wait_for_one_member_that_beats_and_does_not_answer() {
+    let mut hands = opening();
+    pass(&mut hands, 1_400);
+    assert!(hands.proposed.is_empty(), "it may wait for a lease to run out");
+    pass(&mut hands, 200);
+    assert_eq!(slow(&hands), Some(3));
+}
+
+#[test]
+fn an_opening_does_not_wait_for_one_member_that_does_not_open_the_term() {
+    let mut hands = opening();
+    hands.collected(3, term(1, 1), History::default());
+    hands.sync();
+    hands.ack(2, lsn(term(1, 1), 0));
+    pass(&mut hands, 1_100);
+    assert_eq!(slow(&hands), Some(3));
+}
+
+#[test]
+fn an_opening_does_not_wait_for_the_one_member_that_content_is_fetched_from() {
+    let mut hands = opening();
+    hands.collected(3, term(1, 1), longer());
+    pass(&mut hands, 1_600);
+    assert_eq!(slow(&hands), Some(3));
+}
+
+/// One write more than node 1 has.
+fn longer() -> History {
+    let last = lsn(term(1, 0), 1);
+    let uncommitted = vec![Uncommitted { lsn: last, range: BlockRange::new(0, 1) }];
+    History { last, uncommitted, ..History::default() }
+}
+
+#[test]
+fn an_opening_that_begins_anew_takes_nothing_over_twice() {
+    let mut hands = opening();
+    hands.collected(3, term(1, 1), longer());
+    for epoch in 2..5 {
+        hands.feed(order(ControlDown::Configs(vec![config(epoch)])));
+        hands.sync();
+        hands.collected(2, term(1, 1), History::default());
+        hands.collected(3, term(1, 1), longer());
+        assert_eq!(hands.core.durable(chunk()).unwrap().uncommitted, longer().uncommitted);
+    }
+}
+
+#[test]
+fn a_primary_that_cannot_journal_its_opening_asks_for_another() {
+    let (mut hands, _) = Hands::new(1, 1, Default::default());
+    for peer in 2..=4 {
+        hands.link_up(peer, 1);
+    }
+    hands.feed(order(ControlDown::Configs(vec![config(1)])));
+    pass(&mut hands, 1_700);
+    assert!(
+        matches!(hands.proposed.first(), Some(Change::StepDown { .. })),
+        "{:?}",
+        hands.proposed
+    );
+}
+
+#[test]
+fn a_primary_whose_disk_owes_a_read_for_long_asks_for_another() {
+    let mut hands = serving(config(1));
+    let (id, range) = (RequestId(1), BlockRange::new(0, 1));
+    hands.client_says(DataMessage::Read { id, stamp: stamp(1), range });
+    pass(&mut hands, 4_900);
+    assert!(hands.proposed.is_empty(), "{:?}", hands.proposed);
+    pass(&mut hands, 200);
+    assert!(
+        matches!(hands.proposed.first(), Some(Change::StepDown { .. })),
+        "{:?}",
+        hands.proposed
+    );
 }

@@ -160,6 +160,7 @@ impl Hands {
                 Effect::Control(ControlUp::Heartbeat(beat)) => self.heartbeat = beat,
                 Effect::Control(ControlUp::Propose(_) | ControlUp::Relayed(_))
                 | Effect::Read { .. } => {}
+                Effect::VolumeLeft(_) => {}
                 Effect::Alarm(alarm) => self.alarms.push(alarm),
             }
         }

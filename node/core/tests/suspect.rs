@@ -117,6 +117,7 @@ impl Hands {
                 Effect::Control(ControlUp::Replicas(reports)) => self.reported.extend(reports),
                 Effect::Control(ControlUp::Heartbeat(_) | ControlUp::Relayed(_))
                 | Effect::Read { .. } => {}
+                Effect::VolumeLeft(_) => {}
                 Effect::Alarm(alarm) => self.alarms.push(alarm),
             }
         }

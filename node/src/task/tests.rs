@@ -135,7 +135,13 @@ impl Rig {
         let core = DataCore::new(Time::ZERO, me, Timing::default(), found, &mut out);
         let clock = Arc::new(ManualClock::new(0));
         let seats = vec![Seat::new(0, StoreId(5), Scripted::default())];
-        let machine = Machine::new((core, out), clock, (table, beats), seats, living);
+        let machine = Machine::new(
+            (core, out),
+            clock,
+            (table, beats),
+            seats,
+            (living, Arc::new(Admission::nobody())),
+        );
         let mut rig = Self { machine, next: 0 };
         let configs = ControlDown::Configs(vec![alone(0), alone(1)]);
         rig.machine.on_control(ControlEvent::Down(told(configs)));

@@ -127,4 +127,18 @@ pub(super) const MUTANTS: &[Mutant] = &[
         put_in: "self.peers.answered(at, node, network);\n                self.peers.heard(at, node, network);",
         tests: STALLED,
     },
+    Mutant {
+        rule: "exceptions that are too many for one answer leave nothing granted",
+        file: BEATS,
+        take_out: "let granted = given.except.len() <= EXCEPTIONS_MAX;",
+        put_in: "let granted = true;",
+        tests: STALLED,
+    },
+    Mutant {
+        rule: "what was erased vouches for nobody",
+        file: "node/core/src/replica/mod.rs",
+        take_out: "context.leases.except(config.primary.node, config.chunk, next, context.out);",
+        put_in: "let _unused = next;",
+        tests: NODE_RULES,
+    },
 ];

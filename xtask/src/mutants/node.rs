@@ -239,8 +239,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "a replica is erased by its full name only",
         file: "node/core/src/machine/holding.rs",
-        take_out: "let named = |held: &&Replica| held.durable.replica == replica;",
-        put_in: "let named = |_: &&Replica| true;",
+        take_out: "let named = |held: &Replica| held.durable.replica == replica;",
+        put_in: "let named = |_: &Replica| true;",
         tests: NODE_RULES,
     },
     Mutant {
@@ -318,20 +318,6 @@ pub(super) const MUTANTS: &[Mutant] = &[
         file: "node/core/src/primary/fence.rs",
         take_out: "if config.generation <= self.generation {",
         put_in: "if config.generation >= self.generation {",
-        tests: NODE_RULES,
-    },
-    Mutant {
-        rule: "a slow secondary stays when too few would remain",
-        file: "node/core/src/primary/slow.rs",
-        take_out: "|| config.in_sync.len() <= usize::from(config.copies_min)",
-        put_in: "",
-        tests: NODE_RULES,
-    },
-    Mutant {
-        rule: "nobody is called slow when several lag",
-        file: "node/core/src/primary/slow.rs",
-        take_out: "[replica] if self.own_durable >= oldest && config.is_in_sync(*replica) => {",
-        put_in: "[replica, ..] if config.is_in_sync(*replica) => {",
         tests: NODE_RULES,
     },
     Mutant {

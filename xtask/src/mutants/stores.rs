@@ -24,15 +24,15 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "replicas of a failed store take no part any more",
         file: "node/core/src/machine/holding.rs",
-        take_out: "            let Some(lost) = self.replicas.remove(chunk) else { continue };\n",
-        put_in: "            let Some(lost) = self.replicas.get(chunk) else { continue };\n",
+        take_out: "let Some(ended) = self.replicas.remove(&chunk) else { return };",
+        put_in: "let Some(ended) = self.replicas.get(&chunk) else { return };",
         tests: CORE,
     },
     Mutant {
         rule: "what a replica on a failed store has refused stays refused",
         file: "node/core/src/machine/holding.rs",
-        take_out: "            note_erased(&mut self.erased, *chunk, lost.durable.config.epoch);\n",
-        put_in: "            let _ = &lost;\n",
+        take_out: "note_erased(&mut self.erased, chunk, ended.durable.config.epoch);",
+        put_in: "let _ = &ended;",
         tests: CORE,
     },
     Mutant {

@@ -1,13 +1,14 @@
 //! Which replicas this node holds: by what they come and go.
 
 use super::DataCore;
+use crate::context::Context;
 use crate::durable::ReplicaDurable;
 use crate::outbox::{Alarm, Effect, Outbox};
 use crate::replica::Replica;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use ashlar_types::message::cluster::{ControlUp, ReplicaReport, ReplicaState};
-use ashlar_types::{ChunkConfig, ChunkId, Epoch, Generation, ReplicaId, StoreId, Time};
+use ashlar_types::{ChunkConfig, ChunkId, ChunkIndex, Epoch, Generation, ReplicaId, StoreId, Time};
 
 impl DataCore {
     pub(super) fn watch_members(&mut self, now: Time, config: &ChunkConfig) {
@@ -80,21 +81,20 @@ impl DataCore {
 
     /// Erases a replica on order of the control plane, by its full name only. The order is repeated
     /// until it is confirmed, so one about a replica that is not held is confirmed again.
-    pub(super) fn erase(&mut self, chunk: ChunkId, replica: ReplicaId, out: &mut Outbox) {
+    pub(super) fn erase(
+        &mut self,
+        now: Time,
+        chunk: ChunkId,
+        replica: ReplicaId,
+        out: &mut Outbox,
+    ) {
         if !self.is_ours(replica) {
             return;
         }
-        let named = |held: &&Replica| held.durable.replica == replica;
+        let named = |held: &Replica| held.durable.replica == replica;
         // Another incarnation is not what is meant: the one that is meant is not held any more.
-        if let Some(held) = self.replicas.get(&chunk).filter(named) {
-            // What is erased vouches for nobody any more.
-            let config = &held.durable.config;
-            if config.primary.node != self.me.node {
-                let (peer, next) = (config.primary.node, config.epoch.next());
-                self.leases.except(peer, chunk, next, out);
-            }
-            note_erased(&mut self.erased, chunk, config.epoch);
-            self.replicas.remove(&chunk);
+        if self.replicas.get(&chunk).is_some_and(named) {
+            self.end_replica(now, chunk, out, Replica::leave);
             if let Some(part) = self.stores.get_mut(replica.store) {
                 part.erase(chunk, out);
             }
@@ -124,15 +124,32 @@ impl DataCore {
             |(chunk, replica): (&ChunkId, &Replica)| (replica.store() == store).then_some(*chunk);
         let chunks: Vec<ChunkId> = self.replicas.iter().filter_map(on_it).collect();
         for chunk in &chunks {
-            self.with_replica(now, *chunk, out, Replica::lost);
-            let Some(lost) = self.replicas.remove(chunk) else { continue };
-            note_erased(&mut self.erased, *chunk, lost.durable.config.epoch);
-            self.dirty.remove(chunk);
-            self.touched.remove(chunk);
+            self.end_replica(now, *chunk, out, Replica::lost);
         }
         self.stores.remove(store);
         self.tickets.forget(store);
         out.push(Effect::Alarm(Alarm::StoreLost { store, replicas: chunks.len() }));
+    }
+
+    /// Holds a chunk no longer, nor what it used of the node's budgets; its epochs stay refused.
+    fn end_replica(
+        &mut self,
+        now: Time,
+        chunk: ChunkId,
+        out: &mut Outbox,
+        last_words: impl FnOnce(&mut Replica, &mut Context<'_>),
+    ) {
+        self.with_replica(now, chunk, out, last_words);
+        let Some(ended) = self.replicas.remove(&chunk) else { return };
+        note_erased(&mut self.erased, chunk, ended.durable.config.epoch);
+        self.dirty.remove(&chunk);
+        self.touched.remove(&chunk);
+        let volume = chunk.volume;
+        let first = ChunkId { volume, index: ChunkIndex(0) };
+        if self.replicas.range(first..).next().is_none_or(|(next, _)| next.volume != volume) {
+            self.sessions.remove(&volume);
+            out.push(Effect::VolumeLeft(volume));
+        }
     }
 }
 

@@ -135,8 +135,10 @@ pub(crate) struct Primary {
     in_flight: VecDeque<InFlight>,
     /// This replica's own contiguous durable prefix in this term.
     own_durable: Lsn,
-    /// Record of the opening here.
+    /// The last record of the opening here: that the term is followed, then that it is open.
     opening_seq: JournalSeq,
+    /// Since when the opening waits for what it waits for now.
+    opening_since: Time,
     committed: Lsn,
     waiting: VecDeque<Waiting>,
     waiting_bytes: usize,
@@ -169,6 +171,7 @@ impl Primary {
             in_flight: VecDeque::new(),
             own_durable: Lsn::ZERO,
             opening_seq: JournalSeq::default(),
+            opening_since: context.now,
             committed: durable.committed,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
@@ -326,7 +329,7 @@ impl Primary {
         match request.what {
             Request::Read(range) => {
                 let op = (request.connection, request.id);
-                let number = self.reads.add(op, range);
+                let number = self.reads.add(context.now, op, range);
                 context.read(durable.config.chunk, range, ReadFor::Client(number));
             }
             Request::Write(data) => {

@@ -62,9 +62,10 @@ impl Primary {
         context: &mut Context<'_>,
     ) {
         self.phase = Phase::Collecting { asked_at: context.now };
+        self.opening_since = context.now;
         if durable.term < self.term {
             let (chunk, term) = (durable.config.chunk, self.term);
-            context.persist(durable, Record::FollowTerm { chunk, term });
+            self.opening_seq = context.persist(durable, Record::FollowTerm { chunk, term });
         }
         for follower in &self.followers {
             self.ask_history(follower, durable, context);
@@ -151,6 +152,7 @@ impl Primary {
         let chunk = durable.config.chunk;
         context.persist(durable, Record::TakeOver { chunk, ranges });
         self.phase = Phase::Fetching { source, left, asked_at: context.now };
+        self.opening_since = context.now;
         self.fetch_next(durable, context);
     }
 
@@ -184,6 +186,7 @@ impl Primary {
             return;
         }
         left.pop_front();
+        self.opening_since = context.now;
         let chunk = durable.config.chunk;
         context.persist(durable, Record::Fill { chunk, data });
         self.fetch_next(durable, context);
@@ -210,6 +213,7 @@ impl Primary {
             }
         }
         self.phase = Phase::Overwriting { base, ranges, begun: 0, asked_at: context.now };
+        self.opening_since = context.now;
         for at in 0..self.followers.len() {
             self.resend_opening(at, durable, context);
         }

@@ -31,6 +31,8 @@ struct ReadOp {
     content: Option<BlockData>,
     /// Newest write that the content may show.
     seen: Lsn,
+    /// When the store was asked last.
+    since: Time,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,13 +65,25 @@ pub(super) struct Reads {
 
 impl Reads {
     /// Takes a read in; gives its number for the store's answer.
-    pub(super) fn add(&mut self, to: (ConnectionId, RequestId), range: BlockRange) -> u64 {
+    pub(super) fn add(
+        &mut self,
+        now: Time,
+        to: (ConnectionId, RequestId),
+        range: BlockRange,
+    ) -> u64 {
         debug_assert!(range.count > 0, "ranges are checked before");
         self.last_number += 1;
         let (failed, round) = (Failed::Never, self.asked + 1);
-        let op = ReadOp { to, range, failed, round, content: None, seen: Lsn::ZERO };
+        let op = ReadOp { to, range, failed, round, content: None, seen: Lsn::ZERO, since: now };
         self.ops.insert(self.last_number, op);
         self.last_number
+    }
+
+    /// Since when the store owes the content of a read, of all the longest. What waits for a repair is
+    /// not its to give.
+    pub(super) fn oldest_owed(&self) -> Option<Time> {
+        let owed = |op: &&ReadOp| op.content.is_none() && op.failed != Failed::Now;
+        self.ops.values().filter(owed).map(|op| op.since).min()
     }
 
     /// Reads under way.
@@ -106,10 +120,11 @@ impl Reads {
     }
 
     /// The reads that waited for a repair: they are to be read again.
-    pub(super) fn take_failed(&mut self) -> Vec<(u64, BlockRange)> {
+    pub(super) fn take_failed(&mut self, now: Time) -> Vec<(u64, BlockRange)> {
         let waiting = self.ops.iter_mut().filter(|(_, op)| op.failed == Failed::Now);
         let again = waiting.map(|(number, op)| {
             op.failed = Failed::Once;
+            op.since = now;
             (*number, op.range)
         });
         again.collect()

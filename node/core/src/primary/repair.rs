@@ -317,7 +317,7 @@ impl Primary {
         self.repairs.present = None;
         self.go_on_repairing(durable, context);
         if !self.repairs.hold() {
-            for (number, range) in self.reads.take_failed() {
+            for (number, range) in self.reads.take_failed(context.now) {
                 context.read(durable.config.chunk, range, ReadFor::Client(number));
             }
             self.pump(durable, context);

@@ -324,6 +324,10 @@ impl Replica {
             return Err(PeerRefusal::OtherStart(context.me.start));
         }
         let config = &self.durable.config;
+        if config.is_in_sync(self.durable.replica) {
+            // Sent twice, and late: the fill is over.
+            return Ok(());
+        }
         let (chunk, blocks) = (config.chunk, config.blocks);
         let Role::Member(Member { receiving: Some(receiving) }) = &mut self.role else {
             return Err(PeerRefusal::Gap(self.durable.last));

@@ -92,14 +92,21 @@ impl Replica {
         self.durable.replica.store
     }
 
-    /// The store has failed: whoever waits for this replica is told, as far as that rests on nothing.
-    pub(crate) fn lost(&mut self, context: &mut Context<'_>) {
-        let (chunk, primary) = (self.durable.config.chunk, self.durable.config.primary);
+    /// It is about to be erased: whoever waits for it is told, and it vouches for nobody any more.
+    pub(crate) fn leave(&mut self, context: &mut Context<'_>) {
         self.step_down(context);
+        let config = &self.durable.config;
+        if config.primary.node != context.me.node {
+            let next = config.epoch.next();
+            context.leases.except(config.primary.node, config.chunk, next, context.out);
+        }
+    }
+
+    /// The store has failed: it leaves, and its primary is told, as that rests on nothing.
+    pub(crate) fn lost(&mut self, context: &mut Context<'_>) {
+        self.leave(context);
+        let (chunk, primary) = (self.durable.config.chunk, self.durable.config.primary);
         if primary.node != context.me.node {
-            // What is gone vouches for nobody any more.
-            let next = self.durable.config.epoch.next();
-            context.leases.except(primary.node, chunk, next, context.out);
             let refusal = PeerRefusal::NotHeld;
             context.mirror_eagerly(primary.node, DataMessage::PeerRefused { chunk, refusal });
         }
@@ -139,8 +146,10 @@ impl Replica {
                 }
             }
         } else if config.is_in_sync(me) || config.is_learner(me) {
+            // In sync a fill is over, with what it kept of the writes meanwhile.
+            let is_filled = config.is_in_sync(me);
             self.step_down(context);
-            if !matches!(self.role, Role::Member(_)) {
+            if !matches!(self.role, Role::Member(_)) || is_filled {
                 self.role = Role::Member(Member::default());
             }
         } else {

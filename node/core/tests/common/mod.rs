@@ -158,6 +158,7 @@ impl Hands {
                     self.proposed.extend(proposals.into_iter().map(|p| p.change));
                 }
                 Effect::Control(_) => {}
+                Effect::VolumeLeft(_) => {}
                 Effect::Alarm(_) => self.alarms += 1,
             }
         }
