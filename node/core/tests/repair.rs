@@ -134,26 +134,42 @@ fn a_read_is_not_answered_before_the_repair_is_committed() {
 }
 
 #[test]
-fn no_write_gets_a_position_while_a_block_is_repaired() {
+fn no_write_over_a_block_gets_a_position_while_it_is_repaired_and_all_others_do() {
     let mut hands = serving(config(1));
     hands.client_says(read(1, 5, 1));
     answer(&mut hands, &[5]);
     hands.client_says(write(2, 1, block(5, 7)));
     assert_eq!(writes(&hands), 0, "the repair would undo it");
+    hands.client_says(write(3, 1, block(6, 7)));
+    assert_eq!(newest_write(&hands), (lsn(term(1, 1), 1), BlockRange::new(6, 1), 7));
     hands.peer_says(2, recalled(Lsn::opening(term(1, 1)), 5, 9));
-    assert_eq!(writes(&hands), 2, "it goes on behind the repair");
-    assert_eq!(newest_write(&hands), (lsn(term(1, 1), 2), BlockRange::new(5, 1), 7));
+    assert_eq!(writes(&hands), 3, "it goes on behind the repair");
+    assert_eq!(newest_write(&hands), (lsn(term(1, 1), 3), BlockRange::new(5, 1), 7));
 }
 
 #[test]
-fn a_member_is_asked_only_when_everything_assigned_is_committed() {
+fn a_member_is_asked_only_when_every_write_over_the_block_is_committed() {
     let mut hands = serving(config(1));
     hands.client_says(write(1, 1, block(5, 7)));
-    hands.client_says(read(2, 5, 1));
+    hands.client_says(write(2, 1, block(6, 7)));
+    hands.client_says(read(3, 5, 1));
     let sent = answer(&mut hands, &[5]);
     assert!(recalls(&sent).is_empty(), "the member may not have the write yet");
     let sent = settle(&mut hands, 1);
     assert_eq!(recalls(&sent), [(2, lsn(term(1, 1), 1), BlockRange::new(5, 1))]);
+}
+
+#[test]
+fn a_block_under_one_repair_keeps_no_reads_of_another_waiting() {
+    let mut hands = serving(config(1));
+    hands.client_says(read(1, 5, 1));
+    hands.client_says(read(2, 9, 1));
+    answer(&mut hands, &[5, 9]);
+    hands.peer_says(2, recalled(Lsn::opening(term(1, 1)), 5, 9));
+    let sent = answer(&mut hands, &[9]);
+    let asked = [(2, Lsn::opening(term(1, 1)), BlockRange::new(9, 1))];
+    assert_eq!(recalls(&sent), asked, "the second repair begins");
+    assert!(read_done(&settle(&mut hands, 1)), "block 5 can be read");
 }
 
 #[test]
@@ -258,8 +274,6 @@ fn what_a_member_cannot_read_is_written_anew_with_the_content_here() {
     )
     };
     assert!(written(BlockRange::new(4, 2)));
-    assert!(recalls(&sent).is_empty(), "other parts of the repair are not committed");
-    let sent = settle(&mut hands, 2);
     assert_eq!(recalls(&sent).first().map(|recall| recall.2), Some(BlockRange::new(6, 1)));
 }
 
@@ -303,7 +317,7 @@ fn a_fill_that_meets_an_unreadable_block_begins_again_after_its_repair() {
 }
 
 #[test]
-fn a_member_gives_content_only_in_sync_and_exactly_at_the_position_asked_for() {
+fn a_member_gives_content_only_in_sync_and_not_before_it_has_the_position_asked_for() {
     let (mut hands, of) = following();
     hands.peer_says(1, mirror(1, lsn(of, 1), block(5, 9)));
     hands.sync();
@@ -313,7 +327,7 @@ fn a_member_gives_content_only_in_sync_and_exactly_at_the_position_asked_for() {
         at,
         range: BlockRange::new(5, 1),
     };
-    for at in [Lsn::opening(of), lsn(of, 2)] {
+    for at in [lsn(of, 2), Lsn::opening(term(1, 2))] {
         let sent = hands.peer_says(1, recall(1, at));
         assert!(matches!(refusal(&sent), Some(PeerRefusal::Gap(_))), "asked at {at}");
     }

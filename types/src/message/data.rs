@@ -411,13 +411,14 @@ pub enum DataMessage {
         /// Number of the copy.
         number: u64,
     },
-    /// A primary that cannot read a block asks for the content that all replicas have at `at`.
+    /// A primary that cannot read a block asks for its content at `at` or later: it lets no write over
+    /// the block pass meanwhile.
     Recall {
         /// The chunk.
         chunk: ChunkId,
         /// Epoch of the primary.
         epoch: Epoch,
-        /// End of the primary's prefix; everything up to it is committed.
+        /// A committed position, at or above the last write over the block.
         at: Lsn,
         /// The blocks.
         range: BlockRange,

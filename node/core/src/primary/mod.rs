@@ -279,7 +279,7 @@ impl Primary {
             _other => return,
         };
         let request = Waiting { connection, id, stamp, what };
-        let held = |request: &Waiting| self.waits_for_space(&request.what, durable, context);
+        let held = |request: &Waiting| self.is_held(&request.what, durable, context);
         let first = self.waiting.iter().all(held) && !held(&request);
         if first && self.may_begin(&request.what, durable, context) {
             self.begin(request, durable, context);
@@ -338,12 +338,19 @@ impl Primary {
         }
     }
 
+    /// Whether a request waits for something that others do not wait for.
+    fn is_held(&self, what: &Request, durable: &ReplicaDurable, context: &Context<'_>) -> bool {
+        let repaired = matches!(what, Request::Write(data) if self.repairs.hold(data.range));
+        repaired || self.waits_for_space(what, durable, context)
+    }
+
     /// Begins what waits, as far as it may. Writes that wait for space let others pass: trims give
-    /// back what they wait for. (A client has no two overlapping requests in progress.)
+    /// back what they wait for. So do those over a range that is repaired. (A client has no two
+    /// overlapping requests in progress.)
     fn pump(&mut self, durable: &mut ReplicaDurable, context: &mut Context<'_>) {
         let mut held = 0;
         while let Some(next) = self.waiting.get(held) {
-            if self.waits_for_space(&next.what, durable, context) {
+            if self.is_held(&next.what, durable, context) {
                 held += 1;
                 continue;
             }

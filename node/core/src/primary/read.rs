@@ -119,9 +119,14 @@ impl Reads {
         self.ops.extract_if(.., hit).map(|(_, op)| op.to).collect()
     }
 
-    /// The reads that waited for a repair: they are to be read again.
-    pub(super) fn take_failed(&mut self, now: Time) -> Vec<(u64, BlockRange)> {
-        let waiting = self.ops.iter_mut().filter(|(_, op)| op.failed == Failed::Now);
+    /// The reads that waited for repairs which are over: they are to be read again.
+    pub(super) fn take_failed(
+        &mut self,
+        now: Time,
+        is_over: impl Fn(BlockRange) -> bool,
+    ) -> Vec<(u64, BlockRange)> {
+        let waiting =
+            self.ops.iter_mut().filter(|(_, op)| op.failed == Failed::Now && is_over(op.range));
         let again = waiting.map(|(number, op)| {
             op.failed = Failed::Once;
             op.since = now;

@@ -6,9 +6,10 @@
 //! ```
 //! Rules:
 //! - a repair is an ordered write of committed content under a new position, like any other;
-//! - no write gets a position while a repair is under way, so that none can be undone by it;
-//! - a member is asked only when everything assigned is committed, and what it answers counts only
-//!   as long as nothing else was assigned: its content at that very position;
+//! - no write over the range gets a position until its repair is over, so that none can be undone by
+//!   it; all others go on;
+//! - a member is asked only when every write over the range is committed, for its content at that
+//!   position or later, which is the same: only the answer to the last question counts;
 //! - a block that no in-sync replica can read is said to be so, after a few more looks at the own
 //!   store, not all at once: an error of a disk may pass. It is never guessed.
 //!
@@ -90,14 +91,16 @@ struct Asked {
 }
 
 impl Repairs {
-    /// Whether writes have to wait.
-    pub(super) fn hold(&self) -> bool {
-        self.present.is_some() || !self.waiting.is_empty()
+    /// Whether a write over the range has to wait.
+    pub(super) fn hold(&self, range: BlockRange) -> bool {
+        let present = self.present.as_ref().map(|repair| repair.range);
+        let waiting = self.waiting.iter().map(|(waiting, _)| *waiting);
+        present.into_iter().chain(waiting).any(|held| held.overlaps(range))
     }
 
     /// Whether a learner may be filled from here.
     pub(super) fn let_fill(&self, now: Time) -> bool {
-        !self.hold() && now >= self.rest_until
+        self.present.is_none() && self.waiting.is_empty() && now >= self.rest_until
     }
 }
 
@@ -203,18 +206,17 @@ impl Primary {
         self.end_repair(durable, context);
     }
 
-    /// Asks a member for the block, once nothing is in flight; here again when all have failed.
+    /// Asks a member for the block, once no write over it is in flight; here again when all have failed.
     fn recall(&mut self, durable: &mut ReplicaDurable, context: &mut Context<'_>) {
-        let at = durable.last;
-        let Some(repair) = &mut self.repairs.present else { return };
-        let Step::Recalling { asked, failed } = &mut repair.step else { return };
-        if self.committed != at {
+        let at = self.committed;
+        let wanted = self.repairs.present.as_ref().map(|repair| repair.range);
+        if wanted.is_none_or(|range| self.newest_write_over(range) > at) {
             return;
         }
+        let Some(repair) = &mut self.repairs.present else { return };
+        let Step::Recalling { asked, failed } = &mut repair.step else { return };
         let in_sync = |f: &&Follower| durable.config.is_in_sync(f.replica);
-        let due = asked.is_none_or(|asked| {
-            context.now.since(asked.since) >= context.timing.retry || asked.at != at
-        });
+        let due = asked.is_none_or(|a| context.now.since(a.since) >= context.timing.retry);
         let mut left = self
             .followers
             .iter()
@@ -256,7 +258,8 @@ impl Primary {
             return;
         };
         // An answer to an earlier question may be older than a write since.
-        if asked.source == from && asked.at == at && durable.last == at && data.range == *range {
+        if asked.source == from && asked.at == at && data.range == *range {
+            assert!(self.newest_write_over(data.range) <= at, "a repair would undo a write");
             self.write_repair(data, durable, context);
         }
     }
@@ -312,16 +315,15 @@ impl Primary {
         self.end_repair(durable, context);
     }
 
-    /// After the last one, reads that had failed are tried again and writes go on.
+    /// Reads that had failed and writes that were held go on, as far as no other repair holds them.
     fn end_repair(&mut self, durable: &mut ReplicaDurable, context: &mut Context<'_>) {
         self.repairs.present = None;
         self.go_on_repairing(durable, context);
-        if !self.repairs.hold() {
-            for (number, range) in self.reads.take_failed(context.now) {
-                context.read(durable.config.chunk, range, ReadFor::Client(number));
-            }
-            self.pump(durable, context);
+        let repairs = &self.repairs;
+        for (number, range) in self.reads.take_failed(context.now, |range| !repairs.hold(range)) {
+            context.read(durable.config.chunk, range, ReadFor::Client(number));
         }
+        self.pump(durable, context);
     }
 
     /// The store cannot read what a client wants: it is repaired, and read again once.

@@ -22,7 +22,6 @@ impl Primary {
                 false => 0,
             });
         durable.config.may_acknowledge()
-            && !self.repairs.hold()
             && uncommitted < WRITES_IN_FLIGHT_PER_CHUNK_MAX as u64
             && self.in_flight_bytes <= context.timing.chunk_bytes_max
     }

@@ -170,8 +170,8 @@ impl Replica {
         Ok(())
     }
 
-    /// Gives content as it is at a position, to a primary that cannot read its own. Every member in
-    /// sync is exactly there, since nothing is in flight.
+    /// Gives content as it is at a position or later, to a primary that cannot read its own and lets no
+    /// write over it pass meanwhile. Every member in sync is there: the position is committed.
     fn on_recall(
         &self,
         from: NodeId,
@@ -183,8 +183,9 @@ impl Replica {
         self.fence_epoch(from, epoch)?;
         self.fence_term(at.term)?;
         let config = &self.durable.config;
-        if !config.is_in_sync(self.durable.replica) || self.durable.last != at {
-            return Err(PeerRefusal::Gap(self.durable.last));
+        let last = self.durable.last;
+        if !config.is_in_sync(self.durable.replica) || last < at || last.term != at.term {
+            return Err(PeerRefusal::Gap(last));
         }
         if range.count > 0 && range.end() <= config.blocks {
             context.read(config.chunk, range, ReadFor::Recall(from, at));
