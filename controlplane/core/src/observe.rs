@@ -144,6 +144,8 @@ pub const fn is_down(state: PathState, silent_millis: u32) -> bool {
 /// Everything that this leader sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observations {
+    /// Since when it leads.
+    leads_since: Time,
     /// Since when it listens without interruption.
     pub listening_since: Time,
     last_tick: Time,
@@ -169,6 +171,7 @@ impl Observations {
     #[must_use]
     pub const fn new(now: Time) -> Self {
         Self {
+            leads_since: now,
             listening_since: now,
             last_tick: now,
             nodes: BTreeMap::new(),
@@ -225,6 +228,15 @@ impl Observations {
     #[must_use]
     pub fn may_judge(&self, now: Time) -> bool {
         now.since(self.listening_since) >= LISTEN_FIRST
+    }
+
+    /// Whether a node has never come to this leader, and may still: it finds a new leader by trying
+    /// one member after the other. Once that has taken as long as silence that is suspected, it counts
+    /// as silent.
+    #[must_use]
+    pub fn is_awaited(&self, now: Time, node: NodeId) -> bool {
+        let came = self.nodes.get(&node).is_some_and(|view| view.last_contact.is_some());
+        !came && now.since(self.leads_since) < HEARTBEAT_TIMEOUT
     }
 
     /// What is seen of a node.

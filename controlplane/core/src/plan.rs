@@ -126,6 +126,19 @@ fn slow_node(proposal: &Proposal) -> Option<NodeId> {
     }
 }
 
+/// Whether a primary's word is held against what others say.
+const fn is_accusation(change: &Change) -> bool {
+    match change {
+        Change::RemoveSecondary { reason, .. } => !matches!(reason, RemovalReason::ReportedGone),
+        Change::StepDown { .. }
+        | Change::ReadoptStale { .. }
+        | Change::SeekLearner
+        | Change::RemoveLearner { .. }
+        | Change::PromoteLearner { .. }
+        | Change::Follow => false,
+    }
+}
+
 /// Judges what primaries ask for.
 struct Judge<'a> {
     now: Time,
@@ -145,6 +158,10 @@ impl Judge<'_> {
         let taken = plan.changes.iter().any(|change| change.chunk == proposal.chunk);
         if taken || self.seen.is_proposed(config.chunk, config.epoch) {
             // Another change of the same epoch is on its way: its outcome is the answer.
+            return;
+        }
+        if !self.seen.may_judge(self.now) && is_accusation(&proposal.change) {
+            // Who would contradict it may not have come to this leader yet.
             return;
         }
         plan.judged.push(proposal.chunk);

@@ -5,12 +5,13 @@
 //!   contact: dead at once. A port that refuses says that the process is gone, not slow.
 //! - Heartbeats stopped for 1.5 s: the peers vote; each that is itself fresh has a voice, the
 //!   control plane is one more that does not see the node. A tie keeps the node.
-//!   Peers that have only just come to this leader are heard first: after a change of leaders the
-//!   first one to come would otherwise outlive all others.
+//!   Peers that have only just come to this leader, or have not come yet and may still, are heard
+//!   first: after a change of leaders the first to come would otherwise outlive all others.
 //! - Heartbeats that a peer relays, while the node's own stream is gone: it lives, keeps what it has,
 //!   and is chosen for something new only where there is nobody else. Unless most peers do not reach it:
 //!   then that one peer does not help it.
-//! - Until it has listened for two heartbeats, a leader declares nobody dead.
+//! - Until it has listened for two heartbeats, a leader judges nobody: neither the silent, nor those
+//!   whose heartbeats arrive, against whom the first to come may speak.
 //!
 //! A node that lives is hidden if clients cannot reach it: they come by the primary network only, so
 //! that peers reach it by the replication network is no voice for it here. It loses its primaries and
@@ -117,7 +118,8 @@ pub struct Votes {
     pub served: u32,
     /// Peers that do not, although they reach others by it.
     pub hidden: u32,
-    /// Peers that have come to this leader and have not sent a heartbeat since.
+    /// Peers whose voice is still to come: they have reached this leader and have not sent a heartbeat
+    /// since, or they have not reached it for as long as that may take.
     pub unheard: u32,
 }
 
@@ -152,7 +154,11 @@ pub fn votes(
 ) -> Votes {
     let mut votes = Votes::default();
     for voter in state.nodes().map(|record| record.node) {
-        if voter == about || Some(voter) == without || !is_fresh(now, voter, seen) {
+        if voter == about || Some(voter) == without {
+            continue;
+        }
+        if !is_fresh(now, voter, seen) {
+            votes.unheard += u32::from(seen.is_awaited(now, voter));
             continue;
         }
         let Some(view) = seen.node(voter) else { continue };
@@ -180,9 +186,14 @@ fn is_hidden(votes: Votes, fresh: bool) -> bool {
 
 fn judge(now: Time, node: NodeId, state: &ZoneState, seen: &Observations) -> Verdict {
     let votes = votes(now, node, None, SILENT_VOTE_MILLIS, state, seen);
-    if is_fresh(now, node, seen) {
+    let fresh = is_fresh(now, node, seen);
+    if !seen.may_judge(now) {
+        let cause = "the leader has not listened for long enough".into();
+        return if fresh { Verdict::Up { cut: false } } else { Verdict::Unknown { cause } };
+    }
+    if fresh {
         // The control plane itself is one voice that hears it.
-        let cut = votes.down > votes.up + 1;
+        let cut = votes.down > votes.up + votes.unheard + 1;
         if !cut && is_hidden(votes, true) {
             return Verdict::Hidden { fresh: true };
         }
@@ -192,9 +203,6 @@ fn judge(now: Time, node: NodeId, state: &ZoneState, seen: &Observations) -> Ver
     let contact = view.and_then(|view| view.last_contact);
     let silence = now.since(contact.unwrap_or(Time::ZERO).max(seen.listening_since));
     let millis = silence.as_millis();
-    if !seen.may_judge(now) {
-        return Verdict::Unknown { cause: "the leader has not listened for long enough".into() };
-    }
     let relayed = view.and_then(|view| view.relayed_by(now));
     if let Some(by) = relayed.filter(|_| votes.down <= votes.up + votes.unheard) {
         let hidden = is_hidden(votes, false);

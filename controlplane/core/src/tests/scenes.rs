@@ -173,6 +173,85 @@ fn peers_that_have_just_come_to_a_new_leader_are_heard_before_the_others_are_dea
     assert!(elected(&zone.plan()) > 0, "it sees none of them");
 }
 
+/// 1 and 2 lose 3 and 4; a new leader hears from 1, 2 and 3 first.
+fn halves_at_a_new_leader() -> Zone {
+    let mut zone = Zone::with_volume();
+    let silent = PathState::Silent { millis: 2_000 };
+    for (one, other) in [(1, 3), (1, 4), (2, 3), (2, 4)] {
+        zone.down.extend([(one, other, silent), (other, one, silent)]);
+    }
+    zone.seen = Observations::new(zone.now);
+    zone.beating = [1, 2, 3].into();
+    for node in 1..=3 {
+        zone.seen.on_connected(zone.now, NodeId(node));
+    }
+    zone.beat();
+    zone
+}
+
+fn is_cut(zone: &Zone, node: u32) -> bool {
+    judge_all(zone.now, &zone.state, &zone.seen)[&NodeId(node)] == Verdict::Up { cut: true }
+}
+
+#[test]
+fn a_node_that_is_up_is_not_cut_by_those_who_reach_a_new_leader_first() {
+    let mut zone = halves_at_a_new_leader();
+    assert!(!is_cut(&zone, 3), "the leader has not listened");
+    zone.run(700);
+    assert!(!is_cut(&zone, 3), "4 may still come");
+    zone.seen.on_connected(zone.now, NodeId(4));
+    assert!(!is_cut(&zone, 3), "4 has not said whom it reaches");
+    zone.beating.insert(4);
+    zone.run(2_000);
+    assert!(!is_cut(&zone, 3), "4 reaches it");
+    assert!(zone.elections().is_empty());
+}
+
+#[test]
+fn a_node_that_nobody_is_left_to_speak_for_is_cut_once_the_others_count_as_silent() {
+    let mut zone = halves_at_a_new_leader();
+    zone.run(1_400);
+    assert!(!is_cut(&zone, 3));
+    zone.run(200);
+    assert!(is_cut(&zone, 3));
+}
+
+#[test]
+fn a_leader_that_stood_still_hears_all_again_before_one_that_is_up_is_cut() {
+    let mut zone = Zone::with_volume();
+    let silent = PathState::Silent { millis: 2_000 };
+    zone.down.extend([(1, 3, silent), (2, 3, silent), (4, 3, silent)]);
+    zone.beat();
+    assert!(is_cut(&zone, 3));
+    zone.now = zone.now + core::time::Duration::from_millis(400);
+    zone.seen.on_tick(zone.now);
+    assert!(!is_cut(&zone, 3), "what it heard is old");
+    zone.run(700);
+    assert!(is_cut(&zone, 3));
+}
+
+#[test]
+fn an_accusation_waits_until_a_new_leader_has_listened() {
+    let mut zone = Zone::with_volume();
+    let config = zone.config(0);
+    zone.seen = Observations::new(zone.now);
+    zone.seen.on_connected(zone.now, config.primary.node);
+    let replica = config.secondaries().next().unwrap();
+    let reason = RemovalReason::Silent { millis: 1_000 };
+    zone.propose(0, Change::RemoveSecondary { replica, reason });
+    let plan = zone.carry_out();
+    assert!(plan.changes.is_empty() && plan.judged.is_empty(), "{plan:?}");
+    // The secondary comes, and with the others says that it is the primary that fails.
+    let silent = PathState::Silent { millis: 1_000 };
+    for peer in (1..=4).filter(|peer| *peer != config.primary.node.0) {
+        zone.seen.on_connected(zone.now, NodeId(peer));
+        zone.down.push((peer, config.primary.node.0, silent));
+    }
+    zone.run(700);
+    zone.carry_out();
+    assert!(zone.config(0).is_in_sync(replica));
+}
+
 #[test]
 fn a_node_that_the_primary_does_not_reach_is_no_new_home() {
     let mut zone = Zone::with_volume();
