@@ -42,6 +42,10 @@ pub struct Config {
     /// encrypted or authenticated yet.
     #[serde(default)]
     pub insecure: bool,
+    /// A test zone: volumes may have chunks below 64 MiB, down to 64 KiB. Each chunk costs memory and
+    /// elections of its own, so a zone with data of its own has none that small. All members alike.
+    #[serde(default)]
+    pub small_chunks: bool,
     /// The zones of the region and `ip:port` of some members of each: calls that are for another
     /// zone are forwarded there. May name this zone too, so that all zones can share the table.
     /// Empty: this zone is alone.
@@ -230,6 +234,7 @@ impl Config {
                 },
                 addresses,
                 zone_secret: rand::random(),
+                small_chunks: self.small_chunks,
                 compact_after: usize::try_from(timing.compact_after_entries).unwrap_or(usize::MAX),
                 keep_entries: u64::from(timing.compact_after_entries / 8),
             },
@@ -292,6 +297,7 @@ mod tests {
             join: Vec::new(),
             bootstrap: false,
             insecure: false,
+            small_chunks: false,
             zones: BTreeMap::new(),
             timing: Timing::default(),
         }
@@ -349,6 +355,9 @@ mod tests {
         let read: Config = toml::from_str(text).unwrap();
         let expected = Config { bootstrap: true, ..config(&THREE[..1], "127.0.0.1:1") };
         assert_eq!(read, expected);
+        let tests: Config = toml::from_str(&format!("small_chunks = true\n{text}")).unwrap();
+        assert!(tests.checked().unwrap().member.small_chunks);
+        assert!(!read.checked().unwrap().member.small_chunks);
         assert!(toml::from_str::<Config>(&format!("color = 1\n{text}")).is_err());
         let missing = Config::load(Path::new("no such file"));
         assert!(matches!(missing, Err(ConfigError::Unreadable { .. })));

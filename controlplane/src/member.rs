@@ -313,6 +313,8 @@ pub struct MemberOptions {
     /// Secret half of the zone's key, if this member is the first to lead it. Drawn by the operating
     /// system: whoever guesses it makes rights.
     pub zone_secret: [u8; 32],
+    /// A test zone: chunks below 64 MiB are allowed.
+    pub small_chunks: bool,
     /// Entries after which a snapshot is taken and the log is cut.
     pub compact_after: usize,
     /// Entries kept behind a snapshot, for members that are a little late.

@@ -83,6 +83,7 @@ impl SimMember {
             },
             addresses: (1..=members).map(|id| (id, address(id))).collect::<BTreeMap<_, _>>(),
             zone_secret: [7; 32],
+            small_chunks: true,
             compact_after: 40,
             keep_entries: 8,
         };

@@ -6,7 +6,8 @@ use crate::blocks::BLOCK_SIZE;
 
 /// Smallest chunk a volume may have outside tests, in bytes: fewer chunks, fewer beats.
 pub const CHUNK_BYTES_MIN: u64 = 64 << 20;
-/// Smallest chunk that the protocol can handle at all (tests and simulation), in bytes.
+/// Smallest chunk that the protocol can handle at all, in bytes: for simulation, and for zones whose
+/// configuration says that they are for tests (`small_chunks`).
 pub const CHUNK_BYTES_FLOOR: u64 = 64 << 10;
 /// Most chunks that a volume starts with (design.md section 3).
 pub const CHUNKS_AT_CREATION_MAX: u64 = 1_024;

@@ -16,7 +16,9 @@ use ashlar_controlplane_core::verdict;
 use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::token::{Grant, Rights, Signs, TOKEN_LIFE_SECONDS, Verifies};
 use ashlar_proto::v1;
-use ashlar_types::limit::{CHUNKS_AT_CREATION_MAX, CLIENT_TOKEN_BYTES_MAX, VOLUME_NAME_BYTES_MAX};
+use ashlar_types::limit::{
+    CHUNK_BYTES_MIN, CHUNKS_AT_CREATION_MAX, CLIENT_TOKEN_BYTES_MAX, VOLUME_NAME_BYTES_MAX,
+};
 use ashlar_types::{Generation, Geometry, GeometryError, Time, VolumeId};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -167,7 +169,8 @@ impl Member {
             return Ok(Step::Done(self.created(now, answer)));
         }
         check_name(&request.name)?;
-        let geometry = geometry(request.size_bytes, request.chunk_bytes)?;
+        let geometry =
+            geometry(request.size_bytes, request.chunk_bytes, self.options.small_chunks)?;
         let copies = if request.copies == 0 { COPIES_DEFAULT } else { request.copies };
         if copies > COPIES_MAX {
             return Err(api_error::invalid("copies", format!("1 to {COPIES_MAX} copies")));
@@ -590,7 +593,15 @@ fn check_name(name: &str) -> Result<(), ApiError> {
     Ok(())
 }
 
-fn geometry(size_bytes: u64, chunk_bytes: u64) -> Result<Geometry, ApiError> {
+fn geometry(size_bytes: u64, chunk_bytes: u64, small: bool) -> Result<Geometry, ApiError> {
+    if chunk_bytes != 0 && chunk_bytes < CHUNK_BYTES_MIN && !small {
+        let problem = format!(
+            "a chunk has at least {CHUNK_BYTES_MIN} bytes; name a power of two from there on, or 0 for \
+             one that fits the volume (only a zone for tests, whose members have small_chunks = true, \
+             has smaller ones)"
+        );
+        return Err(api_error::invalid("chunk_bytes", problem));
+    }
     let geometry = match chunk_bytes {
         0 => Geometry::for_new_volume(size_bytes),
         chosen => Geometry::new(size_bytes, chosen),

@@ -126,6 +126,7 @@ impl World {
             },
             addresses: (1..=members).map(|id| (id, format!("127.0.0.{id}:1"))).collect(),
             zone_secret: [7; 32],
+            small_chunks: false,
             compact_after: self.compact_after,
             keep_entries: 4,
         };

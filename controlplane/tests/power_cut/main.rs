@@ -152,6 +152,7 @@ impl Zone {
             },
             addresses: BTreeMap::from([(1, "127.0.0.1:1".to_owned())]),
             zone_secret: [7; 32],
+            small_chunks: false,
             compact_after: 40,
             keep_entries: 8,
         };

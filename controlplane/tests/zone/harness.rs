@@ -158,6 +158,7 @@ impl Zone {
             join: Vec::new(),
             bootstrap: true,
             insecure: false,
+            small_chunks: false,
             zones: self.zones.clone(),
             timing: self.timing.clone(),
         }

@@ -133,6 +133,11 @@ async fn bad_input_gets_a_typed_error_that_names_the_field() {
             Reason::InvalidParameter,
             "chunk_bytes",
         ),
+        (
+            v1::CreateVolumeRequest { chunk_bytes: 64 << 10, ..good.clone() },
+            Reason::InvalidParameter,
+            "chunk_bytes",
+        ),
         (v1::CreateVolumeRequest { copies: 9, ..good.clone() }, Reason::InvalidParameter, "copies"),
         (
             v1::CreateVolumeRequest { name: "a b".into(), ..good.clone() },
