@@ -331,20 +331,30 @@ impl ZoneState {
         self.check_registration(node)?;
         self.nodes.insert(node.node, node.clone());
         changed.insert(Key::Node(node.node));
-        self.forget_erasures_of_gone_stores(changed);
         Ok(Answer::Done {})
     }
 
-    /// Without a store its node is without the replicas there (design.md section 3): they are gone,
-    /// and nobody is left to erase them.
-    pub(crate) fn forget_erasures_of_gone_stores(&mut self, changed: &mut BTreeSet<Key>) {
-        let gone: Vec<_> = self
-            .erasures
-            .iter()
-            .filter(|(_, replica)| self.is_store_gone(*replica))
-            .copied()
-            .collect();
-        for (chunk, replica) in gone {
+    /// A replica that nothing names any more is to be erased, and that is remembered until its holder
+    /// confirms it. A store that is away may come back with it, and would serve a chunk that was
+    /// deleted; one that is revoked never does.
+    pub(crate) fn erase(
+        &mut self,
+        chunk: ChunkId,
+        replica: ReplicaId,
+        changed: &mut BTreeSet<Key>,
+    ) {
+        if !self.is_revoked(replica.node, replica.store) {
+            self.erasures.insert((chunk, replica));
+            changed.insert(Key::Erase(chunk, replica));
+        }
+    }
+
+    /// Nobody is left to erase what was on stores that are revoked.
+    pub(crate) fn forget_erasures_of_revoked_stores(&mut self, changed: &mut BTreeSet<Key>) {
+        let is_revoked = |replica: &ReplicaId| self.is_revoked(replica.node, replica.store);
+        let never: Vec<_> =
+            self.erasures.iter().filter(|(_, replica)| is_revoked(replica)).copied().collect();
+        for (chunk, replica) in never {
             self.erasures.remove(&(chunk, replica));
             changed.insert(Key::Erase(chunk, replica));
         }
@@ -439,11 +449,7 @@ impl ZoneState {
             let Some(taken) = self.take_chunk(chunk) else { continue };
             changed.insert(Key::Chunk(chunk));
             for replica in taken.config.replicas() {
-                if self.is_store_gone(replica) {
-                    continue;
-                }
-                self.erasures.insert((chunk, replica));
-                changed.insert(Key::Erase(chunk, replica));
+                self.erase(chunk, replica, changed);
             }
         }
         if let Some(volume) = self.volumes.remove(&id) {
@@ -538,9 +544,8 @@ impl ZoneState {
             let epoch = next.chunk.config.epoch;
             self.put_chunk(next.chunk);
             changed.insert(Key::Chunk(id));
-            if let Some(replica) = next.forgotten.filter(|replica| !self.is_store_gone(*replica)) {
-                self.erasures.insert((id, replica));
-                changed.insert(Key::Erase(id, replica));
+            if let Some(replica) = next.forgotten {
+                self.erase(id, replica, changed);
             }
             epoch
         });

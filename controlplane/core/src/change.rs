@@ -4,16 +4,16 @@
 //! section 3), each with a test that fails without it:
 //! - only the primary proposes removals of secondaries, learners and promotions;
 //! - a removal or election that leaves fewer than `copies_min` in sync needs the node declared
-//!   dead, or the replica's own word that it is stale or gone;
+//!   dead, the replica's own word that it is stale or gone, or its node registered without its store;
 //! - only a member of the in-sync set is elected; the old primary becomes stale, unless it agreed at
 //!   this epoch to follow: then it stays in sync, and nobody leaves;
-//! - only a learner is promoted; only a stale replica is re-adopted; one whose store has lost part
+//! - only a learner is promoted, and what it has is of the present election; only a stale replica is re-adopted; one whose store has lost part
 //!   of it, or whose filling was given up, comes back as another incarnation, from nothing;
-//! - a stale replica is retired only while as many as are wanted are in sync, or when its node has
-//!   another store now;
-//! - a node never holds two replicas of one chunk.
+//! - a stale replica is retired only while as many as are wanted are in sync;
+//! - a node never holds two replicas of one chunk: where a new one takes the place of a stale one, that
+//!   one's store is away, and it is given up.
 
-use crate::command::{ChangeKind, ChunkChange, Evidence, NodeRecord};
+use crate::command::{ChangeKind, ChunkChange, Evidence, NodeRecord, Place};
 use crate::state::Chunk;
 use alloc::vec::Vec;
 use ashlar_types::{
@@ -54,6 +54,9 @@ pub enum ChangeRefusal {
         /// Replicas that must remain.
         copies_min: u8,
     },
+    /// The learner was filled before the primary was elected.
+    #[error("what the learner has is of another election than the primary's")]
+    OtherElection,
     /// The node holds a replica of the chunk.
     #[error("the node holds a replica of the chunk")]
     HoldsReplica,
@@ -66,6 +69,12 @@ pub enum ChangeRefusal {
     /// The node never registered.
     #[error("the node is not known")]
     UnknownNode,
+    /// The replica is said to be away with its store, and its node has that.
+    #[error("the node has the replica's store")]
+    StoreThere,
+    /// A replica is to give way to one on another node.
+    #[error("the replica is on another node than the one that is to take its place")]
+    OtherNode,
     /// The node does not have that store (any more).
     #[error("the node does not have that store")]
     UnknownStore,
@@ -105,9 +114,11 @@ pub fn next<'a>(
     match &change.kind {
         ChangeKind::RemoveSecondary { proposer, replica, evidence } => {
             by_primary(old, *proposer)?;
+            may_be_said(*evidence, is_gone(*replica))?;
             remove_secondary(&mut next.chunk.config, *replica, *evidence, old.epoch)?;
         }
         ChangeKind::Elect { primary, evidence } => {
+            may_be_said(*evidence, is_gone(old.primary))?;
             elect(&mut next.chunk.config, *primary, *evidence, old.epoch)?;
         }
         ChangeKind::ReadoptStale { proposer, replica } => {
@@ -122,24 +133,28 @@ pub fn next<'a>(
         }
         ChangeKind::AddLearnerOn { proposer, place } => {
             by_primary(old, *proposer)?;
-            let incarnation = Incarnation(old.epoch.next().0);
-            let replica = ReplicaId { node: place.node, store: place.store, incarnation };
-            let known = node(place.node).ok_or(ChangeRefusal::UnknownNode)?;
-            if !known.has_store_of(replica) {
-                return Err(ChangeRefusal::UnknownStore);
-            }
-            add_learner(&mut next.chunk.config, replica)?;
+            add_learner_on(&mut next.chunk.config, *place, node(place.node))?;
+        }
+        ChangeKind::AddLearnerInstead { proposer, place, away } => {
+            by_primary(old, *proposer)?;
+            give_up_away(&mut next.chunk.config, *away, *place, is_gone(*away))?;
+            add_learner_on(&mut next.chunk.config, *place, node(place.node))?;
+            next.forgotten = Some(*away);
         }
         ChangeKind::RemoveLearner { proposer, replica } => {
             by_primary(old, *proposer)?;
             next.forgotten = remove_learner(&mut next.chunk, *replica)?;
         }
-        ChangeKind::PromoteLearner { proposer, replica, durable: _ } => {
+        ChangeKind::PromoteLearner { proposer, replica, durable } => {
             by_primary(old, *proposer)?;
+            // Who was elected opened a term, and fills in it: no older fill has what that wrote.
+            if durable.term.elected != old.elected {
+                return Err(ChangeRefusal::OtherElection);
+            }
             promote(&mut next.chunk, *replica)?;
         }
         ChangeKind::Retire { replica } => {
-            retire(&mut next.chunk.config, *replica, is_gone(*replica))?;
+            retire(&mut next.chunk.config, *replica)?;
             next.forgotten = Some(*replica);
         }
     }
@@ -197,7 +212,20 @@ fn by_primary(config: &ChunkConfig, proposer: ReplicaId) -> Result<(), ChangeRef
     if config.primary == proposer { Ok(()) } else { Err(ChangeRefusal::NotPrimary) }
 }
 
-/// Takes a replica out of the in-sync set and remembers it as stale.
+/// Whether a store is away is committed, so nobody's word is needed for it.
+const fn may_be_said(evidence: Evidence, is_away: bool) -> Result<(), ChangeRefusal> {
+    match evidence {
+        Evidence::StoreAway {} if !is_away => Err(ChangeRefusal::StoreThere),
+        Evidence::StoreAway {}
+        | Evidence::Unreachable {}
+        | Evidence::NodeDead {}
+        | Evidence::ReportedGone {}
+        | Evidence::Agreed { .. } => Ok(()),
+    }
+}
+
+/// Takes a replica out of the in-sync set and remembers it as stale. One that is away with its store
+/// keeps what it has: if all others are lost, it may be the best that is left (decisions/0006).
 fn leave_in_sync(
     config: &mut ChunkConfig,
     replica: ReplicaId,
@@ -207,7 +235,7 @@ fn leave_in_sync(
     config.in_sync.retain(|r| *r != replica);
     let trusted = match evidence {
         Evidence::Unreachable {} | Evidence::Agreed { .. } => false,
-        Evidence::NodeDead {} | Evidence::ReportedGone {} => true,
+        Evidence::NodeDead {} | Evidence::ReportedGone {} | Evidence::StoreAway {} => true,
     };
     if config.in_sync.len() < usize::from(config.copies_min) && !trusted {
         return Err(ChangeRefusal::BelowMinimum { copies_min: config.copies_min });
@@ -246,7 +274,10 @@ fn elect(
     }
     match evidence {
         Evidence::Agreed { by } => by_primary(config, by)?,
-        Evidence::Unreachable {} | Evidence::NodeDead {} | Evidence::ReportedGone {} => {
+        Evidence::Unreachable {}
+        | Evidence::NodeDead {}
+        | Evidence::ReportedGone {}
+        | Evidence::StoreAway {} => {
             leave_in_sync(config, config.primary, evidence, epoch)?;
         }
     }
@@ -270,6 +301,38 @@ fn readopt(chunk: &mut Chunk, replica: ReplicaId) -> Result<Option<ReplicaId>, C
     chunk.config.learners.push(replica);
     chunk.readopting.push(remembered);
     Ok(None)
+}
+
+/// Adds a replica that is numbered by this change.
+fn add_learner_on(
+    config: &mut ChunkConfig,
+    place: Place,
+    known: Option<&NodeRecord>,
+) -> Result<(), ChangeRefusal> {
+    let incarnation = Incarnation(config.epoch.0);
+    let replica = ReplicaId { node: place.node, store: place.store, incarnation };
+    if !known.ok_or(ChangeRefusal::UnknownNode)?.has_store_of(replica) {
+        return Err(ChangeRefusal::UnknownStore);
+    }
+    add_learner(config, replica)
+}
+
+/// A stale replica that is away with its store gives way to one on the same node.
+fn give_up_away(
+    config: &mut ChunkConfig,
+    away: ReplicaId,
+    place: Place,
+    is_away: bool,
+) -> Result<(), ChangeRefusal> {
+    let at = config.stale.iter().position(|(r, _)| *r == away).ok_or(ChangeRefusal::NotStale)?;
+    if !is_away {
+        return Err(ChangeRefusal::StoreThere);
+    }
+    if away.node != place.node {
+        return Err(ChangeRefusal::OtherNode);
+    }
+    config.stale.remove(at);
+    Ok(())
 }
 
 fn add_learner(config: &mut ChunkConfig, replica: ReplicaId) -> Result<(), ChangeRefusal> {
@@ -307,9 +370,9 @@ fn promote(chunk: &mut Chunk, replica: ReplicaId) -> Result<(), ChangeRefusal> {
 /// Gives a stale replica up. Its name is never used again: another replica on that node would have
 /// another incarnation. So whoever is asked to erase it by its full name, however late, erases
 /// nothing that is needed.
-fn retire(config: &mut ChunkConfig, replica: ReplicaId, gone: bool) -> Result<(), ChangeRefusal> {
+fn retire(config: &mut ChunkConfig, replica: ReplicaId) -> Result<(), ChangeRefusal> {
     let at = config.stale.iter().position(|(r, _)| *r == replica).ok_or(ChangeRefusal::NotStale)?;
-    if config.in_sync.len() < usize::from(config.copies_wanted) && !gone {
+    if config.in_sync.len() < usize::from(config.copies_wanted) {
         return Err(ChangeRefusal::NotWhole { copies_wanted: config.copies_wanted });
     }
     config.stale.remove(at);

@@ -22,8 +22,9 @@ use ashlar_types::{
 use thiserror::Error;
 
 /// Version of the command's bytes that this build writes, and the newest that it reads.
-/// Version 4: nodes with several stores, and placement by store. Version 5: salvage.
-pub const COMMAND_VERSION: u16 = 5;
+/// Version 4: nodes with several stores, and placement by store. Version 5: salvage. Version 6:
+/// replicas that are away with their store.
+pub const COMMAND_VERSION: u16 = 6;
 
 /// Most chunk changes in one command: some 60 bytes each keep it far below a Raft message.
 pub const CHANGES_PER_COMMAND_MAX: usize = 4_096;
@@ -378,6 +379,16 @@ pub enum ChangeKind {
         /// Where.
         place: Place,
     },
+    /// Fill a new replica on a node whose stale replica of the chunk is away with its store, and is
+    /// given up for it.
+    AddLearnerInstead {
+        /// Who proposed it.
+        proposer: ReplicaId,
+        /// Where.
+        place: Place,
+        /// What is given up.
+        away: ReplicaId,
+    },
     /// A learner does not answer.
     RemoveLearner {
         /// Who proposed it.
@@ -391,11 +402,12 @@ pub enum ChangeKind {
         proposer: ReplicaId,
         /// The learner.
         replica: ReplicaId,
-        /// Its contiguous durable prefix when this was proposed.
+        /// Its contiguous durable prefix when this was proposed, in a term of the present election:
+        /// the position in it is the primary's knowledge, and nothing that is committed tells more.
         durable: Lsn,
     },
-    /// A stale replica is not needed any more (as many as are wanted are in sync, and each has
-    /// durably recorded that it is), or is gone with its store.
+    /// A stale replica is not needed any more: as many as are wanted are in sync, and each has
+    /// durably recorded that it is.
     Retire {
         /// The replica.
         replica: ReplicaId,
@@ -416,6 +428,8 @@ pub enum Evidence {
         /// Who agreed, at the epoch of the change.
         by: ReplicaId,
     },
+    /// Its node has registered without its store. What is there may be whole, and may come back.
+    StoreAway {},
 }
 
 wire_struct! {
@@ -425,7 +439,13 @@ wire_struct! {
     ChunkChange { chunk, epoch, kind }
     ChunkSalvage { chunk, epoch, primary, confirmed }
 }
-wire_enum! { Evidence { 0 => Unreachable {}, 1 => NodeDead {}, 2 => ReportedGone {}, 3 => Agreed { by } } }
+wire_enum! { Evidence {
+    0 => Unreachable {},
+    1 => NodeDead {},
+    2 => ReportedGone {},
+    3 => Agreed { by },
+    4 => StoreAway {},
+} }
 wire_enum! { ChangeKind {
     0 => RemoveSecondary { proposer, replica, evidence },
     1 => Elect { primary, evidence },
@@ -435,6 +455,7 @@ wire_enum! { ChangeKind {
     5 => PromoteLearner { proposer, replica, durable },
     6 => Retire { replica },
     9 => AddLearnerOn { proposer, place },
+    10 => AddLearnerInstead { proposer, place, away },
 } }
 wire_enum! { Action {
     0 => RegisterNode { node },

@@ -124,9 +124,11 @@ fn step(
     state: &ZoneState,
     seen: &Observations,
 ) -> Option<Step> {
-    let unfit = seen.says_unfit(config.chunk, config.primary, config.epoch);
-    if unfit || state.is_store_gone(config.primary) {
+    if seen.says_unfit(config.chunk, config.primary, config.epoch) {
         return Some(Step::Elect(Evidence::ReportedGone {}));
+    }
+    if state.is_store_gone(config.primary) {
+        return Some(Step::Elect(Evidence::StoreAway {}));
     }
     let (useless, may_stay) = match verdict {
         Verdict::Dead { .. } => return Some(Step::Elect(Evidence::NodeDead {})),

@@ -17,6 +17,9 @@ use core::time::Duration;
 
 /// How long a node that was slow counts against the zone's budget of slow nodes (design.md 4.7).
 pub const SLOW_WINDOW: Duration = Duration::from_secs(300);
+/// Most replicas of one node that may be taken out for slowness within that time: each is filled again
+/// as a whole, which makes nobody faster meanwhile.
+pub const SLOW_REPLICAS_MAX: u32 = 64;
 /// How often nodes send a heartbeat.
 pub const HEARTBEAT_EVERY: Duration = Duration::from_millis(300);
 /// Heartbeats that stop for this long make a node suspected (design.md section 6).
@@ -160,8 +163,8 @@ pub struct Observations {
     agreed: BTreeMap<ChunkId, (Epoch, ReplicaId)>,
     /// Primaries that were asked to: at which epoch, since when, and when last.
     asked: BTreeMap<ChunkId, (Epoch, Time, Time)>,
-    /// Nodes that lost replicas because all others waited for them, and when that began.
-    slow: BTreeMap<NodeId, Time>,
+    /// Nodes that lost replicas because all others waited for them, when that began, and how many.
+    slow: BTreeMap<NodeId, (Time, u32)>,
     /// Nodes that were hidden from clients, and when they were seen so last.
     hidden: BTreeMap<NodeId, Time>,
 }
@@ -189,15 +192,23 @@ impl Observations {
 
     /// Nodes that were taken for slow lately.
     pub fn slow_nodes(&self, now: Time) -> impl Iterator<Item = NodeId> {
-        let recent = move |(_, since): &(&NodeId, &Time)| now.since(**since) < SLOW_WINDOW;
+        let recent =
+            move |(_, (since, _)): &(&NodeId, &(Time, u32))| now.since(*since) < SLOW_WINDOW;
         self.slow.iter().filter(recent).map(|(node, _)| *node)
     }
 
-    /// Replicas are taken from nodes because they are slow.
+    /// Replicas that a node lost lately because all others waited for them.
+    #[must_use]
+    pub fn slow_replicas(&self, now: Time, node: NodeId) -> u32 {
+        let lately = self.slow.get(&node).filter(|(since, _)| now.since(*since) < SLOW_WINDOW);
+        lately.map_or(0, |(_, replicas)| *replicas)
+    }
+
+    /// Replicas are taken from nodes because they are slow: one for each time that a node is named.
     pub fn note_slow(&mut self, now: Time, nodes: &[NodeId]) {
-        self.slow.retain(|_, since| now.since(*since) < SLOW_WINDOW);
+        self.slow.retain(|_, (since, _)| now.since(*since) < SLOW_WINDOW);
         for node in nodes {
-            self.slow.entry(*node).or_insert(now);
+            self.slow.entry(*node).or_insert((now, 0)).1 += 1;
         }
     }
 

@@ -111,6 +111,16 @@ impl Space {
         Some(place)
     }
 
+    /// A place on one node, which is claimed.
+    pub fn take_on(&mut self, node: NodeId, bytes: u64) -> Option<Place> {
+        let on_node =
+            self.free.iter().filter(|(place, free)| place.node == node && **free >= bytes);
+        let place =
+            on_node.max_by_key(|(place, free)| (**free, Reverse(**place))).map(|(p, _)| *p)?;
+        self.claim(place, bytes);
+        Some(place)
+    }
+
     /// Why each node does not qualify for `bytes` more.
     #[must_use]
     pub fn rejected(&self, bytes: u64, not: &[NodeId]) -> Vec<Rejected> {

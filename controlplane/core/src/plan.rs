@@ -7,7 +7,7 @@
 
 use crate::command::{CHANGES_PER_COMMAND_MAX, ChangeKind, ChunkChange, Evidence, Place};
 use crate::elect::successor;
-use crate::observe::{Observations, PROBE_EVERY, SILENT_DOUBT_MILLIS, is_down};
+use crate::observe::{Observations, PROBE_EVERY, SILENT_DOUBT_MILLIS, SLOW_REPLICAS_MAX, is_down};
 use crate::place::Space;
 use crate::state::ZoneState;
 use crate::verdict::{self, Verdict, Verdicts};
@@ -69,9 +69,9 @@ pub fn plan(
 }
 
 /// Gives up stale replicas of chunks that are whole again: all that are wanted are in sync under
-/// this epoch, and each has reported that it adopted the epoch durably (design.md section 3). Those
-/// that went with their store are given up at once, so that their node can hold the chunk again.
-/// Comes last: it is never urgent.
+/// this epoch, and each has reported that it adopted the epoch durably (design.md section 3). That
+/// holds for those that are away with their store, too: until then they may come back as the best that
+/// is left (decisions/0006). Comes last: it is never urgent.
 fn retire(state: &ZoneState, seen: &Observations, plan: &mut Plan) {
     for config in state.configs_with_stale() {
         if plan.changes.len() >= CHANGES_PER_COMMAND_MAX {
@@ -79,12 +79,10 @@ fn retire(state: &ZoneState, seen: &Observations, plan: &mut Plan) {
         }
         let busy = seen.is_proposed(config.chunk, config.epoch)
             || plan.changes.iter().any(|change| change.chunk == config.chunk);
-        let gone = |replica: &ReplicaId| state.is_store_gone(*replica);
         let whole = config.in_sync.len() >= usize::from(config.copies_wanted)
             && config.learners.is_empty()
             && config.in_sync.iter().all(|replica| owns(config, *replica, seen));
-        let mut stale = config.stale.iter().map(|(replica, _)| replica);
-        if let Some(replica) = stale.find(|replica| !busy && (whole || gone(replica))) {
+        if let Some((replica, _)) = config.stale.first().filter(|_| whole && !busy) {
             let kind = ChangeKind::Retire { replica: *replica };
             plan.changes.push(ChunkChange { chunk: config.chunk, epoch: config.epoch, kind });
         }
@@ -179,8 +177,16 @@ impl Judge<'_> {
     }
 
     /// One node in ten, one at least, may be taken for slow at a time: when more are, it is not they
-    /// that are slow, and copies would go without need.
+    /// that are slow, and copies would go without need. Nor does one node lose more of its replicas
+    /// for that than can be filled again in time.
     fn may_be_slow(&self, node: NodeId, planned: &[NodeId]) -> Result<(), String> {
+        let now = planned.iter().filter(|known| **known == node).count();
+        let lost = self.seen.slow_replicas(self.now, node) as usize + now;
+        if lost >= SLOW_REPLICAS_MAX as usize {
+            return Err(format!(
+                "{node} has lost {lost} replicas to slowness lately; it is waited for"
+            ));
+        }
         let others: BTreeSet<NodeId> = self
             .seen
             .slow_nodes(self.now)
@@ -220,10 +226,7 @@ impl Judge<'_> {
             Change::StepDown { .. } => self.succeed(config),
             // Kept apart, and used when somebody is elected.
             Change::Follow => Err("nobody takes over".into()),
-            Change::SeekLearner => {
-                let place = self.seek(config)?;
-                Ok(ChangeKind::AddLearnerOn { proposer, place })
-            }
+            Change::SeekLearner => self.seek(config, proposer),
             Change::RemoveLearner { replica } => {
                 Ok(ChangeKind::RemoveLearner { proposer, replica: *replica })
             }
@@ -266,9 +269,17 @@ impl Judge<'_> {
         if !config.is_in_sync(replica) || replica == config.primary {
             return Err("the replica is not an in-sync secondary".into());
         }
-        let unfit = self.seen.says_unfit(config.chunk, replica, config.epoch)
-            || self.state.is_store_gone(replica);
-        if reason == RemovalReason::ReportedGone || unfit {
+        if self.seen.says_unfit(config.chunk, replica, config.epoch) {
+            return Ok(Evidence::ReportedGone {});
+        }
+        if self.state.is_store_gone(replica) {
+            return Ok(Evidence::StoreAway {});
+        }
+        // A process that has just started says by its registration which stores it has. Until that is
+        // known, a replica that is not there may be away, and whole.
+        let is_starting =
+            matches!(self.verdicts.get(&replica.node), None | Some(Verdict::Unknown { .. }));
+        if reason == RemovalReason::ReportedGone && !is_starting {
             return Ok(Evidence::ReportedGone {});
         }
         let dead = self.verdicts.get(&replica.node).is_some_and(Verdict::is_dead);
@@ -320,7 +331,7 @@ impl Judge<'_> {
             .map(|peer| peer.node)
     }
 
-    fn seek(&mut self, config: &ChunkConfig) -> Result<Place, String> {
+    fn seek(&mut self, config: &ChunkConfig, proposer: ReplicaId) -> Result<ChangeKind, String> {
         let filled = config.in_sync.len() + config.learners.len();
         if filled >= usize::from(config.copies_wanted) {
             return Err(format!("{filled} replicas are in sync or being filled already"));
@@ -329,8 +340,11 @@ impl Judge<'_> {
         if self.search.only_urgent && !urgent {
             return Err("a large interruption: the copies that are away may come back".into());
         }
-        // A node that still has to erase an older replica of the chunk holds one too.
-        let erasing = self.state.erasures().filter(|(chunk, _)| *chunk == config.chunk);
+        // A node that still has to erase an older replica of the chunk holds one too, unless that is
+        // away with its store: then nobody knows whether it ever will.
+        let erasing = self.state.erasures().filter(|(chunk, replica)| {
+            *chunk == config.chunk && !self.state.is_store_gone(*replica)
+        });
         let holders = config
             .replicas()
             .chain(erasing.map(|(_, replica)| replica))
@@ -339,15 +353,46 @@ impl Judge<'_> {
         let volume = self.state.volume(config.chunk.volume);
         let bytes =
             volume.map_or(0, |volume| ZoneState::chunk_bytes(volume.geometry, config.chunk.index));
-        self.space.take_one(bytes, &not).ok_or_else(|| {
-            let reasons: Vec<String> = self
-                .space
-                .rejected(bytes, &not)
-                .iter()
-                .map(|rejected| format!("{}: {}", rejected.node, rejected.why))
-                .collect();
-            let reasons = reasons.join("; ");
-            format!("no node can take another replica: {reasons}").to_string()
+        if let Some(place) = self.space.take_one(bytes, &not) {
+            return Ok(ChangeKind::AddLearnerOn { proposer, place });
+        }
+        if let Some((place, away)) = self.place_of_one_away(config, bytes) {
+            return Ok(ChangeKind::AddLearnerInstead { proposer, place, away });
+        }
+        let rejected = self.space.rejected(bytes, &not);
+        let reasons: Vec<String> =
+            rejected.iter().map(|one| format!("{}: {}", one.node, one.why)).collect();
+        Err(format!("no node can take another replica: {}", reasons.join("; ")))
+    }
+
+    /// Where no other node can take a replica, one that has come without the store of its stale one:
+    /// that is given up for it, those first that are of least use to a salvage. While one copy is in
+    /// sync, and another is being filled, what is away is kept: it may be all there is.
+    fn place_of_one_away(
+        &mut self,
+        config: &ChunkConfig,
+        bytes: u64,
+    ) -> Option<(Place, ReplicaId)> {
+        if config.in_sync.len() == 1 && !config.learners.is_empty() {
+            return None;
+        }
+        let unreached: BTreeSet<NodeId> = self.unreached_by(config.primary.node).collect();
+        let is_erasing = |node: NodeId| {
+            let here = |(chunk, replica): (ChunkId, ReplicaId)| {
+                (chunk, replica.node) == (config.chunk, node) && !self.state.is_store_gone(replica)
+            };
+            self.state.erasures().any(here)
+        };
+        let mut away: Vec<_> = config
+            .stale
+            .iter()
+            .filter(|(replica, _)| self.state.is_store_gone(*replica))
+            .filter(|(replica, _)| !unreached.contains(&replica.node) && !is_erasing(replica.node))
+            .map(|(replica, info)| (!info.suspect, info.last_in_sync, *replica))
+            .collect();
+        away.sort_unstable();
+        away.into_iter().find_map(|(.., replica)| {
+            self.space.take_on(replica.node, bytes).map(|place| (place, replica))
         })
     }
 }

@@ -171,7 +171,7 @@ impl ZoneState {
             changed.insert(Key::Revoked(place));
             self.revoked.insert(place);
         }
-        self.forget_erasures_of_gone_stores(changed);
+        self.forget_erasures_of_revoked_stores(changed);
         for one in salvaged {
             self.put_salvaged(one, by, changed);
         }
@@ -224,9 +224,12 @@ impl ZoneState {
         let is_left = |replica: &ReplicaId| !self.is_out_of_the_way(*replica, fenced);
         // Learners were filled from what is no more. Whoever was in sync keeps its data, as any stale
         // replica; it comes back under another name, from nothing.
-        let forgotten = old.learners.iter().copied().filter(is_left).collect();
+        let forgotten = old.learners.clone();
         let mut config = change::with_generation(chunk, generation).config;
-        config.stale.retain(|(replica, _)| *replica != wanted.primary && is_left(replica));
+        // A stale replica whose store is away stays: it may come back with more than this one has.
+        let never =
+            |r: &ReplicaId| fenced.contains(&Place::of(*r)) || self.is_revoked(r.node, r.store);
+        config.stale.retain(|(replica, _)| *replica != wanted.primary && !never(replica));
         let info = StaleInfo { last_in_sync: old.epoch, suspect: true };
         config.stale.extend(old.in_sync.iter().filter(|r| is_left(r)).map(|r| (*r, info)));
         config.in_sync = [wanted.primary].into();
@@ -244,8 +247,7 @@ impl ZoneState {
         let Salvaged { chunk, forgotten, complete_to, .. } = salvaged;
         let (id, epoch, primary) = (chunk.config.chunk, chunk.config.epoch, chunk.config.primary);
         for replica in forgotten {
-            self.erasures.insert((id, replica));
-            changed.insert(Key::Erase(id, replica));
+            self.erase(id, replica, changed);
         }
         let before = self.salvaged.get(&id).map_or(complete_to, |risk| risk.complete_to);
         let complete_to = before.min(complete_to);

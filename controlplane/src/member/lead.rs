@@ -340,7 +340,8 @@ impl Member {
             lead.readying.clear();
             lead.key_proposed = false;
             lead.forgetting.clear();
-            for (chunk, replica) in self.state.erasures() {
+            let away = |replica| self.state.is_store_gone(replica);
+            for (chunk, replica) in self.state.erasures().filter(|(_, r)| !away(*r)) {
                 for due in lead.due_of(replica.node) {
                     due.erase.insert((chunk, replica));
                 }

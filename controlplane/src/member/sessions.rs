@@ -338,11 +338,13 @@ pub(super) struct Due {
 }
 
 impl Due {
-    /// All that the state has for a node.
+    /// All that the state has for a node. What is to be erased on a store that is away it is told when
+    /// it comes with that store.
     pub(super) fn everything(state: &ZoneState, node: NodeId) -> Self {
+        let here = |(_, r): &(ChunkId, ReplicaId)| r.node == node && !state.is_store_gone(*r);
         Self {
             configs: state.configs_of_node(node).map(|config| config.chunk).collect(),
-            erase: state.erasures().filter(|(_, replica)| replica.node == node).collect(),
+            erase: state.erasures().filter(here).collect(),
         }
     }
 

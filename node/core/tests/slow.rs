@@ -107,6 +107,42 @@ fn a_secondary_that_was_too_slow_rests_before_it_is_filled_again() {
     );
 }
 
+/// The secondary was taken out at this epoch: what is proposed while time passes, first thing.
+fn after_removal(hands: &mut Hands, epoch: u64, millis: u64) -> Option<Change> {
+    let removed = ChunkConfig {
+        in_sync: vec![replica(1), replica(2)],
+        stale: vec![(replica(3), Default::default())],
+        ..config(epoch)
+    };
+    hands.feed(order(ControlDown::Configs(vec![removed])));
+    hands.sync();
+    hands.proposed.clear();
+    pass(hands, millis);
+    hands.proposed.first().cloned()
+}
+
+#[test]
+fn each_relapse_doubles_the_rest() {
+    let mut hands = serving(config(1));
+    write_at(&mut hands, true, &[2]);
+    pass(&mut hands, 1_100);
+    assert_eq!(slow(&hands), Some(3));
+    let readopted = Some(Change::ReadoptStale { replica: replica(3) });
+    assert_eq!(after_removal(&mut hands, 2, 31_000), readopted);
+    // It was filled, and everybody waits for it again.
+    hands.feed(order(ControlDown::Configs(vec![config(3)])));
+    hands.sync();
+    hands.proposed.clear();
+    hands.client_says(write(2, 3, block(0, 1)));
+    hands.sync();
+    hands.ack(2, lsn(term(1, 1), 2));
+    pass(&mut hands, 1_200);
+    assert_eq!(slow(&hands), Some(3));
+    assert_eq!(after_removal(&mut hands, 4, 55_000), None, "twice as long");
+    pass(&mut hands, 6_000);
+    assert_eq!(hands.proposed.first().cloned(), readopted);
+}
+
 #[test]
 fn a_copy_that_was_lost_to_slowness_alone_starts_no_search_for_five_minutes() {
     // A window as short as that of `ashlar dev`: it would be over long before.

@@ -6,6 +6,13 @@ pub(super) const NODE_RULES: &[&str] = &["-p", "ashlar-node-core"];
 
 pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
+        rule: "each relapse of a slow secondary doubles its rest",
+        file: "node/core/src/primary/propose.rs",
+        take_out: "slow.relapses += u32::from(now.since(slow.since) >= rest);",
+        put_in: "slow.relapses += u32::from(now.since(slow.since) >= rest && false);",
+        tests: &["-p", "ashlar-node-core", "--test", "slow"],
+    },
+    Mutant {
         rule: "a configuration that comes late makes no replica and sounds no alarm",
         file: "node/core/src/replica/suspect.rs",
         take_out: "(named.incarnation < held.replica.incarnation || is_out)",

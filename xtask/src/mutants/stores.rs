@@ -87,8 +87,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "nothing is placed on a store that its node does not have",
         file: "controlplane/core/src/change.rs",
-        take_out: "            if !known.has_store_of(replica) {\n",
-        put_in: "            if known.stores.is_empty() {\n",
+        take_out: "if !known.ok_or(ChangeRefusal::UnknownNode)?.has_store_of(replica) {",
+        put_in: "if known.ok_or(ChangeRefusal::UnknownNode)?.stores.is_empty() {",
         tests: CONTROL,
     },
     Mutant {

@@ -1,6 +1,7 @@
 //! A zone to play with: state and observations driven by hand.
 
 mod elections;
+mod fixtures;
 mod hidden;
 mod interrupted;
 mod members;
@@ -27,11 +28,15 @@ use ashlar_types::message::cluster::{
 };
 use ashlar_types::message::data::Network;
 use ashlar_types::{
-    ChunkConfig, ChunkId, ChunkIndex, Epoch, Generation, Geometry, NodeId, ReplicaId, StartNumber,
-    StoreId, Time, VolumeId, ZoneId,
+    ChunkConfig, ChunkId, ChunkIndex, Epoch, Generation, Geometry, Lsn, NodeId, ReplicaId,
+    StartNumber, StoreId, Term, Time, VolumeId, ZoneId,
 };
 
 pub(super) const MIB: u64 = 1 << 20;
+
+/// What a learner has that was filled under the first election.
+pub(super) const FILLED: Lsn =
+    Lsn { term: Term { elected: Epoch(1), start: StartNumber(1) }, counter: 7 };
 
 pub(super) struct Zone {
     pub(super) now: Time,

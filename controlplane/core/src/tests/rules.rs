@@ -51,7 +51,7 @@ fn only_the_primary_changes_its_secondaries_and_learners() {
     let add = ChangeKind::AddLearner { proposer: config.primary, node: spare };
     zone.change(0, add).unwrap();
     let learner = zone.config(0).learners[0];
-    let durable = ashlar_types::Lsn::ZERO;
+    let durable = FILLED;
     let promote = |proposer| ChangeKind::PromoteLearner { proposer, replica: learner, durable };
     assert_eq!(zone.change(0, promote(other)), Err("the proposer is not the primary".into()));
     assert_eq!(zone.change(0, promote(config.primary)), Ok(Epoch(3)));
@@ -104,7 +104,7 @@ fn only_learners_are_promoted_and_only_stale_replicas_readopted() {
     let config = zone.config(0);
     let proposer = config.primary;
     let secondary = config.secondaries().next().unwrap();
-    let durable = ashlar_types::Lsn::ZERO;
+    let durable = FILLED;
     let promote = |replica| ChangeKind::PromoteLearner { proposer, replica, durable };
     let readopt = |replica| ChangeKind::ReadoptStale { proposer, replica };
     assert_eq!(zone.change(0, readopt(secondary)), Err("the replica is not known as stale".into()));
@@ -115,6 +115,25 @@ fn only_learners_are_promoted_and_only_stale_replicas_readopted() {
     assert!(!zone.config(0).is_in_sync(secondary));
     zone.change(0, promote(secondary)).unwrap();
     assert!(zone.config(0).is_in_sync(secondary));
+}
+
+#[test]
+fn a_learner_that_was_filled_under_another_election_is_not_promoted() {
+    let mut zone = Zone::with_volume();
+    let kind = remove(&zone, 0, Evidence::Unreachable {});
+    zone.change(0, kind).unwrap();
+    let (replica, _) = zone.config(0).stale[0];
+    let proposer = zone.config(0).secondaries().next().unwrap();
+    let evidence = Evidence::NodeDead {};
+    zone.change(0, ChangeKind::Elect { primary: proposer, evidence }).unwrap();
+    zone.change(0, ChangeKind::ReadoptStale { proposer, replica }).unwrap();
+    let promote = |durable| ChangeKind::PromoteLearner { proposer, replica, durable };
+    let refused = Err("what the learner has is of another election than the primary's".into());
+    assert_eq!(zone.change(0, promote(FILLED)), refused);
+    assert_eq!(zone.change(0, promote(Lsn::ZERO)), refused);
+    let elected = zone.config(0).elected;
+    let now = Lsn { term: Term { elected, ..FILLED.term }, ..FILLED };
+    zone.change(0, promote(now)).unwrap();
 }
 
 #[test]
@@ -263,28 +282,94 @@ fn a_stale_replica_is_retired_only_while_as_many_as_wanted_are_in_sync() {
     let proposer = config.primary;
     zone.change(0, ChangeKind::AddLearner { proposer, node: spare }).unwrap();
     let replica = zone.config(0).learners[0];
-    let durable = ashlar_types::Lsn::ZERO;
+    let durable = FILLED;
     zone.change(0, ChangeKind::PromoteLearner { proposer, replica, durable }).unwrap();
     zone.change(0, retire(member)).unwrap();
     assert!(zone.config(0).stale.is_empty());
     assert!(zone.state.is_erasure(chunk(0), member), "its holder is told to erase it");
 }
 
+/// A node comes with other stores than before.
+fn come_with(zone: &mut Zone, node: u32, stores: &[u128]) {
+    let stores = stores.iter().map(|store| StoreId(*store)).collect();
+    let node = NodeRecord { stores, ..record(node) };
+    zone.apply(Action::RegisterNode { node }).answer.unwrap();
+}
+
 #[test]
-fn replicas_of_a_store_that_was_exchanged_are_given_up_and_nobody_is_asked_to_erase_them() {
+fn that_a_store_is_away_is_no_ones_word_but_what_its_node_registered() {
     let mut zone = Zone::with_volume();
-    let member = zone.config(0).secondaries().next().unwrap();
+    let refused = Err("the node has the replica's store".into());
+    let away = remove(&zone, 0, Evidence::StoreAway {});
+    assert_eq!(zone.change(0, away.clone()), refused);
+    let config = zone.config(0);
+    let (member, other) = (config.secondaries().next().unwrap(), config.secondaries().nth(1));
+    let elect = ChangeKind::Elect { primary: member, evidence: Evidence::StoreAway {} };
+    assert_eq!(zone.change(0, elect.clone()), refused);
+    // Below the minimum it is enough, and what is away may be whole.
+    come_with(&mut zone, member.node.0, &[77]);
+    zone.change(0, away).unwrap();
+    assert_eq!(zone.config(0).stale, [(member, stale_since(1))]);
+    come_with(&mut zone, config.primary.node.0, &[78]);
+    let primary = other.unwrap();
+    let elect = ChangeKind::Elect { primary, evidence: Evidence::StoreAway {} };
+    zone.change(0, elect).unwrap();
+    assert_eq!(zone.config(0).in_sync, [primary]);
+    assert_eq!(zone.config(0).stale[1], (config.primary, stale_since(2)));
+}
+
+fn stale_since(epoch: u64) -> ashlar_types::StaleInfo {
+    ashlar_types::StaleInfo { last_in_sync: Epoch(epoch), suspect: false }
+}
+
+#[test]
+fn a_replica_that_is_away_gives_way_on_its_own_node_only_and_is_erased_when_it_returns() {
+    let mut zone = Zone::with_volume();
+    let config = zone.config(0);
+    let (proposer, away) = (config.primary, config.secondaries().next().unwrap());
     let kind = remove(&zone, 0, Evidence::Unreachable {});
     zone.change(0, kind).unwrap();
-    let node = NodeRecord { stores: alloc::vec![StoreId(77)], ..record(member.node.0) };
-    zone.apply(Action::RegisterNode { node }).answer.unwrap();
-    assert!(zone.state.is_store_gone(member));
-    zone.change(0, ChangeKind::Retire { replica: member }).unwrap();
-    assert_eq!(zone.state.erasures().count(), 0);
-    // The node can hold the chunk again, on its new store.
-    let proposer = zone.config(0).primary;
-    zone.change(0, ChangeKind::AddLearner { proposer, node: member.node }).unwrap();
-    assert_eq!(zone.config(0).learners[0].store, StoreId(77));
+    let spare = (1..=4).map(NodeId).find(|n| config.replicas().all(|r| r.node != *n)).unwrap();
+    let on = |node: NodeId, store| crate::command::Place { node, store: StoreId(store) };
+    let instead = |place| ChangeKind::AddLearnerInstead { proposer, place, away };
+    let own = on(away.node, 77);
+    assert_eq!(zone.change(0, instead(own)), Err("the node has the replica's store".into()));
+    come_with(&mut zone, away.node.0, &[77]);
+    assert!(zone.state.is_store_gone(away));
+    assert_eq!(zone.change(0, ChangeKind::Retire { replica: away }), {
+        Err("fewer than 3 replicas are in sync".into())
+    });
+    let other = on(spare, u128::from(spare.0));
+    let refused = "the replica is on another node than the one that is to take its place";
+    assert_eq!(zone.change(0, instead(other)), Err(refused.into()));
+    let beside = ChangeKind::AddLearnerOn { proposer, place: own };
+    assert_eq!(zone.change(0, beside), Err("the node holds a replica of the chunk".into()));
+    zone.change(0, instead(own)).unwrap();
+    let config = zone.config(0);
+    assert_eq!((config.learners[0].store, config.stale.len()), (StoreId(77), 0));
+    assert!(zone.state.is_erasure(chunk(0), away), "its store may come back");
+    assert_eq!(zone.change(0, instead(own)), Err("the replica is not known as stale".into()));
+}
+
+#[test]
+fn a_volume_that_is_deleted_while_a_store_is_away_is_erased_when_it_comes_back() {
+    let mut zone = Zone::with_volume();
+    come_with(&mut zone, 1, &[77]);
+    let held: Vec<_> = zone
+        .state
+        .configs()
+        .flat_map(|config| config.replicas().map(|replica| (config.chunk, replica)))
+        .collect();
+    let delete = Action::DeleteVolume { token: None, volume: volume_id(1), force: false };
+    zone.apply(delete).answer.unwrap();
+    let on_it = |zone: &Zone| zone.state.erasures().filter(|(_, r)| r.node == NodeId(1)).count();
+    assert_eq!(on_it(&zone), held.iter().filter(|(_, r)| r.node == NodeId(1)).count());
+    assert!(on_it(&zone) > 0);
+    come_with(&mut zone, 1, &[77, 1]);
+    assert!(on_it(&zone) > 0, "its holder is told now");
+    let (first, replica) = held.into_iter().find(|(_, r)| r.node == NodeId(1)).unwrap();
+    zone.report(first.index.0, replica, ReplicaState::Gone);
+    assert_eq!(zone.plan().erased, [(first, replica)]);
 }
 
 #[test]

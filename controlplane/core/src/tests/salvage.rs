@@ -170,12 +170,13 @@ fn a_revoked_store_is_never_admitted_again_and_counts_as_gone_everywhere() {
     // With an empty store in its place the node is welcome.
     let anew = NodeRecord { stores: alloc::vec![StoreId(88)], ..record(node.0) };
     lost.zone.apply(Action::RegisterNode { node: anew }).answer.unwrap();
-    // What it held of other chunks is gone as well: others are elected, and what is stale is given up.
+    // What it held of other chunks is gone as well: others are elected, and what is stale
+    // gives way.
     let other = (1..4).find(|at| lost.zone.config(*at).in_sync.contains(&in_sync[1])).unwrap();
     assert!(lost.zone.state.is_store_gone(in_sync[1]));
     let config = lost.zone.config(other);
     let held = config.in_sync.iter().copied().find(|r| r.store == in_sync[1].store).unwrap();
-    let evidence = Evidence::ReportedGone {};
+    let evidence = Evidence::StoreAway {};
     let kind = if config.primary == held {
         let primary = config.secondaries().next().unwrap();
         ChangeKind::Elect { primary, evidence }
@@ -183,7 +184,13 @@ fn a_revoked_store_is_never_admitted_again_and_counts_as_gone_everywhere() {
         ChangeKind::RemoveSecondary { proposer: config.primary, replica: held, evidence }
     };
     lost.zone.change(other, kind).unwrap();
-    lost.zone.change(other, ChangeKind::Retire { replica: held }).unwrap();
+    let anew = NodeRecord { stores: alloc::vec![StoreId(89)], ..record(held.node.0) };
+    lost.zone.apply(Action::RegisterNode { node: anew }).answer.unwrap();
+    let place = Place { node: held.node, store: StoreId(89) };
+    let proposer = lost.zone.config(other).primary;
+    let kind = ChangeKind::AddLearnerInstead { proposer, place, away: held };
+    lost.zone.change(other, kind).unwrap();
+    assert!(lost.zone.config(other).replicas().all(|replica| replica != held));
     assert_eq!(lost.zone.state.erasures().count(), 0, "nobody is left to erase it");
 }
 

@@ -235,8 +235,13 @@ impl Primary {
             .proposals
             .degraded_since
             .is_some_and(|since| context.now.since(since) >= context.timing.readopt_window);
-        let wanted = urgent
-            || (!self.proposals.only_slow(config, context) && (waited || config.stale.is_empty()));
+        // What its node has come back without is not waited for (design.md section 7).
+        let may_return = |replica: ReplicaId| {
+            context.peers.process(replica.node).is_none_or(|process| process.has_store_of(replica))
+        };
+        let none_returns = !config.stale.iter().any(|(replica, _)| may_return(*replica));
+        let wanted =
+            urgent || (!self.proposals.only_slow(config, context) && (waited || none_returns));
         let may =
             || self.proposals.may_search(context.now) && context.searches.may(context.now, urgent);
         (wanted && may()).then_some(Change::SeekLearner)

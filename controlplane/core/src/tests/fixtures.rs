@@ -1,0 +1,45 @@
+//! Commands as each version writes them: what is in a log is read by every later release.
+
+use super::*;
+use crate::command::{COMMAND_VERSION, Evidence, Place};
+
+/// Version 6: replicas that are away with their store.
+const VERSION_6: &str = "\
+    06000900000000000000060200000061000000000000000100000000000000000000000000000000\
+    00000003000000000000000001000000010000000000000000000000000000000100000000000000\
+    02000000020000000000000000000000000000000100000000000000046100000000000000010000\
+    000000000000000000000000000100000003000000000000000a0100000001000000000000000000\
+    0000000000000100000000000000020000004d000000000000000000000000000000020000000200\
+    00000000000000000000000000000100000000000000";
+
+#[test]
+fn replicas_that_are_away_are_written_as_version_6_has_them() {
+    let replica = |node: u32| ReplicaId {
+        node: NodeId(node),
+        store: StoreId(u128::from(node)),
+        incarnation: ashlar_types::Incarnation(1),
+    };
+    let (proposer, away) = (replica(1), replica(2));
+    let evidence = Evidence::StoreAway {};
+    let place = Place { node: NodeId(2), store: StoreId(77) };
+    let changes = [
+        (0, ChangeKind::RemoveSecondary { proposer, replica: away, evidence }),
+        (1, ChangeKind::AddLearnerInstead { proposer, place, away }),
+    ];
+    let changes = changes
+        .map(|(index, kind)| ChunkChange { chunk: chunk(index), epoch: Epoch(3), kind })
+        .into();
+    holds(VERSION_6, 6, Action::Change { changes });
+}
+
+/// Whether the bytes are read as this command, and, while their version is the newest, written so.
+fn holds(fixture: &str, version: u16, action: Action) {
+    let command = Command { at_millis: 9, action };
+    let written: String = command.encode().iter().map(|byte| format!("{byte:02x}")).collect();
+    let digit = |at: usize| u8::from_str_radix(&fixture[2 * at..2 * at + 2], 16).unwrap();
+    let bytes: Vec<u8> = (0..fixture.len() / 2).map(digit).collect();
+    assert_eq!(Command::decode(&bytes).as_ref(), Ok(&command), "{written}");
+    if COMMAND_VERSION == version {
+        assert_eq!(written, fixture);
+    }
+}
