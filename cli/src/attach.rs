@@ -61,6 +61,10 @@ pub(crate) struct Attach {
     /// Take the volume from whoever has it; the other client is fenced.
     #[arg(long)]
     force: bool,
+    /// State that whoever had the volume before never writes again (its host is off, or cut from the
+    /// nodes): the attachment then waits for no node to confirm it. Kept on record with your name.
+    #[arg(long)]
+    old_client_fenced: bool,
     /// Answer requests that cannot be carried out with an error after so many seconds (default:
     /// they wait).
     #[arg(long, value_name = "SECONDS")]
@@ -80,6 +84,7 @@ impl Attach {
             no_fuse: false,
             read_only,
             force: false,
+            old_client_fenced: false,
             error_after: None,
             foreground: false,
         }
@@ -178,6 +183,7 @@ fn config_of(arguments: &Attach, global: &Global) -> Result<DaemonConfig, Failur
         state_dir: folder,
         read_only: arguments.read_only,
         force: arguments.force,
+        old_client_fenced_by: arguments.old_client_fenced.then(process::operator),
         policy: match arguments.error_after {
             Some(seconds) => WaitPolicy::EioAfter(Duration::from_secs(seconds)),
             None => WaitPolicy::Wait,
@@ -252,6 +258,7 @@ fn in_background(
         (arguments.no_fuse, "--no-fuse"),
         (arguments.read_only, "--read-only"),
         (arguments.force, "--force"),
+        (arguments.old_client_fenced, "--old-client-fenced"),
     ];
     command.args(flags.iter().filter(|(set, _)| *set).map(|(_, flag)| flag));
     let mut child = command

@@ -95,3 +95,13 @@ impl StopSignals {
         }
     }
 }
+
+/// The user on this host: who says what is kept on record.
+pub(crate) fn operator() -> String {
+    let user = std::env::var("USER").unwrap_or_else(|_| "somebody".to_owned());
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    match host.trim() {
+        "" => user,
+        host => format!("{user}@{host}"),
+    }
+}

@@ -216,6 +216,7 @@ impl Show for StatusView {
         if !self.volumes.is_empty() {
             parts.push(columns(VolumeView::HEADER, self.volumes.iter().map(VolumeView::row)));
         }
+        parts.extend(self.volumes.iter().filter_map(VolumeView::waits_sentence));
         parts.extend(self.volumes.iter().filter_map(VolumeView::risk_sentence));
         for stuck in &self.stuck {
             parts.push(format!(

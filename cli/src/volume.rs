@@ -244,6 +244,36 @@ struct AttachmentView {
     client_name: String,
     generation: u64,
     since_unix_millis: u64,
+    /// Present while the attach call waits for nodes.
+    waits: Option<WaitsView>,
+    /// Who stated that the client before never writes again.
+    old_client_fenced_by: String,
+}
+
+/// Why an attachment waits.
+#[derive(Debug, Serialize)]
+struct WaitsView {
+    cause: String,
+    since_millis: u64,
+    blocked_on: Vec<String>,
+    next_action: String,
+}
+
+impl From<&v1::Attachment> for AttachmentView {
+    fn from(attachment: &v1::Attachment) -> Self {
+        Self {
+            client_name: attachment.client_name.clone(),
+            generation: attachment.generation,
+            since_unix_millis: attachment.since_unix_millis,
+            waits: attachment.waits.as_ref().map(|waits| WaitsView {
+                cause: waits.cause.clone(),
+                since_millis: waits.since_millis,
+                blocked_on: waits.blocked_on.iter().map(|node| format!("node-{node}")).collect(),
+                next_action: waits.next_action.clone(),
+            }),
+            old_client_fenced_by: attachment.old_client_fenced_by.clone(),
+        }
+    }
 }
 
 /// How well chunks are copied.
@@ -304,11 +334,7 @@ impl From<&v1::Volume> for VolumeView {
             copies_wanted: volume.copies_wanted,
             copies_min: volume.copies_min,
             generation: volume.generation,
-            attachment: volume.attachment.as_ref().map(|attachment| AttachmentView {
-                client_name: attachment.client_name.clone(),
-                generation: attachment.generation,
-                since_unix_millis: attachment.since_unix_millis,
-            }),
+            attachment: volume.attachment.as_ref().map(AttachmentView::from),
             chunks: volume.chunks.as_ref().map(ChunksView::from).unwrap_or_default(),
             created_unix_millis: volume.created_unix_millis,
             chunks_at_risk: volume.chunks_at_risk,
@@ -329,6 +355,19 @@ impl VolumeView {
             self.chunks.health().to_owned(),
             client.to_owned(),
         ]
+    }
+
+    /// Why its attachment waits, in words.
+    pub(crate) fn waits_sentence(&self) -> Option<String> {
+        let waits = self.attachment.as_ref()?.waits.as_ref()?;
+        let name = if self.name.is_empty() { &self.id } else { &self.name };
+        Some(format!(
+            "attachment of {name} waits for {} s: {}; waits for {}; next: {}",
+            waits.since_millis / 1000,
+            waits.cause,
+            waits.blocked_on.join(", "),
+            waits.next_action
+        ))
     }
 
     /// What a salvage may have lost, in words.
@@ -374,6 +413,9 @@ impl Show for VolumeView {
                 pair("attached", attached),
             ],
         );
+        if let Some(sentence) = self.waits_sentence() {
+            table = format!("{table}\n\n{sentence}");
+        }
         if let Some(sentence) = self.risk_sentence() {
             let rows = self.at_risk.iter().map(RiskView::row);
             table = format!("{table}\n\n{sentence}\n{}", columns(RiskView::HEADER, rows));

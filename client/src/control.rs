@@ -173,7 +173,8 @@ impl ControlPlane {
     }
 
     /// Attaches a volume under a new generation. The same `client_token` again continues the
-    /// same attachment, so a lost answer does no harm.
+    /// same attachment, so a lost answer does no harm. `fenced_by` states in whose name nobody who had
+    /// it before writes again.
     ///
     /// # Errors
     /// What the control plane refused, or nobody answered within `within`.
@@ -183,6 +184,7 @@ impl ControlPlane {
         client_name: &str,
         client_token: &str,
         force: bool,
+        fenced_by: Option<&str>,
         within: Duration,
     ) -> Result<Attached, ControlError> {
         let request = v1::AttachVolumeRequest {
@@ -191,6 +193,8 @@ impl ControlPlane {
             force,
             client_token: client_token.to_owned(),
             dry_run: false,
+            old_client_fenced: fenced_by.is_some(),
+            operator: fenced_by.unwrap_or_default().to_owned(),
         };
         let answer = self
             .call(within, within, |mut client, left| {

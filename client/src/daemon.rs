@@ -66,6 +66,8 @@ pub struct DaemonConfig {
     pub read_only: bool,
     /// Take the volume from whoever has it.
     pub force: bool,
+    /// Who states that whoever had it before never writes again.
+    pub old_client_fenced_by: Option<String>,
     /// What happens when a request cannot be carried out for a long time.
     pub policy: WaitPolicy,
     /// What the client calls itself in the volume's status.
@@ -231,9 +233,9 @@ async fn attach(
     }
     // Kept before the call, so that a restart in the middle continues the same attachment.
     state.save(&kept)?;
-    let name = &config.client_name;
+    let (name, fenced_by) = (&config.client_name, config.old_client_fenced_by.as_deref());
     let attached = control
-        .attach(&config.volume, name, &kept.client_token, config.force, ATTACH_WITHIN)
+        .attach(&config.volume, name, &kept.client_token, config.force, fenced_by, ATTACH_WITHIN)
         .await
         .inspect_err(|error| {
             let undecided = matches!(error.reason(), None | Some(Reason::AdoptionPending));

@@ -85,7 +85,7 @@ impl Volume {
         let mut control = ControlPlane::new(endpoints)?;
         let token = client_token();
         let Attached { map, token } = control
-            .attach(volume, &options.client_name, &token, options.force, ATTACH_WITHIN)
+            .attach(volume, &options.client_name, &token, options.force, None, ATTACH_WITHIN)
             .await?;
         let attachment = Attachment { map, token, first_session: SessionId(1) };
         Ok(Self::open(control, attachment, &options))

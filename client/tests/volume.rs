@@ -141,6 +141,7 @@ fn daemon_config(zone: &Zone, dir: &Path) -> DaemonConfig {
         fuse_dir: None,
         read_only: false,
         force: false,
+        old_client_fenced_by: None,
         policy: WaitPolicy::Wait,
         client_name: "test".to_owned(),
     }

@@ -512,6 +512,7 @@ impl Member {
                 | Key::Member(_)
                 | Key::Revoked(_)
                 | Key::Salvaged(_)
+                | Key::Fenced(_)
                 | Key::ZoneKey => None,
             })
             .collect();

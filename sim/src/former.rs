@@ -84,7 +84,7 @@ impl World {
             client_name: "another client".into(),
             force: true,
             client_token: "attach-elsewhere".into(),
-            dry_run: false,
+            ..Default::default()
         }));
     }
 

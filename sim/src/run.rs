@@ -418,7 +418,7 @@ impl World {
             client_name: "client".into(),
             force: false,
             client_token: "attach".into(),
-            dry_run: false,
+            ..Default::default()
         };
         let reply = self.ask_until_done(&Request::AttachVolume(attach))?;
         let Reply::AttachVolume(v1::AttachVolumeResponse { map: Some(map), .. }) = reply else {

@@ -113,6 +113,7 @@ mod tests {
             client_name: name.to_owned(),
             generation,
             since_unix_millis: 0,
+            ..Default::default()
         });
         v1::Volume { generation, attachment, ..Default::default() }
     }

@@ -11,7 +11,7 @@ use super::VolumeView;
 use crate::connect::{Zone, client_token};
 use crate::failure::Failure;
 use crate::render::{Output, Show, columns};
-use crate::{completion, size};
+use crate::{completion, process, size};
 
 /// What `ashlar volume salvage` is asked.
 #[derive(Debug, clap::Args)]
@@ -55,16 +55,6 @@ fn node_number(text: &str) -> Result<u32, String> {
     }
 }
 
-/// The user on this host.
-fn operator() -> String {
-    let user = std::env::var("USER").unwrap_or_else(|_| "somebody".to_owned());
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    match host.trim() {
-        "" => user,
-        host => format!("{user}@{host}"),
-    }
-}
-
 /// Runs the command.
 ///
 /// # Errors
@@ -90,7 +80,7 @@ pub(super) fn run(zone: &Zone, arguments: Arguments, output: &Output) -> Result<
         fenced_nodes: arguments.fenced,
         fenced_stores: arguments.fenced_stores,
         from_node: arguments.from.unwrap_or(0),
-        operator: arguments.operator.unwrap_or_else(operator),
+        operator: arguments.operator.unwrap_or_else(process::operator),
         client_token: token,
         dry_run: arguments.dry_run,
     };

@@ -9,8 +9,8 @@ use crate::codec::wire_enum;
 use crate::command::{Action, ChunkChange, Command, NodeRecord, Place, TokenUse};
 use crate::salvage::SalvageRefusal;
 use crate::state::{
-    Attachment, CHUNKS_PER_ZONE_MAX, Chunk, Key, TOKEN_LIFE_MILLIS, TOKENS_MAX, TokenRecord,
-    VOLUMES_MAX, Volume, ZoneState,
+    Attachment, CHUNKS_PER_ZONE_MAX, Chunk, Fenced, Key, TOKEN_LIFE_MILLIS, TOKENS_MAX,
+    TokenRecord, VOLUMES_MAX, Volume, ZoneState,
 };
 use alloc::collections::BTreeSet;
 use alloc::string::String;
@@ -248,6 +248,9 @@ impl ZoneState {
                 }
                 Ok(Answer::Done {})
             }
+            Action::StateFenced { volume, generation, by } => {
+                self.state_fenced(*volume, *generation, by, changed)
+            }
             Action::AddMember { .. }
             | Action::RemoveMember { .. }
             | Action::StartMember { .. }
@@ -284,6 +287,7 @@ impl ZoneState {
             | Action::Change { .. }
             | Action::SetZoneKey { .. }
             | Action::Forget { .. }
+            | Action::StateFenced { .. }
             | Action::AddMember { .. }
             | Action::RemoveMember { .. }
             | Action::StartMember { .. }
@@ -456,6 +460,7 @@ impl ZoneState {
             self.names.remove(&volume.name);
         }
         self.creating.remove(&id);
+        self.forget_statement(id, changed);
         self.forget_salvages(id, changed);
         changed.insert(Key::Volume(id));
         Ok(Answer::Deleted { volume: id })
@@ -521,6 +526,35 @@ impl ZoneState {
             self.put_chunk(chunk);
         }
         Ok(Answer::Volume { volume })
+    }
+
+    /// An operator vouches for it that nobody but the present attachment writes: its call need not wait
+    /// for the nodes that could still serve another (design.md 4.8).
+    fn state_fenced(
+        &mut self,
+        id: VolumeId,
+        generation: Generation,
+        by: &str,
+        changed: &mut BTreeSet<Key>,
+    ) -> Result<Answer, Refusal> {
+        let volume = self.volumes.get(&id).ok_or(Refusal::VolumeNotFound(id))?;
+        if volume.generation != generation {
+            return Err(Refusal::OtherGeneration { current: volume.generation });
+        }
+        if volume.attachment.is_none() {
+            return Err(Refusal::NotAttached);
+        }
+        let said = Fenced { generation, by: by.into(), at_millis: self.clock_millis };
+        let answer = Answer::Volume { volume: volume.clone() };
+        self.fenced.insert(id, said);
+        changed.insert(Key::Fenced(id));
+        Ok(answer)
+    }
+
+    fn forget_statement(&mut self, id: VolumeId, changed: &mut BTreeSet<Key>) {
+        if self.fenced.remove(&id).is_some() {
+            changed.insert(Key::Fenced(id));
+        }
     }
 
     fn mark_ready(&mut self, id: VolumeId, changed: &mut BTreeSet<Key>) {

@@ -23,8 +23,8 @@ use thiserror::Error;
 
 /// Version of the command's bytes that this build writes, and the newest that it reads.
 /// Version 4: nodes with several stores, and placement by store. Version 5: salvage. Version 6:
-/// replicas that are away with their store.
-pub const COMMAND_VERSION: u16 = 6;
+/// replicas that are away with their store. Version 7: what an operator states of an attachment.
+pub const COMMAND_VERSION: u16 = 7;
 
 /// Most chunk changes in one command: some 60 bytes each keep it far below a Raft message.
 pub const CHANGES_PER_COMMAND_MAX: usize = 4_096;
@@ -161,6 +161,15 @@ pub enum Action {
         token: Option<TokenUse>,
         /// The volume.
         volume: VolumeId,
+    },
+    /// An operator states that whoever had a volume before its present attachment never writes again.
+    StateFenced {
+        /// The volume.
+        volume: VolumeId,
+        /// The present attachment, and no other.
+        generation: Generation,
+        /// Who says so, for the record.
+        by: String,
     },
     /// A member's store is damaged or empty: it cannot take part. Or it does again.
     NoteLost {
@@ -473,6 +482,7 @@ wire_enum! { Action {
     11 => NoteLost { member, cause, before },
     12 => Salvage { token, volume, chunks, fenced, by },
     13 => AcknowledgeSalvage { token, volume },
+    14 => StateFenced { volume, generation, by },
 } }
 
 /// Why bytes of the log are no command of this build.

@@ -216,7 +216,8 @@ pub fn stuck_chunks(
 }
 
 /// Nodes that keep an attachment waiting: in-sync holders of chunks where no in-sync replica has
-/// durably adopted the generation yet. Empty: the attachment is safe, since every write needs all.
+/// durably adopted the generation yet. Empty: the attachment is safe, since every write needs all; or
+/// an operator has stated that nobody else is left who writes.
 #[must_use]
 pub fn attach_blocked_on(
     volume: &Volume,
@@ -224,12 +225,48 @@ pub fn attach_blocked_on(
     state: &ZoneState,
     seen: &Observations,
 ) -> BTreeSet<NodeId> {
-    let adopted = |config: &ChunkConfig| {
-        config.in_sync.iter().any(|replica| seen.has_adopted(config.chunk, *replica, generation))
-    };
-    state
-        .volume_configs(volume.id)
-        .filter(|config| !adopted(config))
+    if state.fenced(volume.id).is_some() {
+        return BTreeSet::new();
+    }
+    waiting(volume, generation, state, seen)
         .flat_map(|config| config.in_sync.iter().map(|replica| replica.node))
         .collect()
+}
+
+/// Chunks of a volume of which no in-sync replica has adopted a generation.
+fn waiting<'a>(
+    volume: &Volume,
+    generation: Generation,
+    state: &'a ZoneState,
+    seen: &'a Observations,
+) -> impl Iterator<Item = &'a ChunkConfig> {
+    let adopted = move |config: &ChunkConfig| {
+        config.in_sync.iter().any(|replica| seen.has_adopted(config.chunk, *replica, generation))
+    };
+    state.volume_configs(volume.id).filter(move |config| !adopted(config))
+}
+
+/// What keeps the present attachment of a volume waiting, and what to do about it.
+#[must_use]
+pub fn attach_stuck(volume: &Volume, state: &ZoneState, seen: &Observations) -> Option<Stuck> {
+    volume.attachment.as_ref()?;
+    let blocked_on = attach_blocked_on(volume, volume.generation, state, seen);
+    if blocked_on.is_empty() {
+        return None;
+    }
+    let chunks = waiting(volume, volume.generation, state, seen).count();
+    let name = if volume.name.is_empty() { format!("{}", volume.id) } else { volume.name.clone() };
+    Some(Stuck {
+        cause: format!(
+            "of {chunks} chunks no replica in sync has confirmed generation {}: a client before \
+             could still write there",
+            volume.generation
+        ),
+        blocked_on: blocked_on.into_iter().collect(),
+        next_action: format!(
+            "those nodes come back; or, if the client before never writes again, say so: `ashlar \
+             attach {name} --force --old-client-fenced`; or, if they are lost for good, `ashlar \
+             volume salvage {name}`"
+        ),
+    })
 }

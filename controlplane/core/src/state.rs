@@ -6,7 +6,8 @@
 //!
 //! ```text
 //! key    byte 0: kind (1 clock, 2 volume, 3 chunk, 4 node, 5 token, 6 erasure, 7 member, 8 zone
-//!        key, 9 revoked store, 10 salvaged chunk), then the id, big-endian so that keys sort as ids do
+//!        key, 9 revoked store, 10 salvaged chunk, 11 statement about an attachment), then the id, big-endian
+//!        so that keys sort as ids do
 //! value  byte 0: version; then the fields (types/src/codec.rs)
 //! ```
 
@@ -69,6 +70,17 @@ pub struct Attachment {
     pub since_millis: u64,
 }
 
+/// What an operator stated about a volume: whoever had it before this attachment never writes again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fenced {
+    /// The attachment.
+    pub generation: Generation,
+    /// Who said so.
+    pub by: String,
+    /// When, milliseconds since 1970.
+    pub at_millis: u64,
+}
+
 /// A chunk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chunk {
@@ -96,6 +108,7 @@ wire_struct! {
         created_millis,
     }
     Attachment { client_name, since_millis }
+    Fenced { generation, by, at_millis }
     Chunk { config, readopting }
     TokenRecord { request_hash, answer, expires_millis }
 }
@@ -123,6 +136,8 @@ pub enum Key {
     Revoked(Place),
     /// What the salvage of a chunk may have lost.
     Salvaged(ChunkId),
+    /// What an operator stated about a volume's attachment.
+    Fenced(VolumeId),
 }
 
 impl Key {
@@ -176,6 +191,10 @@ impl Key {
             Self::Salvaged(id) => {
                 out.push(10);
                 chunk(&mut out, *id);
+            }
+            Self::Fenced(id) => {
+                out.push(11);
+                volume(&mut out, *id);
             }
         }
         out
@@ -233,6 +252,8 @@ pub struct ZoneState {
     pub(crate) revoked: BTreeSet<Place>,
     /// What salvages may have lost, until an operator has acknowledged it.
     pub(crate) salvaged: BTreeMap<ChunkId, AtRisk>,
+    /// What operators stated about present attachments.
+    pub(crate) fenced: BTreeMap<VolumeId, Fenced>,
     /// Volumes that are not ready yet.
     pub(crate) creating: BTreeSet<VolumeId>,
     /// Chunks with stale replicas.
@@ -263,6 +284,7 @@ impl ZoneState {
             members: BTreeMap::new(),
             revoked: BTreeSet::new(),
             salvaged: BTreeMap::new(),
+            fenced: BTreeMap::new(),
             creating: BTreeSet::new(),
             with_stale: BTreeSet::new(),
             held: BTreeMap::new(),
@@ -306,6 +328,13 @@ impl ZoneState {
     #[must_use]
     pub const fn zone_key(&self) -> Option<&[u8; 32]> {
         self.zone_key.as_ref()
+    }
+
+    /// What an operator stated about the volume's present attachment, and no former one.
+    #[must_use]
+    pub fn fenced(&self, volume: VolumeId) -> Option<&Fenced> {
+        let present = self.volumes.get(&volume)?.generation;
+        self.fenced.get(&volume).filter(|said| said.generation == present)
     }
 
     /// Volumes whose primaries have not all served yet.
@@ -490,6 +519,7 @@ impl ZoneState {
             Key::Member(id) => self.members.get(id).map(versioned),
             Key::Revoked(place) => self.revoked.get(place).map(versioned),
             Key::Salvaged(id) => self.salvaged.get(id).map(|risk| versioned(&(*id, risk.clone()))),
+            Key::Fenced(id) => self.fenced.get(id).map(|said| versioned(&(*id, said.clone()))),
         }
     }
 
@@ -504,7 +534,8 @@ impl ZoneState {
             .chain(self.members.keys().map(|id| Key::Member(*id)))
             .chain(core::iter::once(Key::ZoneKey))
             .chain(self.revoked.iter().map(|place| Key::Revoked(*place)))
-            .chain(self.salvaged.keys().map(|id| Key::Salvaged(*id)));
+            .chain(self.salvaged.keys().map(|id| Key::Salvaged(*id)))
+            .chain(self.fenced.keys().map(|id| Key::Fenced(*id)));
         keys.filter_map(|key| self.value(&key).map(|value| (key.encode(), value)))
     }
 
@@ -567,6 +598,10 @@ impl ZoneState {
             10 => {
                 let (chunk, risk) = codec::decode(body)?;
                 self.salvaged.insert(chunk, risk);
+            }
+            11 => {
+                let (volume, said) = codec::decode(body)?;
+                self.fenced.insert(volume, said);
             }
             other => return Err(StateError::Kind(other)),
         }

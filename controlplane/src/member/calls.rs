@@ -34,6 +34,7 @@ const CLIENT_NAME_BYTES_MAX: usize = 128;
 const NODES_RETURN_WITHIN: Duration = Duration::from_secs(2);
 
 /// What becomes of a call.
+#[allow(clippy::large_enum_variant, reason = "one at a time, for the length of a call")]
 pub(super) enum Step {
     /// It has its answer.
     Done(Reply),
@@ -270,9 +271,13 @@ impl Member {
             3,
             &[request.volume.as_bytes(), name.as_bytes(), &[u8::from(request.force)]],
         )?;
+        let stated = stated(request)?;
         if let Some(answer) = self.replayed(token.as_ref())? {
             return match answer {
-                Answer::Volume { volume } => Ok(Step::Attached(volume)),
+                Answer::Volume { volume } => match stated {
+                    Some(by) => Ok(Step::Commit(CallKind::Attach, fenced(&volume, by))),
+                    None => Ok(Step::Attached(volume)),
+                },
                 Answer::Done {} | Answer::Deleted { .. } | Answer::Member { .. } => Err(mismatch()),
             };
         }
@@ -290,7 +295,8 @@ impl Member {
             return Ok(Step::Done(Reply::AttachVolume(reply)));
         }
         let (volume, client_name, force) = (volume.id, name.clone(), request.force);
-        Ok(Step::Commit(CallKind::Attach, Action::Attach { token, volume, client_name, force }))
+        let kind = stated.map_or(CallKind::Attach, CallKind::AttachFenced);
+        Ok(Step::Commit(kind, Action::Attach { token, volume, client_name, force }))
     }
 
     fn detach(&mut self, now: Now, request: &v1::DetachVolumeRequest) -> Result<Step, ApiError> {
@@ -399,10 +405,17 @@ impl Member {
                         self.wait_for_adoption(call, &volume, deadline);
                         return;
                     }
+                    Ok(Answer::Volume { volume }) if matches!(kind, CallKind::AttachFenced(_)) => {
+                        let CallKind::AttachFenced(by) = kind else { return };
+                        self.commit_statement(now, (call, deadline), &volume, by, out);
+                        return;
+                    }
                     Ok(answer) => Ok(match kind {
                         CallKind::Create => self.created(now, answer),
                         CallKind::Delete => deleted(&answer, false),
-                        CallKind::Attach | CallKind::Detach => self.detached(now, answer, false),
+                        CallKind::Attach | CallKind::AttachFenced(_) | CallKind::Detach => {
+                            self.detached(now, answer, false)
+                        }
                         CallKind::AddMember => self.added(&answer, false),
                         CallKind::RemoveMember => members::removed(&answer, false),
                         CallKind::JoinMember(member) => self.joined(member),
@@ -421,6 +434,27 @@ impl Member {
                 let result = Box::new(Err(self.not_leader()));
                 out.push(Output::Answer { call, result });
             }
+        }
+    }
+
+    /// The attachment is committed; what the operator says of the client before it follows.
+    fn commit_statement(
+        &mut self,
+        now: Now,
+        (call, deadline): (CallId, Time),
+        volume: &Volume,
+        by: String,
+        out: &mut Vec<Output>,
+    ) {
+        match self.propose(now, fenced(volume, by)) {
+            Ok(index) => {
+                let term = self.driver.term();
+                if let Some(lead) = &mut self.lead {
+                    let pending = Pending::Call { term, call, kind: CallKind::Attach, deadline };
+                    lead.pending.insert(index, Some(pending));
+                }
+            }
+            Err(error) => out.push(Output::Answer { call, result: Box::new(Err(error)) }),
         }
     }
 
@@ -532,7 +566,8 @@ impl Member {
             Reason::AdoptionPending,
             format!(
                 "generation {} of {} is committed, but no in-sync replica of some chunks has \
-                 adopted it yet; blocked on {blocked}; repeat the call with the same client token",
+                 adopted it yet; blocked on {blocked}; repeat the call with the same client token, or \
+                 state that the client before never writes again (old_client_fenced)",
                 attaching.generation, attaching.volume
             ),
         )
@@ -544,6 +579,29 @@ impl Member {
     pub(super) fn view(&self, now: Now) -> view::View<'_> {
         view::View::new(now, self)
     }
+}
+
+/// Who states that the client before never writes again, if anybody does.
+fn stated(request: &v1::AttachVolumeRequest) -> Result<Option<String>, ApiError> {
+    if !request.old_client_fenced {
+        return Ok(None);
+    }
+    let by = &request.operator;
+    if by.is_empty() || by.len() > CLIENT_NAME_BYTES_MAX {
+        let problem = format!("who says so, for the record: 1 to {CLIENT_NAME_BYTES_MAX} bytes");
+        return Err(api_error::invalid("operator", problem));
+    }
+    Ok(Some(by.clone()))
+}
+
+/// The statement as it is committed, and as the log has it for whoever asks later.
+fn fenced(volume: &Volume, by: String) -> Action {
+    let (volume, generation) = (volume.id, volume.generation);
+    tracing::warn!(
+        %volume, %generation, %by,
+        "an operator states that the client before never writes again; the attachment waits for no node"
+    );
+    Action::StateFenced { volume, generation, by }
 }
 
 fn deleted(answer: &Answer, dry_run: bool) -> Reply {

@@ -53,6 +53,8 @@ pub(super) enum CallKind {
     Create,
     Delete,
     Attach,
+    /// The statement of this operator is committed behind it.
+    AttachFenced(String),
     Detach,
     AddMember,
     RemoveMember,
@@ -201,7 +203,7 @@ impl Lead {
                 Key::ZoneKey => self.key_due = true,
                 Key::Member(_) => self.members_due = true,
                 Key::Revoked(_) => self.revoked_due = true,
-                Key::Clock | Key::Token(_) | Key::Salvaged(_) => {}
+                Key::Clock | Key::Token(_) | Key::Salvaged(_) | Key::Fenced(_) => {}
             }
         }
     }

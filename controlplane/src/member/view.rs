@@ -4,7 +4,7 @@ use super::lead::Lead;
 use super::{Member, Now, salvage, sessions};
 use ashlar_controlplane_core::describe::{self, Counts, Health};
 use ashlar_controlplane_core::observe::Observations;
-use ashlar_controlplane_core::state::{Volume, ZoneState};
+use ashlar_controlplane_core::state::{Attachment, Volume, ZoneState};
 use ashlar_controlplane_core::verdict::{self, Verdict, Verdicts};
 use ashlar_proto::v1;
 use ashlar_types::message::cluster::SearchBudget;
@@ -58,6 +58,11 @@ impl<'a> View<'a> {
                 client_name: attachment.client_name.clone(),
                 generation: volume.generation.0,
                 since_unix_millis: attachment.since_millis,
+                waits: self.attach_waits(volume, attachment),
+                old_client_fenced_by: self
+                    .state
+                    .fenced(volume.id)
+                    .map_or_else(String::new, |said| said.by.clone()),
             }),
             chunks: Some(wire_counts(self.counts(volume))),
             created_unix_millis: volume.created_millis,
@@ -65,6 +70,18 @@ impl<'a> View<'a> {
                 .unwrap_or(u32::MAX),
             at_risk: Vec::new(),
         }
+    }
+
+    /// Why the attach call waits, or would. A leader that has not listened yet does not know.
+    fn attach_waits(&self, volume: &Volume, made: &Attachment) -> Option<v1::AttachmentWaits> {
+        let seen = self.seen.filter(|seen| seen.may_judge(self.now.time))?;
+        let stuck = describe::attach_stuck(volume, self.state, seen)?;
+        Some(v1::AttachmentWaits {
+            cause: stuck.cause,
+            since_millis: self.now.wall_millis.saturating_sub(made.since_millis),
+            blocked_on: stuck.blocked_on.iter().map(|node| node.0).collect(),
+            next_action: stuck.next_action,
+        })
     }
 
     /// The same with what salvages may have lost, chunk by chunk.

@@ -37,7 +37,7 @@ fn attach(volume: &str, client: &str, force: bool, token: &str) -> v1::AttachVol
         client_name: client.into(),
         force,
         client_token: token.into(),
-        dry_run: false,
+        ..Default::default()
     }
 }
 
@@ -291,9 +291,56 @@ async fn an_attachment_that_nobody_adopts_says_on_whom_it_waits() {
     let error = ApiError::from_status(&status).unwrap_or_else(|| panic!("untyped: {status:?}"));
     assert_eq!(error.reason, Reason::AdoptionPending);
     assert!(error.metadata["blocked_on"].contains("node-2"), "{error:?}");
+    let waits = |volume: v1::Volume| volume.attachment.unwrap().waits;
+    let shown = zone.volumes(1).get_volume(named("v")).await.unwrap().into_inner();
+    let shown = waits(shown.volume.unwrap()).expect("the volume says so as well");
+    assert!(shown.cause.contains("confirmed generation 1"), "{shown:?}");
+    assert!(shown.blocked_on.contains(&2) && shown.since_millis >= 1_000, "{shown:?}");
+    assert!(shown.next_action.contains("--old-client-fenced"), "{shown:?}");
+    let listed = zone.status().await.volumes;
+    assert!(listed.into_iter().all(|volume| waits(volume).is_some()));
     zone.unhush_nodes();
     let map = zone.volumes(1).attach_volume(attach("v", "c", false, "a")).await.unwrap();
     assert_eq!(map.into_inner().map.unwrap().generation, 1);
+    let shown = zone.volumes(1).get_volume(named("v")).await.unwrap().into_inner();
+    assert_eq!(waits(shown.volume.unwrap()), None);
+    zone.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operators_word_that_the_client_before_is_fenced_ends_the_wait() {
+    let mut zone = Zone::start(3, 3).await;
+    zone.volumes(1).create_volume(create("v", "t")).await.unwrap();
+    zone.available("v").await;
+    zone.volumes(1).attach_volume(attach("v", "lost", false, "a")).await.unwrap();
+    zone.hush_nodes();
+    let mut request = tonic::Request::new(attach("v", "next", true, "b"));
+    request.set_timeout(Duration::from_secs(2));
+    assert_eq!(reason(zone.volumes(1).attach_volume(request).await), Reason::AdoptionPending);
+    // The same call again, with the word: by nobody it is none.
+    let stated = |operator: &str| v1::AttachVolumeRequest {
+        old_client_fenced: true,
+        operator: operator.into(),
+        ..attach("v", "next", true, "b")
+    };
+    assert_eq!(reason(zone.volumes(1).attach_volume(stated("")).await), Reason::InvalidParameter);
+    let map = zone.volumes(1).attach_volume(stated("ada")).await.unwrap().into_inner().map;
+    assert_eq!(map.unwrap().generation, 2);
+    let shown = zone.volumes(2).get_volume(named("v")).await.unwrap().into_inner();
+    let attachment = shown.volume.unwrap().attachment.unwrap();
+    assert_eq!((attachment.waits, attachment.old_client_fenced_by.as_str()), (None, "ada"));
+    // It was about that attachment: the next one waits again, unless it is said again.
+    let mut request = tonic::Request::new(attach("v", "third", true, "c"));
+    request.set_timeout(Duration::from_secs(2));
+    assert_eq!(reason(zone.volumes(1).attach_volume(request).await), Reason::AdoptionPending);
+    let anew = v1::AttachVolumeRequest {
+        old_client_fenced: true,
+        operator: "ada".into(),
+        ..attach("v", "fourth", true, "d")
+    };
+    let map = zone.volumes(1).attach_volume(anew).await.unwrap().into_inner().map;
+    assert_eq!(map.unwrap().generation, 4);
+    zone.unhush_nodes();
     zone.stop().await;
 }
 

@@ -352,8 +352,22 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "an attachment waits for its adoption in every chunk",
         file: "controlplane/core/src/describe.rs",
-        take_out: ".filter(|config| !adopted(config))",
-        put_in: ".filter(|config| adopted(config) && false)",
+        take_out: ".filter(move |config| !adopted(config))",
+        put_in: ".filter(move |config| adopted(config) && false)",
+        tests: CORE,
+    },
+    Mutant {
+        rule: "an operator's statement is about one attachment and no other",
+        file: "controlplane/core/src/apply.rs",
+        take_out: "if volume.generation != generation {",
+        put_in: "if false {",
+        tests: CORE,
+    },
+    Mutant {
+        rule: "an operator's statement ends with the attachment",
+        file: "controlplane/core/src/state.rs",
+        take_out: "self.fenced.get(&volume).filter(|said| said.generation == present)",
+        put_in: "self.fenced.get(&volume).filter(|said| said.generation <= present)",
         tests: CORE,
     },
     Mutant {

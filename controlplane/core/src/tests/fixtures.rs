@@ -12,6 +12,17 @@ const VERSION_6: &str = "\
     0000000000000100000000000000020000004d000000000000000000000000000000020000000200\
     00000000000000000000000000000100000000000000";
 
+/// Version 7: what an operator states of an attachment.
+const VERSION_7: &str = "\
+    070009000000000000000e6100000000000000010000000000000000000000000000000300000000\
+    00000003000000616461";
+
+#[test]
+fn statements_about_attachments_are_written_as_version_7_has_them() {
+    let (volume, generation, by) = (volume_id(1), Generation(3), "ada".into());
+    holds(VERSION_7, 7, Action::StateFenced { volume, generation, by });
+}
+
 #[test]
 fn replicas_that_are_away_are_written_as_version_6_has_them() {
     let replica = |node: u32| ReplicaId {

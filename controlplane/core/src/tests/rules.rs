@@ -223,6 +223,35 @@ fn attach_and_detach_raise_the_generation_and_every_epoch() {
 }
 
 #[test]
+fn an_operators_statement_is_about_the_present_attachment_and_ends_with_it() {
+    let mut zone = Zone::with_volume();
+    let state = |zone: &mut Zone, generation| {
+        let (volume, generation) = (volume_id(1), Generation(generation));
+        zone.apply(Action::StateFenced { volume, generation, by: "ada".into() }).answer
+    };
+    assert_eq!(state(&mut zone, 0), Err(Refusal::NotAttached));
+    let volume = zone.attach("one", false).unwrap();
+    let blocked = |zone: &Zone, volume: &Volume| {
+        let on = crate::describe::attach_blocked_on;
+        on(volume, volume.generation, &zone.state, &zone.seen).len()
+    };
+    assert_eq!(blocked(&zone, &volume), 4);
+    let current = Generation(1);
+    assert_eq!(state(&mut zone, 2), Err(Refusal::OtherGeneration { current }));
+    assert!(crate::describe::attach_stuck(&volume, &zone.state, &zone.seen).is_some());
+    state(&mut zone, 1).unwrap();
+    assert_eq!(zone.state.fenced(volume_id(1)).unwrap().by, "ada");
+    assert_eq!(blocked(&zone, &volume), 0);
+    assert_eq!(crate::describe::attach_stuck(&volume, &zone.state, &zone.seen), None);
+    let volume = zone.attach("two", true).unwrap();
+    assert_eq!((zone.state.fenced(volume_id(1)), blocked(&zone, &volume)), (None, 4));
+    state(&mut zone, 2).unwrap();
+    let delete = Action::DeleteVolume { token: None, volume: volume_id(1), force: true };
+    zone.apply(delete).answer.unwrap();
+    assert_eq!(zone.state.fenced(volume_id(1)), None);
+}
+
+#[test]
 fn a_repeated_request_has_one_effect_and_one_answer_until_its_token_expires() {
     let mut zone = Zone::new();
     let first = zone.create(Some("t"), "v");
