@@ -161,10 +161,25 @@ pub(crate) fn ensure(arguments: &Attach, global: &Global) -> Result<DaemonStatus
     }
 }
 
-/// The attachments of this host whose daemons answer.
-pub(crate) fn here(global: &Global) -> Vec<DaemonStatus> {
+/// An attachment of this host whose daemon does not answer.
+#[derive(Debug, Serialize)]
+pub(crate) struct Silent {
+    pub(crate) name: String,
+    pub(crate) cause: String,
+}
+
+/// The attachments of this host, as their daemons say, and those whose daemons say nothing.
+pub(crate) fn here(global: &Global) -> (Vec<DaemonStatus>, Vec<Silent>) {
     let root = Place { state: None }.root(global);
-    daemon::list(&root).iter().filter_map(|(folder, ..)| daemon::status(folder).ok()).collect()
+    let (mut answers, mut silent) = (Vec::new(), Vec::new());
+    for (folder, volume, name) in daemon::list(&root) {
+        let name = if name.is_empty() { volume } else { name };
+        match daemon::status(&folder) {
+            Ok(status) => answers.push(status),
+            Err(error) => silent.push(Silent { name, cause: error.to_string() }),
+        }
+    }
+    (answers, silent)
 }
 
 /// What this host keeps of attachments, whether their daemons live or not: folder, id and name.

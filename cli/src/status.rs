@@ -59,7 +59,7 @@ pub(crate) fn run(arguments: Arguments, global: &Global, output: &Output) -> Res
                 .push(MissingZone { zone: zone.clone(), cause: failure.why_in_one_line() }),
         }
     }
-    view.attached_here = attach::here(global);
+    (view.attached_here, view.silent_here) = attach::here(global);
     output.show(&view)
 }
 
@@ -85,6 +85,8 @@ struct RegionView {
     unreachable_zones: Vec<MissingZone>,
     /// What this host has attached, as its daemons say.
     attached_here: Vec<DaemonStatus>,
+    /// What it has attached without a daemon that answers.
+    silent_here: Vec<attach::Silent>,
 }
 
 impl Show for RegionView {
@@ -92,6 +94,12 @@ impl Show for RegionView {
         let mut parts: Vec<String> =
             self.zones.iter().map(|zone| format!("{}\n", zone.table())).collect();
         parts.extend(self.attached_here.iter().map(here_sentence));
+        parts.extend(self.silent_here.iter().map(|silent| {
+            let attach::Silent { name, cause } = silent;
+            format!(
+                "attached here: {name}, but its daemon does not answer ({cause}); ashlar doctor"
+            )
+        }));
         parts.extend(self.unreachable_zones.iter().map(MissingZone::sentence));
         parts.join("\n").trim_end().to_owned()
     }
@@ -300,9 +308,11 @@ mod tests {
             zones: vec![StatusView::from(&answer())],
             unreachable_zones: vec![MissingZone { zone: "b".into(), cause: "it is off".into() }],
             attached_here: Vec::new(),
+            silent_here: vec![attach::Silent { name: "demo".into(), cause: "asleep".into() }],
         };
         let table = region.table();
         assert!(table.starts_with("zone a: ok\n"), "{table}");
+        assert!(table.contains("\nattached here: demo, but its daemon does not answer (asleep)"));
         assert!(table.ends_with("\nzone b is missing: it is off"), "{table}");
     }
 

@@ -49,6 +49,9 @@ const ANSWER_OUT_WITHIN: Duration = Duration::from_secs(1);
 /// Time that a command waits for a daemon's answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(40);
 
+/// Longest wait for a daemon that is asked how it is: it answers in milliseconds, or hangs.
+const STATUS_WITHIN: Duration = Duration::from_secs(2);
+
 /// What a daemon does.
 #[derive(Clone, Debug)]
 pub struct DaemonConfig {
@@ -452,7 +455,7 @@ fn present(volume: &Volume, dir: &Path) -> io::Result<FuseFile> {
 /// # Errors
 /// There is none, or it does not answer.
 pub fn status(state_dir: &Path) -> Result<DaemonStatus, DaemonError> {
-    match control_socket::ask(&state_dir.join(CONTROL_SOCKET), Question::Status, ANSWER_WITHIN)? {
+    match control_socket::ask(&state_dir.join(CONTROL_SOCKET), Question::Status, STATUS_WITHIN)? {
         Answer::Status(status) => Ok(*status),
         Answer::Failed(reason) => Err(DaemonError::Refused(reason)),
         Answer::Stopped => Err(DaemonError::Refused("it has ended".to_owned())),
