@@ -266,11 +266,9 @@ impl Member {
 
     fn attach(&mut self, now: Now, request: &v1::AttachVolumeRequest) -> Result<Step, ApiError> {
         let name = &request.client_name;
-        let token = token(
-            &request.client_token,
-            3,
-            &[request.volume.as_bytes(), name.as_bytes(), &[u8::from(request.force)]],
-        )?;
+        // A client that died before it had the answer asks again as another process, and perhaps
+        // with more insistence: it is the same attachment.
+        let token = token(&request.client_token, 3, &[request.volume.as_bytes()])?;
         let stated = stated(request)?;
         if let Some(answer) = self.replayed(token.as_ref())? {
             return match answer {

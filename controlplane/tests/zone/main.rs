@@ -105,7 +105,8 @@ async fn a_token_answers_again_and_refuses_another_request() {
     let other = zone.volumes(1).attach_volume(attach("v", "c", false, "t")).await;
     assert_eq!(reason(other), Reason::IdempotentParameterMismatch);
     let one = zone.volumes(1).attach_volume(attach("v", "c", false, "u")).await.unwrap();
-    let two = zone.volumes(1).attach_volume(attach("v", "c", false, "u")).await.unwrap();
+    // The client died before the answer came, and asks again as another process.
+    let two = zone.volumes(1).attach_volume(attach("v", "c again", true, "u")).await.unwrap();
     let generation = |reply: tonic::Response<v1::AttachVolumeResponse>| {
         reply.into_inner().map.unwrap().generation
     };
