@@ -24,7 +24,7 @@ const DEADLINE_MAX: Duration = Duration::from_secs(60);
 /// How long before the caller's deadline its answer leaves: a round trip on a busy host.
 const ANSWER_AHEAD: Duration = Duration::from_millis(150);
 /// How long to wait for word of a leader before asking again.
-const LEADER_POLL: Duration = Duration::from_millis(100);
+pub const LEADER_POLL: Duration = Duration::from_millis(100);
 /// Calls of all clients under way at a time; more are answered THROTTLED.
 const CALLS_MAX: usize = 1_024;
 /// Ways to members that are kept open: twice as many as there can be.
@@ -115,7 +115,10 @@ impl Calls {
 }
 
 /// Whether a call that failed this way may be made again without harm.
-fn may_ask_again(status: &Status, ask: &Ask) -> Result<(), Status> {
+///
+/// # Errors
+/// It may not: what it failed by.
+pub fn may_ask_again(status: &Status, ask: &Ask) -> Result<(), Status> {
     let typed = ApiError::from_status(status);
     let again = match &typed {
         Some(error) => match error.reason {

@@ -34,3 +34,11 @@ pub mod server;
 pub use ashlar_proto as proto;
 pub use config::{Config, ConfigError, Timing};
 pub use server::{RunError, run, run_blocking};
+
+/// What decides about calls, without sockets or clock: the simulation drives it as the gateway does.
+pub mod gateway {
+    pub use crate::calls::{LEADER_POLL, may_ask_again};
+    pub use tonic::Status;
+
+    pub use crate::region::{Asking, Part, Route, Step, Wrong, api_of, is_silence, route};
+}

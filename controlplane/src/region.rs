@@ -10,6 +10,7 @@
 //! | `route.rs` | which zone a call belongs to |
 //! | `way.rs` | calls to one other zone: bulkheads, members, retries, probes |
 //! | `gate.rs` | a bulkhead with its waiting calls |
+//! | `asking.rs` | a call to several zones, step by step |
 //! | `names.rs` | finds a volume by its name |
 //! | `lists.rs` | lists of all zones, merged |
 
@@ -19,29 +20,30 @@ use crate::machine::Handle;
 use crate::member::{Reply, Request as Ask};
 use crate::methods::Hop;
 use crate::server::RunError;
+use ashlar_controlplane_core::way::EACH_ZONE_WITHIN;
 use ashlar_env::clock::{Clock, SystemClock};
 use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::v1;
 use ashlar_types::ZoneId;
 use futures::future::join_all;
-use route::Route;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 use way::Way;
 
+mod asking;
 mod gate;
 mod lists;
 mod names;
 mod route;
 mod way;
 
-/// How long a call to all zones waits for one of them. An election takes about as long; more would
-/// make every list wait for a zone that hangs, until its breaker opens.
-const EACH_ZONE_WITHIN: Duration = Duration::from_secs(1);
+pub use asking::{Asking, Part, Step};
+pub use route::{Route, Wrong, route};
+pub use way::{api_of, is_silence};
 
 /// Serves clients, whichever zone their calls are for.
 #[derive(Clone, Debug)]
@@ -50,9 +52,6 @@ pub(crate) struct Gateway {
     own: Calls,
     others: Arc<BTreeMap<ZoneId, Way>>,
 }
-
-/// One zone's part of a call to several.
-type Part = (ZoneId, Result<Reply, Status>);
 
 impl Gateway {
     /// A gateway of this zone's member to the `zones` of the region. Their probes end with `stop`.
@@ -79,14 +78,27 @@ impl Gateway {
         let hop = Hop::made(metadata);
         let is_other = |zone: &ZoneId| self.others.contains_key(zone);
         let is_alone = hop.is_some() || self.others.is_empty();
-        match route::route(&ask, self.zone, is_alone, is_other).map_err(|wrong| {
+        match route(&ask, self.zone, is_alone, is_other).map_err(|wrong| {
             let known = self.names();
             wrong.to_error(self.zone, &known).to_status()
         })? {
             Route::Here => self.own.answer(ask, until, hop == Some(Hop::Leader)).await,
             Route::Zone(zone) => self.ask_zone(zone, ask, until).await,
-            Route::Named(name) => names::answer(self, &name, ask, until).await,
-            Route::Everywhere => lists::answer(self, ask, until).await,
+            Route::Named(name) => self.go(Asking::by_name(name, ask, self.all()), until).await,
+            Route::Everywhere => self.go(Asking::of_all(ask, self.all()), until).await,
+        }
+    }
+
+    /// Asks several zones, step by step.
+    async fn go(&self, mut asking: Asking, until: Instant) -> Result<Reply, Status> {
+        let mut step = asking.begin();
+        loop {
+            let parts = match step {
+                Step::Done(answered) => return answered,
+                Step::Each(asks) => self.ask_zones(asks, until).await,
+                Step::One(zone, ask) => vec![(zone, self.ask_zone(zone, ask, until).await)],
+            };
+            step = asking.heard(parts);
         }
     }
 

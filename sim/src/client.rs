@@ -35,6 +35,8 @@ pub(crate) struct SimClient {
     begun: BTreeMap<OpId, Time>,
     /// Longest time that a request took.
     pub(crate) longest: Duration,
+    /// How long each request took, if that is kept.
+    took: Option<Vec<Duration>>,
     next_op: u64,
     /// Version of each content handed out, by its checksum and block.
     versions: BTreeMap<(u64, u32), u64>,
@@ -71,6 +73,7 @@ impl SimClient {
             pending: BTreeMap::new(),
             begun: BTreeMap::new(),
             longest: Duration::ZERO,
+            took: None,
             next_op: 0,
             versions: BTreeMap::new(),
             zeroed: BTreeMap::new(),
@@ -106,8 +109,19 @@ impl SimClient {
         next.zeroed = core::mem::take(&mut self.zeroed);
         next.next_op = self.next_op;
         next.longest = self.longest;
+        next.took = self.took.take();
         next.resting = self.resting;
         next
+    }
+
+    /// Keeps how long each request takes from now on.
+    pub(crate) fn keep_times(&mut self) {
+        self.took = Some(Vec::new());
+    }
+
+    /// How long each took.
+    pub(crate) fn take_times(&mut self) -> Vec<Duration> {
+        self.took.take().unwrap_or_default()
     }
 
     /// Blocks of a chunk.
@@ -236,6 +250,9 @@ impl SimClient {
     ) {
         if let Some(begun) = self.begun.remove(&op) {
             self.longest = self.longest.max(now.since(begun));
+            if let Some(took) = &mut self.took {
+                took.push(now.since(begun));
+            }
         }
         let Some(pending) = self.pending.remove(&op) else {
             judge.violated(now, "unknown content", format!("{op:?} completed twice"));

@@ -4,6 +4,7 @@
 use crate::member::{MEMBERS, SimMember};
 use crate::net::{Host, Wire};
 use crate::node::SimNode;
+use crate::region::REGION_CALLS;
 use crate::replace::Replacements;
 use crate::world::{Event, World};
 use ashlar_client_core as client;
@@ -176,6 +177,9 @@ pub(crate) struct SimControl {
     pub(crate) replacements: Replacements,
     /// Answers for whoever waits outside the events (the set-up of a run).
     pub(crate) answers: Vec<Result<Reply, ApiError>>,
+    /// Answers to what the region has asked, and members whose processes ended (`region.rs`).
+    pub(crate) region_answers: Vec<(CallId, Result<Reply, ApiError>)>,
+    pub(crate) died: Vec<u64>,
 }
 
 impl SimControl {
@@ -196,6 +200,8 @@ impl SimControl {
             node_knows: BTreeMap::new(),
             replacements: Replacements::default(),
             answers: Vec::new(),
+            region_answers: Vec::new(),
+            died: Vec::new(),
         }
     }
 
@@ -217,6 +223,16 @@ impl SimControl {
 
     fn is_up(&self, member: u64, life: u64) -> bool {
         self.members.get(&member).is_some_and(|m| m.process().is_some() && m.life == life)
+    }
+
+    /// Counts the processes of a member.
+    pub(crate) fn life_of(&self, member: u64) -> u64 {
+        self.life(member)
+    }
+
+    /// Whether a member's process runs.
+    pub(crate) fn is_running(&self, member: u64) -> bool {
+        self.is_up(member, self.life(member))
     }
 
     fn life(&self, member: u64) -> u64 {
@@ -358,7 +374,12 @@ impl World {
         *last
     }
 
-    fn is_cut_between(&self, a: Host, b: Host) -> bool {
+    /// Whether a member's process runs, and does not stand still.
+    pub(crate) fn is_member_serving(&self, member: u64) -> bool {
+        self.control.is_running(member) && !self.is_paused(Host::Member(member))
+    }
+
+    pub(crate) fn is_cut_between(&self, a: Host, b: Host) -> bool {
         let network = Network::Primary;
         self.net.is_cut(Wire { from: a, to: b, network })
             || self.net.is_cut(Wire { from: b, to: a, network })
@@ -482,6 +503,9 @@ impl World {
     pub(crate) fn crash_member(&mut self, id: u64) {
         self.pauses.forget(Host::Member(id));
         let Some(member) = self.control.members.get_mut(&id) else { return };
+        if member.process().is_some() {
+            self.control.died.push(id);
+        }
         member.crash(&mut self.dice);
         let broken: Vec<SessionKey> = self
             .control
@@ -535,6 +559,10 @@ impl World {
                     let event = ControlEvent::Raft { from: id, to, life, bytes };
                     self.schedule(at, Event::Control(event));
                 }
+            }
+            Output::Answer { call, result } if call.0 >= REGION_CALLS => {
+                // Dice of the zone have nothing to do with who asks from elsewhere.
+                self.control.region_answers.push((call, *result));
             }
             Output::Answer { call, result } => {
                 let wait = self.net.delay(&mut self.dice);

@@ -92,6 +92,8 @@ pub(crate) enum Fault {
     JumpClock { member: u64, seconds: i64, length: Duration },
     /// A node's clock gains so many thousandths from now on.
     Drift { node: NodeId, permille: i64 },
+    /// Nothing passes between this zone and the others.
+    CutOff { length: Duration },
     /// A node's data core stands still; its beats go on.
     StallCore { node: NodeId, length: Duration },
     /// It goes on, unless it stands still for longer.
@@ -138,6 +140,7 @@ impl Fault {
             Self::Salvage => "salvage",
             Self::JumpClock { .. } => "jump clock",
             Self::Drift { .. } => "drift",
+            Self::CutOff { .. } => "cut off",
             Self::StallCore { .. } => "stall core",
             Self::CoreGoesOn { .. } => "core goes on",
         }
@@ -235,6 +238,7 @@ impl World {
             Fault::Pause { host, length } => self.pause(host, length),
             Fault::Reattach { length } => self.reattach(length),
             Fault::RestartClient => self.restart_client(),
+            Fault::CutOff { length } => self.cut_off_until = self.now + length,
             Fault::Salvage => self.begin_salvage(),
             of_a_disk @ (Fault::RotEverywhere
             | Fault::SpoilWrite { .. }
@@ -409,6 +413,14 @@ impl World {
             }
             Fault::RotEverywhere => self.rot_everywhere(),
             _not_of_a_disk => {}
+        }
+    }
+
+    /// Every node's store has little room left for so long.
+    pub(crate) fn fill_all(&mut self, length: Duration) {
+        let all: Vec<NodeId> = self.nodes.keys().copied().collect();
+        for node in all {
+            self.strike_disk(Fault::ShortOfSpace { node, length });
         }
     }
 

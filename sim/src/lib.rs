@@ -1,4 +1,4 @@
-//! A whole zone in one process under a virtual clock, from one seed (design.md section 13).
+//! Whole zones in one process under a virtual clock, from one seed (design.md section 13).
 //!
 //! The cores of nodes, control-plane members and a client run as they do in the processes; the
 //! world around them (two networks, disks, crashes, time) is simulated. The same seed gives the
@@ -24,6 +24,7 @@ mod node;
 mod observer;
 mod pause;
 mod queue;
+mod region;
 mod replace;
 mod run;
 mod salvage;

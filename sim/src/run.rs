@@ -9,6 +9,7 @@ use crate::kinds::{FaultKind, Kinds, Tally};
 use crate::lines::Lines;
 use crate::net::{Net, Weather};
 use crate::node::{End, SimNode};
+use crate::region;
 use crate::scenario::{Load, Scenario, Script, longest};
 use crate::watch::LOOK_EVERY;
 use crate::world::{Event, World};
@@ -53,6 +54,10 @@ pub enum Sabotage {
     ExpectNoLine,
     /// Nothing is broken; a salvage is expected to lose nothing.
     ExpectNoLoss,
+    /// A gateway has one bulkhead for all zones.
+    OneBulkhead,
+    /// What a zone with faults fails to answer makes a difference in the zone that asked.
+    SharedState,
 }
 
 /// What the zone and its load are like.
@@ -63,6 +68,8 @@ pub enum Scene {
     Busy,
     /// 5 nodes, 50 writes and 40 reads in a second, for a minute.
     Zone,
+    /// Three zones of 4 nodes each with that load, and calls between them; faults strike one zone.
+    Region,
 }
 
 impl Scene {
@@ -72,20 +79,28 @@ impl Scene {
         match self {
             Self::Busy => "busy",
             Self::Zone => "zone",
+            Self::Region => "region",
         }
     }
 
     const fn load(self) -> Load {
         match self {
             Self::Busy => Load::USUAL,
-            Self::Zone => Load::ZONE,
+            Self::Zone | Self::Region => Load::ZONE,
         }
     }
 
     const fn nodes(self) -> u32 {
         match self {
-            Self::Busy => 4,
+            Self::Busy | Self::Region => 4,
             Self::Zone => 5,
+        }
+    }
+
+    const fn zones(self) -> u32 {
+        match self {
+            Self::Busy | Self::Zone => 1,
+            Self::Region => 3,
         }
     }
 
@@ -93,7 +108,7 @@ impl Scene {
     #[must_use]
     pub const fn storm(self) -> Duration {
         match self {
-            Self::Busy => Duration::from_secs(10),
+            Self::Busy | Self::Region => Duration::from_secs(10),
             Self::Zone => Duration::from_secs(60),
         }
     }
@@ -103,8 +118,9 @@ impl FromStr for Scene {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let found = [Self::Busy, Self::Zone].into_iter().find(|scene| scene.name() == text);
-        found.ok_or_else(|| format!("there is no scene {text:?}; there are: busy, zone"))
+        let mut all = [Self::Busy, Self::Zone, Self::Region].into_iter();
+        let found = all.find(|scene| scene.name() == text);
+        found.ok_or_else(|| format!("there is no scene {text:?}; there are: busy, zone, region"))
     }
 }
 
@@ -121,7 +137,9 @@ pub struct Options {
     pub seed: u64,
     /// Zone and load.
     pub scene: Scene,
-    /// Storage nodes.
+    /// Zones: with several, faults strike one of them.
+    pub zones: u32,
+    /// Storage nodes of each zone.
     pub nodes: u32,
     /// Stores of each: what strikes a disk strikes one of them.
     pub stores: u32,
@@ -148,6 +166,7 @@ impl Options {
         Self {
             seed,
             scene: Scene::Busy,
+            zones: 1,
             nodes: Scene::Busy.nodes(),
             stores: 1,
             storm: Scene::Busy.storm(),
@@ -169,13 +188,15 @@ impl Options {
     /// A seed of a scene: only judged.
     #[must_use]
     pub const fn of_scene(scene: Scene, seed: u64) -> Self {
-        Self { scene, nodes: scene.nodes(), storm: scene.storm(), ..Self::of_many(seed) }
+        let (zones, nodes, storm) = (scene.zones(), scene.nodes(), scene.storm());
+        Self { scene, zones, nodes, storm, ..Self::of_many(seed) }
     }
 
     /// A seed of a scenario: only judged.
     #[must_use]
     pub fn of_scenario(scenario: &'static Scenario, seed: u64) -> Self {
         Self {
+            zones: scenario.zones,
             nodes: scenario.nodes,
             stores: scenario.stores,
             storm: scenario.storm.max(longest(&scenario.steps)),
@@ -189,6 +210,13 @@ impl Options {
     #[must_use]
     pub const fn of_pair(pair: (FaultKind, FaultKind), seed: u64) -> Self {
         Self { storm: Duration::from_secs(5), pair: Some(pair), ..Self::of_many(seed) }
+    }
+
+    /// Whether the callers of the zone that faults strike ask the other zones as well. If not, nothing at
+    /// all may be different there. Drawn from the seed.
+    #[must_use]
+    pub fn zone_with_faults_asks(&self) -> bool {
+        SeededDice::stream(self.seed, "who asks whom").chance(1, 2)
     }
 
     /// The command that repeats the run. A taken-out rule is not part of it.
@@ -264,8 +292,11 @@ pub fn run_stepped(options: Options, sink: impl FnMut(Duration, &str) + 'static)
 
 fn run_told(options: Options, sink: Option<Sink>, changes: bool) -> Outcome {
     let lines = Lines::default();
+    if options.zones > 1 {
+        return lines.catch(|| region::run(&options, &lines, sink, changes));
+    }
     lines.catch(|| {
-        let mut world = build(&options, lines.clone());
+        let mut world = build(&options, "a".parse().unwrap_or_default(), lines.clone());
         if changes {
             world.journal.tell_changes();
         }
@@ -278,28 +309,8 @@ fn run_world(mut world: World, options: Options, sink: Option<Sink>) -> Outcome 
         world.journal.tell(sink);
     }
     world.set_up_volume(&options);
-    world.former.expected = options.scenario.is_some()
-        || options.pair.is_some()
-        || world.swarm.kinds.contains(FaultKind::Reattach);
+    world.begin_faults(&options, true);
     let storm_ends = world.now + options.storm;
-    match options.scenario {
-        _ if options.pair.is_some() => {
-            let kinds = options.pair.into_iter().flat_map(|(a, b)| [a, b]);
-            world.expect_lines_of(kinds.fold(Kinds::NONE, Kinds::with));
-            world.schedule_pair(&options);
-        }
-        Some(scenario) => {
-            world.script = Some(Script::new(&scenario.steps, world.now));
-            world.lines_allowed.clone_from(&scenario.expect.lines);
-        }
-        None => {
-            world.expect_lines_of(world.swarm.kinds);
-            world.schedule_in(Duration::from_millis(300), Event::Fault(Fault::Draw));
-        }
-    }
-    if options.sabotage == Sabotage::ExpectNoLine {
-        world.lines_allowed.clear();
-    }
     world.run_until(storm_ends, |_| false);
     let beyond = options.scenario.is_some_and(|scenario| scenario.beyond);
     if beyond && world.judge.violations.is_empty() {
@@ -309,24 +320,7 @@ fn run_world(mut world: World, options: Options, sink: Option<Sink>) -> Outcome 
         }
     } else if world.judge.violations.is_empty() {
         world.quiet_down();
-        let writable = world.now + options.calm;
-        world.run_until(writable, World::is_writable);
-        if !world.is_writable() {
-            world.judge_liveness("not writable");
-        }
-        let whole = world.now + REFILL_WITHIN;
-        world.run_until(whole, World::is_whole);
-        for _ in 0..world.judge.reads_refused {
-            world.tally.note("reads refused, damage named");
-        }
-        world.judge_end();
-        let longest = world.client.as_ref().map(|client| client.longest).unwrap_or_default();
-        let longest = u64::try_from(longest.as_millis()).unwrap_or(u64::MAX);
-        world.tally.measure("longest request, ms", longest);
-        if let Some(scenario) = options.scenario {
-            world.judge_script(scenario);
-        }
-        world.judge_pair(&options);
+        world.end_healed(&options);
     }
     for violation in &world.judge.violations {
         world.journal.remark(world.now, &format!("broken: {violation}"));
@@ -343,7 +337,7 @@ fn run_world(mut world: World, options: Options, sink: Option<Sink>) -> Outcome 
 }
 
 /// A zone with nothing wrong yet.
-fn build(options: &Options, lines: Lines) -> World {
+pub(crate) fn build(options: &Options, zone: ZoneId, lines: Lines) -> World {
     let mut dice = SeededDice::stream(options.seed, "swarm");
     let swarm = Swarm::draw(&mut SeededDice::stream(options.seed, "kinds"), options.kinds);
     let loss_one_in = 300 + dice.below(3_000);
@@ -353,7 +347,6 @@ fn build(options: &Options, lines: Lines) -> World {
         loss_one_in: if swarm.kinds.contains(FaultKind::Loss) { loss_one_in } else { 0 },
         bytes_per_second: 5_000_000 + dice.below(200_000_000),
     };
-    let zone: ZoneId = "a".parse().unwrap_or_default();
     let control = SimControl::new(zone, options.seed);
     let mut world = World::new(options, swarm, Net::new(weather), control);
     let timing =
@@ -380,6 +373,54 @@ fn build(options: &Options, lines: Lines) -> World {
 }
 
 impl World {
+    /// Lets faults come: a script, a pair, or a swarm; none, if another zone is the one they `strike`.
+    pub(crate) fn begin_faults(&mut self, options: &Options, strike: bool) {
+        self.former.expected = options.scenario.is_some()
+            || options.pair.is_some()
+            || self.swarm.kinds.contains(FaultKind::Reattach);
+        match options.scenario {
+            _ if !strike => {}
+            _ if options.pair.is_some() => {
+                let kinds = options.pair.into_iter().flat_map(|(a, b)| [a, b]);
+                self.expect_lines_of(kinds.fold(Kinds::NONE, Kinds::with));
+                self.schedule_pair(options);
+            }
+            Some(scenario) => {
+                self.script = Some(Script::new(&scenario.steps, self.now));
+                self.lines_allowed.clone_from(&scenario.expect.lines);
+            }
+            None => {
+                self.expect_lines_of(self.swarm.kinds);
+                self.schedule_in(Duration::from_millis(300), Event::Fault(Fault::Draw));
+            }
+        }
+        if options.sabotage == Sabotage::ExpectNoLine {
+            self.lines_allowed.clear();
+        }
+    }
+
+    /// Faults have stopped: waits until all is well, and judges what is left.
+    pub(crate) fn end_healed(&mut self, options: &Options) {
+        let writable = self.now + options.calm;
+        self.run_until(writable, Self::is_writable);
+        if !self.is_writable() {
+            self.judge_liveness("not writable");
+        }
+        let whole = self.now + REFILL_WITHIN;
+        self.run_until(whole, Self::is_whole);
+        for _ in 0..self.judge.reads_refused {
+            self.tally.note("reads refused, damage named");
+        }
+        self.judge_end();
+        let longest = self.client.as_ref().map(|client| client.longest).unwrap_or_default();
+        let longest = u64::try_from(longest.as_millis()).unwrap_or(u64::MAX);
+        self.tally.measure("longest request, ms", longest);
+        if let Some(scenario) = options.scenario.filter(|_| self.script.is_some()) {
+            self.judge_script(scenario);
+        }
+        self.judge_pair(options);
+    }
+
     /// Faults of these kinds may have been logged.
     fn expect_lines_of(&mut self, kinds: Kinds) {
         let lines = kinds.iter().flat_map(FaultKind::lines).map(|text| (*text).to_owned());
@@ -387,7 +428,7 @@ impl World {
     }
 
     /// Makes the volume, attaches it, and lets the client and the observer begin.
-    fn set_up_volume(&mut self, options: &Options) {
+    pub(crate) fn set_up_volume(&mut self, options: &Options) {
         match self.set_up(options) {
             Ok(()) => {
                 self.schedule_in(Duration::from_millis(1), Event::Work);
@@ -463,8 +504,9 @@ impl World {
     }
 
     /// No more faults; everything that is down comes back.
-    fn quiet_down(&mut self) {
+    pub(crate) fn quiet_down(&mut self) {
         self.drop_faults();
+        self.cut_off_until = Time::ZERO;
         self.wake_all();
         self.all_cores_go_on();
         self.net.heal();

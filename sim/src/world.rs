@@ -210,6 +210,8 @@ pub(crate) struct World {
     pub(crate) used_bytes: u64,
     /// Nodes whose stores have little room left.
     pub(crate) short_of_space: BTreeSet<NodeId>,
+    /// Nothing passes between this zone and others until then.
+    pub(crate) cut_off_until: Time,
     /// What a node's core wants, while it is carried out.
     outbox: node::Outbox,
 }
@@ -247,6 +249,7 @@ impl World {
             client_ticking: false,
             used_bytes: 0,
             short_of_space: BTreeSet::new(),
+            cut_off_until: Time::ZERO,
             outbox: node::Outbox::default(),
         }
     }
@@ -263,6 +266,11 @@ impl World {
     pub(crate) fn draw(&mut self, max: Duration) -> Duration {
         let nanos = u64::try_from(max.as_nanos()).unwrap_or(u64::MAX);
         Duration::from_nanos(self.dice.below(nanos))
+    }
+
+    /// When the next event happens.
+    pub(crate) fn next_at(&self) -> Option<Time> {
+        self.queue.next_at()
     }
 
     /// Carries out the next event; false when none is left before `until`.

@@ -16,6 +16,7 @@
 //! | [`rescue`] | what a salvage would do, as the leader sees it before it proposes one |
 //! | [`describe`] | how volumes and chunks are, with causes |
 //! | [`bulkhead`] | what calls to another zone may cost (design.md section 10) |
+//! | [`way`] | kinds of calls to another zone, and which of its members is asked |
 //!
 //! No clock, no dice, no I/O: time comes in as an argument, chance as numbers in commands. What
 //! is committed never depends on what one leader saw, except as evidence carried in the command.
@@ -38,6 +39,7 @@ pub mod rescue;
 pub mod salvage;
 pub mod state;
 pub mod verdict;
+pub mod way;
 
 #[cfg(test)]
 mod tests;

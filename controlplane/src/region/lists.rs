@@ -3,49 +3,62 @@
 //! Volumes are listed in order of id, and an id begins with its zone, so the last id of a page
 //! says where the next one begins.
 
-use super::{Gateway, Part, unreachable};
+use super::asking::{Part, Step};
+use super::unreachable;
 use crate::errors::api_error;
 use crate::member::{Reply, Request as Ask};
 use crate::methods::mixed_up;
 use ashlar_proto::v1;
 use ashlar_types::{VolumeId, ZoneId};
-use std::time::Instant;
 use tonic::Status;
 
 /// Volumes in a page when the caller names no number.
 const PAGE_DEFAULT: usize = 100;
 
-/// Asks all zones.
-pub(super) async fn answer(gateway: &Gateway, ask: Ask, until: Instant) -> Result<Reply, Status> {
-    match ask {
-        Ask::ListVolumes(request) => volumes(gateway, &request, until).await,
-        Ask::ListNodes(request) => {
-            let all = gateway.all().into_iter();
-            let asks = all.map(|zone| (zone, Ask::ListNodes(request.clone()))).collect();
-            nodes(gateway.ask_zones(asks, until).await)
-        }
-        other => Err(Status::internal(format!("no list of all zones: {other:?}"))),
-    }
+/// A list of all zones.
+#[derive(Debug)]
+pub(super) struct OfAll {
+    ask: Ask,
+    zones: Vec<ZoneId>,
 }
 
-async fn volumes(
-    gateway: &Gateway,
-    request: &v1::ListVolumesRequest,
-    until: Instant,
-) -> Result<Reply, Status> {
-    let after: Option<VolumeId> = match request.page_token.as_str() {
-        "" => None,
-        text => Some(text.parse().map_err(|_| {
-            Status::from(api_error::invalid("page_token", "not one that was given out"))
-        })?),
-    };
-    let asks = gateway
-        .all()
-        .into_iter()
-        .filter(|zone| after.is_none_or(|after| *zone >= after.zone))
-        .map(|zone| (zone, Ask::ListVolumes(page_of(request, zone, after))))
-        .collect();
-    merge(gateway.ask_zones(asks, until).await, request.page_size)
+impl OfAll {
+    pub(super) const fn new(ask: Ask, zones: Vec<ZoneId>) -> Self {
+        Self { ask, zones }
+    }
+
+    pub(super) fn begin(&self) -> Step {
+        let zones = self.zones.iter().copied();
+        match &self.ask {
+            Ask::ListVolumes(request) => {
+                let after: Option<VolumeId> = match request.page_token.as_str() {
+                    "" => None,
+                    text => match text.parse() {
+                        Ok(after) => Some(after),
+                        Err(_) => {
+                            let error =
+                                api_error::invalid("page_token", "not one that was given out");
+                            return Step::Done(Err(error.into()));
+                        }
+                    },
+                };
+                let begins = |zone: &ZoneId| after.is_none_or(|after| *zone >= after.zone);
+                let page = |zone| (zone, Ask::ListVolumes(page_of(request, zone, after)));
+                Step::Each(zones.filter(begins).map(page).collect())
+            }
+            Ask::ListNodes(request) => {
+                Step::Each(zones.map(|zone| (zone, Ask::ListNodes(request.clone()))).collect())
+            }
+            other => Step::Done(Err(Status::internal(format!("no list of all zones: {other:?}")))),
+        }
+    }
+
+    pub(super) fn heard(&self, parts: Vec<Part>) -> Step {
+        Step::Done(match &self.ask {
+            Ask::ListVolumes(request) => merge(parts, request.page_size),
+            _nodes => nodes(parts),
+        })
+    }
 }
 
 /// What a zone is asked for: the token is for the zone that it names, the others begin.

@@ -4,49 +4,109 @@
 //! does not answer is passed over, as one zone's fault must not stop work in another, except by
 //! what cannot be undone: that wants the id.
 
-use super::{Gateway, Part, unreachable};
+use super::asking::{Part, Step};
+use super::unreachable;
 use crate::errors::api_error;
 use crate::member::{Reply, Request as Ask};
 use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::v1;
 use ashlar_types::ZoneId;
-use std::time::Instant;
 use tonic::Status;
 
-/// Answers a call that names a volume by its name.
-pub(super) async fn answer(
-    gateway: &Gateway,
-    name: &str,
+/// A call that names a volume by its name.
+#[derive(Debug)]
+pub(super) struct ByName {
+    name: String,
     ask: Ask,
-    until: Instant,
-) -> Result<Reply, Status> {
-    let look = |zone| {
-        let request = v1::GetVolumeRequest { volume: name.to_owned() };
-        (zone, Ask::GetVolume(request))
-    };
-    let asks = gateway.all().into_iter().map(look).collect();
-    let found = sort(gateway.ask_zones(asks, until).await)?;
-    match found.volumes.as_slice() {
-        [] if !found.missing.is_empty() => {
-            Err(api_error::name_not_found_everywhere(name, &found.missing).into())
+    zones: Vec<ZoneId>,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// Every zone is asked whether it has the volume.
+    Looking,
+    /// The zone that has it is asked the call itself.
+    Found,
+    /// No zone has the volume. A change that was made before, and is repeated with its token, still
+    /// has its answer in the zone that made it. One after the other: should somebody make such a
+    /// volume just now, it is changed once.
+    Replaying { next: usize },
+}
+
+impl ByName {
+    pub(super) fn new(name: String, ask: Ask, zones: Vec<ZoneId>) -> Self {
+        Self { name, ask, zones, stage: Stage::Looking }
+    }
+
+    pub(super) fn begin(&self) -> Step {
+        let look = |zone: &ZoneId| {
+            let request = v1::GetVolumeRequest { volume: self.name.clone() };
+            (*zone, Ask::GetVolume(request))
+        };
+        Step::Each(self.zones.iter().map(look).collect())
+    }
+
+    pub(super) fn heard(&mut self, mut parts: Vec<Part>) -> Step {
+        match self.stage {
+            Stage::Looking => self.looked(parts),
+            Stage::Found => Step::of_only(parts),
+            Stage::Replaying { .. } => match parts.pop() {
+                Some((_, Err(status))) if is_not_found(&status) => self.replay(),
+                Some((_, answered)) => Step::Done(answered),
+                None => self.replay(),
+            },
         }
-        [] => replay(gateway, name, ask, until).await,
-        [(zone, volume)] => {
-            if cannot_be_undone(&ask) && !found.missing.is_empty() {
-                let error = api_error::name_may_be_ambiguous(name, &volume.id, &found.missing);
-                return Err(error.into());
+    }
+
+    fn looked(&mut self, parts: Vec<Part>) -> Step {
+        let found = match sort(parts) {
+            Ok(found) => found,
+            Err(status) => return Step::Done(Err(status)),
+        };
+        let name = &self.name;
+        match found.volumes.as_slice() {
+            [] if !found.missing.is_empty() => {
+                Step::Done(Err(api_error::name_not_found_everywhere(name, &found.missing).into()))
             }
-            if let Ask::GetVolume(_) = ask {
-                let volume = Some(volume.clone());
-                let unreachable_zones = found.missing;
-                let reply = v1::GetVolumeResponse { volume, unreachable_zones };
-                return Ok(Reply::GetVolume(reply));
+            [] if client_token(&self.ask).is_none_or(str::is_empty) => {
+                Step::Done(Err(api_error::not_found(name).into()))
             }
-            gateway.ask_zone(*zone, ask, until).await
+            [] => {
+                self.stage = Stage::Replaying { next: 0 };
+                self.replay()
+            }
+            [(zone, volume)] => {
+                if cannot_be_undone(&self.ask) && !found.missing.is_empty() {
+                    let error = api_error::name_may_be_ambiguous(name, &volume.id, &found.missing);
+                    return Step::Done(Err(error.into()));
+                }
+                if let Ask::GetVolume(_) = self.ask {
+                    let volume = Some(volume.clone());
+                    let unreachable_zones = found.missing;
+                    let reply = v1::GetVolumeResponse { volume, unreachable_zones };
+                    return Step::Done(Ok(Reply::GetVolume(reply)));
+                }
+                self.stage = Stage::Found;
+                Step::One(*zone, self.ask.clone())
+            }
+            several => {
+                let ids: Vec<&str> = several.iter().map(|(_, volume)| volume.id.as_str()).collect();
+                Step::Done(Err(api_error::name_ambiguous(name, &ids).into()))
+            }
         }
-        several => {
-            let ids: Vec<&str> = several.iter().map(|(_, volume)| volume.id.as_str()).collect();
-            Err(api_error::name_ambiguous(name, &ids).into())
+    }
+
+    fn replay(&mut self) -> Step {
+        let Stage::Replaying { next } = &mut self.stage else {
+            return Step::Done(Err(api_error::not_found(&self.name).into()));
+        };
+        match self.zones.get(*next) {
+            Some(zone) => {
+                *next += 1;
+                Step::One(*zone, self.ask.clone())
+            }
+            None => Step::Done(Err(api_error::not_found(&self.name).into())),
         }
     }
 }
@@ -86,22 +146,6 @@ fn cannot_be_undone(ask: &Ask) -> bool {
         || matches!(ask, Ask::DetachVolume(request) if request.force && !request.dry_run)
         || matches!(ask, Ask::SalvageVolume(request) if !request.dry_run)
         || matches!(ask, Ask::AcknowledgeRisk(request) if !request.dry_run)
-}
-
-/// No zone has the volume. A change that was made before, and is repeated with its token, still
-/// has its answer in the zone that made it.
-async fn replay(gateway: &Gateway, name: &str, ask: Ask, until: Instant) -> Result<Reply, Status> {
-    if client_token(&ask).is_none_or(str::is_empty) {
-        return Err(api_error::not_found(name).into());
-    }
-    // One after the other: should somebody make such a volume just now, it is changed once.
-    for zone in gateway.all() {
-        match gateway.ask_zone(zone, ask.clone(), until).await {
-            Err(status) if is_not_found(&status) => {}
-            answered => return answered,
-        }
-    }
-    Err(api_error::not_found(name).into())
 }
 
 fn client_token(ask: &Ask) -> Option<&str> {

@@ -8,7 +8,7 @@ use ashlar_types::{VolumeId, ZoneId};
 
 /// Where a call goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Route {
+pub enum Route {
     /// To the own zone.
     Here,
     /// To this other zone.
@@ -21,7 +21,7 @@ pub(super) enum Route {
 
 /// Why it goes nowhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Wrong {
+pub enum Wrong {
     /// No such zone is known here.
     Unknown(String),
     /// It has to say which zone it means.
@@ -30,7 +30,8 @@ pub(super) enum Wrong {
 
 impl Wrong {
     /// As the caller is told.
-    pub(super) fn to_error(&self, own: ZoneId, known: &[String]) -> ApiError {
+    #[must_use]
+    pub fn to_error(&self, own: ZoneId, known: &[String]) -> ApiError {
         let known = known.join(", ");
         match self {
             Self::Unknown(zone) => {
@@ -84,7 +85,10 @@ fn says(ask: &Ask) -> Says<'_> {
 }
 
 /// Where a call goes. `is_alone`: no other zone is known, or the call was forwarded already.
-pub(super) fn route(
+///
+/// # Errors
+/// It names a zone that is none of these, or none where it must.
+pub fn route(
     ask: &Ask,
     own: ZoneId,
     is_alone: bool,

@@ -1,19 +1,17 @@
 //! The way to one other zone: its members' addresses, and a bulkhead for each kind of call.
 //!
-//! A call begins at the member that answered last and goes on to another one only if repeating it
-//! does no harm and the retry budget allows it. The member that is asked finds its zone's leader by
-//! itself, so a call makes one hop here and at most one there.
+//! Which member is asked, and for how long, is decided in `controlplane/core/src/way.rs`.
 
 use super::gate::{Gate, Pass, now};
 use crate::errors::api_error;
 use crate::member::{Reply, Request as Ask};
 use crate::methods::{Hop, send};
 use crate::server::{RunError, endpoint};
-use ashlar_controlplane_core::bulkhead::{Limits, Outcome};
+use ashlar_controlplane_core::bulkhead::Outcome;
+use ashlar_controlplane_core::way::{Api, OPEN, PROBE_WITHIN, Tries, Try};
 use ashlar_env::task::spawn_named;
 use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::v1;
-use ashlar_types::backoff::BackoffPolicy;
 use ashlar_types::{Time, ZoneId};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -23,79 +21,24 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-/// Times of all breakers: a zone whose leader is elected anew is found within a second, one that
-/// is off is asked every few seconds.
-const OPEN: BackoffPolicy =
-    BackoffPolicy { first: Duration::from_millis(500), max: Duration::from_secs(5) };
-
-/// How long a probe may take.
-const PROBE_WITHIN: Duration = Duration::from_secs(1);
-
-/// Kinds of calls that must not hold each other up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Api {
-    /// Reads.
-    Describe,
-    /// Changes of volumes and members.
-    Change,
-    /// What clients need for their data: attach, detach, maps. Waits for nodes.
-    Attach,
-}
-
-impl Api {
-    const ALL: [Self; 3] = [Self::Describe, Self::Change, Self::Attach];
-
-    fn of(ask: &Ask) -> Self {
-        match ask {
-            Ask::CreateVolume(_)
-            | Ask::DeleteVolume(_)
-            | Ask::SalvageVolume(_)
-            | Ask::AcknowledgeRisk(_)
-            | Ask::AddMember(_)
-            | Ask::RemoveMember(_)
-            | Ask::JoinMember(_)
-            | Ask::ReportLostMember(_) => Self::Change,
-            Ask::AttachVolume(_) | Ask::DetachVolume(_) | Ask::GetVolumeMap(_) => Self::Attach,
-            Ask::ListVolumes(_)
-            | Ask::GetVolume(_)
-            | Ask::GetStatus(_)
-            | Ask::ListNodes(_)
-            | Ask::ListMembers(_) => Self::Describe,
-        }
-    }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Describe => "describe",
-            Self::Change => "change",
-            Self::Attach => "attach",
-        }
-    }
-
-    /// Longest deadline of a call: what waits longer only holds a place.
-    fn within_max(self) -> Duration {
-        match self {
-            Self::Describe => Duration::from_secs(5),
-            Self::Change => Duration::from_secs(10),
-            Self::Attach => Duration::from_secs(60),
-        }
-    }
-
-    fn limits(self) -> Limits {
-        let (running_max, patience) = match self {
-            Self::Describe => (64, Duration::from_secs(1)),
-            Self::Change => (32, Duration::from_secs(2)),
-            // A map can have 32 MiB, and nodes may take long to adopt a generation.
-            Self::Attach => (32, Duration::from_secs(20)),
-        };
-        Limits {
-            running_max,
-            waiting_max: running_max,
-            failures_to_open: 3,
-            open: OPEN,
-            patience,
-            retries_stored_max: 10,
-        }
+/// Which kind a call is of.
+#[must_use]
+pub fn api_of(ask: &Ask) -> Api {
+    match ask {
+        Ask::CreateVolume(_)
+        | Ask::DeleteVolume(_)
+        | Ask::SalvageVolume(_)
+        | Ask::AcknowledgeRisk(_)
+        | Ask::AddMember(_)
+        | Ask::RemoveMember(_)
+        | Ask::JoinMember(_)
+        | Ask::ReportLostMember(_) => Api::Change,
+        Ask::AttachVolume(_) | Ask::DetachVolume(_) | Ask::GetVolumeMap(_) => Api::Attach,
+        Ask::ListVolumes(_)
+        | Ask::GetVolume(_)
+        | Ask::GetStatus(_)
+        | Ask::ListNodes(_)
+        | Ask::ListMembers(_) => Api::Describe,
     }
 }
 
@@ -170,7 +113,7 @@ impl Way {
 
     /// Makes a call, if the bulkhead lets it through.
     pub(super) async fn call(&self, ask: Ask, until: Instant) -> Result<Reply, Status> {
-        let api = Api::of(&ask);
+        let api = api_of(&ask);
         let until = until.min(Instant::now() + api.within_max());
         let left = until.saturating_duration_since(Instant::now());
         let entered = timeout(left, self.gate(api).enter(now() + left)).await;
@@ -196,25 +139,15 @@ impl Way {
     async fn try_members(&self, ask: &Ask, until: Instant, pass: &Pass) -> Result<Reply, Status> {
         let count = self.members.channels.len();
         let first = self.members.preferred.load(Ordering::Relaxed);
-        let mut tried = 0;
+        let deadline = now() + until.saturating_duration_since(Instant::now());
+        let mut tries = Tries::new(first, count, ask.is_repeatable(), deadline);
         loop {
-            let index = (first + tried) % count.max(1);
-            tried += 1;
-            let another = tried < count && ask.is_repeatable();
-            let left = until.saturating_duration_since(Instant::now());
-            let limit = if another { left / 2 } else { left };
-            let result = self.ask_member(index, ask.clone(), limit).await;
-            match result {
-                Err(status) if is_silence(&status) => {
-                    self.members.preferred.store((index + 1) % count.max(1), Ordering::Relaxed);
-                    if !another || Instant::now() >= until || !pass.may_retry() {
-                        return Err(status);
-                    }
-                }
-                answered => {
-                    self.members.preferred.store(index, Ordering::Relaxed);
-                    return answered;
-                }
+            let Try { member, until } = tries.next(now());
+            let result = self.ask_member(member, ask.clone(), until.since(now())).await;
+            let silent = result.as_ref().is_err_and(is_silence);
+            self.members.preferred.store(tries.preferred(!silent), Ordering::Relaxed);
+            if !silent || !tries.goes_on(now()) || !pass.may_retry() {
+                return result;
             }
         }
     }
@@ -236,7 +169,7 @@ impl Way {
         }
         let error = api_error::zone_unreachable(self.zone, &root_cause(&status));
         // Whether a member acted before the connection broke is unknown.
-        let reads = matches!(Api::of(ask), Api::Describe) || matches!(ask, Ask::GetVolumeMap(_));
+        let reads = matches!(api_of(ask), Api::Describe) || matches!(ask, Ask::GetVolumeMap(_));
         if reads { error.into() } else { error.with("outcome", "unknown").into() }
     }
 }
@@ -253,7 +186,8 @@ fn root_cause(status: &Status) -> String {
 }
 
 /// Whether the zone, or the member that was asked, did not answer.
-fn is_silence(status: &Status) -> bool {
+#[must_use]
+pub fn is_silence(status: &Status) -> bool {
     match ApiError::from_status(status) {
         Some(error) => matches!(
             error.reason,

@@ -31,6 +31,8 @@ pub(crate) enum Aim {
     /// All nodes in turn, one at each time that the step strikes.
     EachNode,
     Nodes,
+    /// A third of the nodes: every third one.
+    Third,
     Client,
     /// All nodes and members, not the client.
     Peers,
@@ -75,6 +77,7 @@ impl World {
                 nodes().nth(usize::try_from(turn % count).unwrap_or(0)).into_iter().collect()
             }
             Aim::Nodes => nodes().collect(),
+            Aim::Third => nodes().step_by(3).collect(),
             Aim::Client => vec![Host::Client],
             Aim::Peers => nodes().chain(members()).collect(),
             Aim::Everyone => nodes().chain(members()).chain([Host::Client]).collect(),

@@ -38,6 +38,10 @@ pub struct Scenario {
     pub storm: Duration,
     /// More is lost than is promised to be survived: what is demanded then is in `beyond.rs`.
     pub(crate) beyond: bool,
+    /// Zones: faults strike one of them (`region.rs`).
+    pub(crate) zones: u32,
+    /// What the callers of a region do, if not the usual.
+    pub(crate) calls: Option<Calls>,
     pub(crate) nodes: u32,
     /// Stores of each node.
     pub(crate) stores: u32,
@@ -46,6 +50,15 @@ pub struct Scenario {
     pub(crate) load: Load,
     pub(crate) steps: Vec<Step>,
     pub(crate) expect: Expect,
+}
+
+/// What the callers of each zone do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Calls {
+    /// Calls in a second.
+    pub(crate) per_second: u64,
+    /// Of 100 calls, how many make a volume in the zone that faults strike.
+    pub(crate) creates: u64,
 }
 
 /// What the client does.

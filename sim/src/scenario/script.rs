@@ -156,6 +156,7 @@ impl World {
             Verb::Reattach => vec![Fault::Reattach { length }],
             Verb::RestartClient => vec![Fault::RestartClient],
             Verb::Salvage => vec![Fault::Salvage],
+            Verb::CutOff => vec![Fault::CutOff { length }],
             Verb::RotEverywhere => vec![Fault::RotEverywhere],
             verb => targets
                 .iter()
@@ -237,7 +238,11 @@ impl World {
         };
         let mut wires = Vec::new();
         for target in targets {
-            for other in others.iter().filter(|other| !targets.contains(other)) {
+            // Among themselves, if both sides are the same; otherwise the targets keep each other.
+            let alike = step.of == step.from;
+            let other_side =
+                |other: &&Host| *other != target && (alike || !targets.contains(other));
+            for other in others.iter().filter(other_side) {
                 for network in networks {
                     let out = Wire { from: *target, to: *other, network: *network };
                     match step.way {

@@ -1,6 +1,6 @@
 //! Reads a scenario's file. Every field is checked; what is not known is refused by name.
 
-use super::{Aim, Expect, Load, Moment, Networks, Scenario, ScenarioError, Step, Way, span};
+use super::{Aim, Calls, Expect, Load, Moment, Networks, Scenario, ScenarioError, Step, Way, span};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -77,6 +77,8 @@ pub(crate) enum Verb {
     ReplaceMember,
     /// The monotonic clock of a node runs `amount` per mille fast.
     Drift,
+    /// Nothing passes between the zone that faults strike and the others.
+    CutOff,
 }
 
 #[derive(Deserialize)]
@@ -87,9 +89,12 @@ struct File {
     storm: Option<String>,
     #[serde(default)]
     beyond: bool,
+    #[serde(default = "one")]
+    zones: u32,
+    calls: Option<CallsText>,
     #[serde(default = "usual_nodes")]
     nodes: u32,
-    #[serde(default = "one_store")]
+    #[serde(default = "one")]
     stores: u32,
     scrub: Option<String>,
     #[serde(default)]
@@ -99,12 +104,19 @@ struct File {
     expect: ExpectText,
 }
 
-const fn one_store() -> u32 {
+const fn one() -> u32 {
     1
 }
 
 const fn usual_nodes() -> u32 {
     4
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct CallsText {
+    per_second: u64,
+    creates: u64,
 }
 
 #[derive(Default, Deserialize)]
@@ -175,6 +187,16 @@ fn scenario_of(name: &'static str, text: &str) -> Result<Scenario, String> {
     if !(3..=16).contains(&file.nodes) {
         return Err(format!("nodes = {}: 3 to 16 are possible", file.nodes));
     }
+    if ![1, 3].contains(&file.zones) {
+        return Err(format!("zones = {}: 1 or 3 are possible", file.zones));
+    }
+    let calls = file.calls.map(|calls| Calls {
+        per_second: calls.per_second.clamp(1, 10_000),
+        creates: calls.creates.min(90),
+    });
+    if calls.is_some() && file.zones == 1 {
+        return Err("calls: a zone alone has no callers; say zones = 3".into());
+    }
     let steps = file.step.into_iter().map(step_of).collect::<Result<Vec<_>, _>>()?;
     if steps.is_empty() {
         return Err("a scenario has at least one step".into());
@@ -199,6 +221,8 @@ fn scenario_of(name: &'static str, text: &str) -> Result<Scenario, String> {
         faults: file.faults,
         storm: file.storm.as_deref().map_or(Ok(STORM), span)?,
         beyond: file.beyond,
+        zones: file.zones,
+        calls,
         nodes: file.nodes,
         stores: file.stores,
         scrub: file.scrub.as_deref().map(span).transpose()?,
@@ -253,6 +277,8 @@ mod tests {
             (GOOD.replace("'2s'", "'soon'"), "soon"),
             (GOOD.replace("for", "during"), "during"),
             ("nodes = 2\n".to_owned() + GOOD, "nodes = 2"),
+            ("zones = 2\n".to_owned() + GOOD, "zones = 2"),
+            (GOOD.to_owned() + "[calls]\nper-second = 5\ncreates = 1\n", "zones = 3"),
             ("about = 'x'\nfaults = []\nstep = []\n".to_owned(), "at least one step"),
             (GOOD.to_owned() + "[load]\nreads = 101\n", "at most 100"),
         ];

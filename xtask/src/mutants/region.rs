@@ -4,6 +4,8 @@ use super::Mutant;
 
 const BULKHEAD: &[&str] = &["-p", "ashlar-controlplane-core", "--lib", "bulkhead"];
 const ROUTE: &[&str] = &["-p", "ashlar-controlplane", "--lib", "region::"];
+const WAY: &[&str] = &["-p", "ashlar-controlplane-core", "--lib", "way::"];
+const SIM: &[&str] = &["-p", "ashlar-sim", "--test", "region", "scenarios_of_a_region"];
 const REGION: &[&str] = &["-p", "ashlar-controlplane", "--test", "zone", "region::"];
 
 pub(super) const MUTANTS: &[Mutant] = &[
@@ -87,7 +89,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "what cannot be undone is not done on a guess",
         file: "controlplane/src/region/names.rs",
-        take_out: "if cannot_be_undone(&ask) && !found.missing.is_empty() {",
+        take_out: "if cannot_be_undone(&self.ask) && !found.missing.is_empty() {",
         put_in: "if false {",
         tests: REGION,
     },
@@ -97,5 +99,54 @@ pub(super) const MUTANTS: &[Mutant] = &[
         take_out: "Err(status) if is_silence(status) => Outcome::Failed,",
         put_in: "Err(status) if is_silence(status) => Outcome::Answered,",
         tests: REGION,
+    },
+    Mutant {
+        rule: "a call that could do harm twice is put to one member",
+        file: "controlplane/core/src/way.rs",
+        take_out: "self.repeatable && self.tried < self.members",
+        put_in: "self.tried < self.members",
+        tests: WAY,
+    },
+    Mutant {
+        rule: "a call is put to every member once",
+        file: "controlplane/core/src/way.rs",
+        take_out: "self.repeatable && self.tried < self.members",
+        put_in: "self.repeatable",
+        tests: WAY,
+    },
+    Mutant {
+        rule: "no member is asked after a call's deadline",
+        file: "controlplane/core/src/way.rs",
+        take_out: "self.may_repeat() && now < self.deadline",
+        put_in: "self.may_repeat()",
+        tests: WAY,
+    },
+    Mutant {
+        rule: "time is kept for another member",
+        file: "controlplane/core/src/way.rs",
+        take_out: "if self.may_repeat() { left / 2 } else { left }",
+        put_in: "left",
+        tests: WAY,
+    },
+    Mutant {
+        rule: "retries of calls between zones are a tenth of them, in a region",
+        file: "controlplane/core/src/bulkhead.rs",
+        take_out: "match self.retry_store.checked_sub(CALLS_PER_RETRY) {",
+        put_in: "match Some(self.retry_store) {",
+        tests: SIM,
+    },
+    Mutant {
+        rule: "a zone that does not answer opens the breaker, in a region",
+        file: "controlplane/core/src/bulkhead.rs",
+        take_out: "Outcome::Failed if failures.saturating_add(1) >= self.limits.failures_to_open => {",
+        put_in: "Outcome::Failed if failures == u32::MAX => {",
+        tests: SIM,
+    },
+    Mutant {
+        rule: "a zone that does not answer is missing from a list, and not the list",
+        file: "controlplane/src/region/lists.rs",
+        take_out: "Some(missing) => merged.unreachable_zones.push(missing),\n                None => return Err(status),\n            },\n        }\n    }\n    if more",
+        put_in: "Some(_) | None => return Err(status),\n            },\n        }\n    }\n    if more",
+        tests: SIM,
     },
 ];
