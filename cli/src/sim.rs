@@ -75,7 +75,8 @@ pub(crate) enum Command {
 /// What is simulated, beside the seed.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct What {
-    /// Zone and load: `busy` (4 nodes, a full queue) or `zone` (5 nodes, 50 writes a second).
+    /// Zone and load: `busy` (4 nodes, a full queue), `zone` (5 nodes, 50 writes a second) or `region`
+    /// (three zones of 4 nodes with such a load, and calls between them; faults strike one).
     #[arg(long, default_value_t = Scene::Busy)]
     scene: Scene,
     /// Kinds of faults that may strike, with commas between them; `all`, or `none`.
@@ -85,6 +86,9 @@ pub(crate) struct What {
     /// is otherwise.
     #[arg(long, value_parser = span)]
     storm: Option<Duration>,
+    /// Lose more than is promised to be survived, once in each seed, and demand a clean refusal.
+    #[arg(long, conflicts_with_all = ["scenario", "pair"])]
+    beyond: bool,
     /// Stores of each node: what strikes a disk strikes one of them.
     #[arg(long, default_value_t = 1, value_name = "N")]
     #[arg(value_parser = clap::value_parser!(u32).range(1..=8))]
@@ -108,7 +112,8 @@ impl What {
             (None, None) => {
                 let usual = Options::of_scene(self.scene, seed);
                 let storm = self.storm.unwrap_or(usual.storm);
-                Options { kinds: self.faults, storm, stores: self.stores, ..usual }
+                let (kinds, stores, beyond) = (self.faults, self.stores, self.beyond);
+                Options { kinds, storm, stores, beyond, ..usual }
             }
         }
     }

@@ -177,6 +177,8 @@ pub(crate) struct SimControl {
     pub(crate) replacements: Replacements,
     /// Answers for whoever waits outside the events (the set-up of a run).
     pub(crate) answers: Vec<Result<Reply, ApiError>>,
+    /// The call that it waits for: a late answer to another one is nothing to it.
+    pub(crate) awaited: Option<CallId>,
     /// Answers to what the region has asked, and members whose processes ended (`region.rs`).
     pub(crate) region_answers: Vec<(CallId, Result<Reply, ApiError>)>,
     pub(crate) died: Vec<u64>,
@@ -200,6 +202,7 @@ impl SimControl {
             node_knows: BTreeMap::new(),
             replacements: Replacements::default(),
             answers: Vec::new(),
+            awaited: None,
             region_answers: Vec::new(),
             died: Vec::new(),
         }
@@ -478,7 +481,7 @@ impl World {
     fn start_member(&mut self, id: u64) {
         let seed = self.control.seed;
         self.control.ran = true;
-        if self.control.replacements.is_lost(id) {
+        if self.control.replacements.is_lost(id) || self.lost.members.contains(&id) {
             return;
         }
         let Some(member) = self.control.members.get_mut(&id) else { return };
@@ -823,7 +826,9 @@ impl World {
 
     fn answered(&mut self, call: CallId, result: Result<Reply, ApiError>) {
         let Some(request) = self.control.calls.remove(&call) else {
-            self.control.answers.push(result);
+            if self.control.awaited == Some(call) {
+                self.control.answers.push(result);
+            }
             return;
         };
         if self.salvage_answered(&request, &result) {

@@ -137,6 +137,11 @@ impl DiskFaults {
         })
     }
 
+    /// What lies in the place of a block instead of what was written there.
+    pub(crate) fn given(&self, chunk: ChunkId, block: u32) -> Option<Bytes> {
+        self.wrong.get(&(chunk, block)).cloned().flatten()
+    }
+
     /// A replica is gone, and what lay in its places.
     pub(crate) fn forget(&mut self, chunk: ChunkId) {
         self.wrong.retain(|(of, _), _| *of != chunk);

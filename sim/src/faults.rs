@@ -4,6 +4,7 @@
 //! Each seed draws which kinds are on and how often they strike (swarm testing): a run with few
 //! kinds reaches states that a run with all of them never does.
 
+use crate::beyond::{FOR_EVER, Loss};
 use crate::control::ControlEvent;
 use crate::disk::WriteFault;
 use crate::kinds::{FaultKind, Kinds};
@@ -92,6 +93,8 @@ pub(crate) enum Fault {
     JumpClock { member: u64, seconds: i64, length: Duration },
     /// A node's clock gains so many thousandths from now on.
     Drift { node: NodeId, permille: i64 },
+    /// More is lost than is promised to be survived.
+    Beyond { loss: Loss },
     /// Nothing passes between this zone and the others.
     CutOff { length: Duration },
     /// A node's data core stands still; its beats go on.
@@ -140,6 +143,7 @@ impl Fault {
             Self::Salvage => "salvage",
             Self::JumpClock { .. } => "jump clock",
             Self::Drift { .. } => "drift",
+            Self::Beyond { loss } => loss.name(),
             Self::CutOff { .. } => "cut off",
             Self::StallCore { .. } => "stall core",
             Self::CoreGoesOn { .. } => "core goes on",
@@ -238,6 +242,7 @@ impl World {
             Fault::Pause { host, length } => self.pause(host, length),
             Fault::Reattach { length } => self.reattach(length),
             Fault::RestartClient => self.restart_client(),
+            Fault::Beyond { loss } => self.lose(loss),
             Fault::CutOff { length } => self.cut_off_until = self.now + length,
             Fault::Salvage => self.begin_salvage(),
             of_a_disk @ (Fault::RotEverywhere
@@ -267,6 +272,9 @@ impl World {
     /// A node's process ends, and is started again after a while.
     fn end_for(&mut self, node: NodeId, how: End, away: Duration) {
         self.end_node(node, how);
+        if away >= FOR_EVER {
+            self.lost.nodes.insert(node);
+        }
         self.schedule_in(away, Event::Start { node });
     }
 
@@ -274,6 +282,9 @@ impl World {
         match fault {
             Fault::CrashMember { member, away } => {
                 self.crash_member(member);
+                if away >= FOR_EVER {
+                    self.lost.members.insert(member);
+                }
                 self.schedule_in(away, Event::Control(ControlEvent::Start { member }));
             }
             Fault::ReplaceMember { member } => self.replace_member(member),

@@ -122,7 +122,10 @@ impl World {
 
     /// The client's process dies and is started again under the same attachment.
     pub(crate) fn restart_client(&mut self) {
-        let configs = self.control.configs().cloned().collect();
+        // What its state on disk says, if no member can be asked.
+        let alone = self.control.state().is_none();
+        let kept = self.watch.configs().filter(|_| alone);
+        let configs = self.control.configs().chain(kept).cloned().collect();
         let last = self.last_sessions.values().map(|session| session.0).max().unwrap_or(0);
         let (session, seed) = (SessionId(last + SESSIONS_APART), self.dice.next_u64());
         let Some(client) = &mut self.client else { return };

@@ -54,6 +54,10 @@ pub enum Sabotage {
     ExpectNoLine,
     /// Nothing is broken; a salvage is expected to lose nothing.
     ExpectNoLoss,
+    /// The zone's status names no chunk that is stuck.
+    HideStuck,
+    /// Stores do not hold what they read against its checksum.
+    NoChecksums,
     /// A gateway has one bulkhead for all zones.
     OneBulkhead,
     /// What a zone with faults fails to answer makes a difference in the zone that asked.
@@ -153,6 +157,8 @@ pub struct Options {
     pub scenario: Option<&'static Scenario>,
     /// What strikes instead of a swarm: these two, within a second of each other, in this order.
     pub pair: Option<(FaultKind, FaultKind)>,
+    /// The seed loses more than is promised to be survived: what is demanded then is in `beyond.rs`.
+    pub beyond: bool,
     /// A rule taken out.
     pub sabotage: Sabotage,
     /// Sum up every event, to compare runs; costs a third of the time.
@@ -174,6 +180,7 @@ impl Options {
             kinds: Kinds::ALL,
             scenario: None,
             pair: None,
+            beyond: false,
             sabotage: Sabotage::None,
             digest: true,
         }
@@ -236,6 +243,9 @@ impl Options {
         }
         if self.stores != usual.stores {
             command.push_str(&format!(" --stores {}", self.stores));
+        }
+        if self.beyond {
+            command.push_str(" --beyond");
         }
         if self.kinds.len() < usual.kinds.len() {
             command.push_str(&format!(" --faults {}", self.kinds));
@@ -312,7 +322,7 @@ fn run_world(mut world: World, options: Options, sink: Option<Sink>) -> Outcome 
     world.begin_faults(&options, true);
     let storm_ends = world.now + options.storm;
     world.run_until(storm_ends, |_| false);
-    let beyond = options.scenario.is_some_and(|scenario| scenario.beyond);
+    let beyond = options.beyond || options.scenario.is_some_and(|scenario| scenario.beyond);
     if beyond && world.judge.violations.is_empty() {
         world.end_beyond(options.calm);
         if let Some(scenario) = options.scenario {
@@ -392,6 +402,9 @@ impl World {
             None => {
                 self.expect_lines_of(self.swarm.kinds);
                 self.schedule_in(Duration::from_millis(300), Event::Fault(Fault::Draw));
+                if options.beyond {
+                    self.schedule_loss(options.seed, options.storm);
+                }
             }
         }
         if options.sabotage == Sabotage::ExpectNoLine {
@@ -489,7 +502,8 @@ impl World {
         let mut last = String::from("no answer");
         while self.now < deadline {
             self.control.ask_leader();
-            self.call(request.clone());
+            let call = self.call(request.clone());
+            self.control.awaited = Some(call);
             let patience = self.now + Duration::from_millis(500);
             while self.control.answers.is_empty() && self.step(patience) {}
             match self.control.answers.pop() {

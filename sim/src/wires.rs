@@ -42,7 +42,7 @@ impl World {
     /// Starts a node's process, if it is down: it ticks, dials its peers and the control plane.
     pub(crate) fn start_node(&mut self, id: NodeId) {
         let now = self.now;
-        if self.nodes.get(&id).is_none_or(SimNode::is_up) {
+        if self.nodes.get(&id).is_none_or(SimNode::is_up) || self.lost.nodes.contains(&id) {
             return;
         }
         if self.is_off(id) {

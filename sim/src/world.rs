@@ -4,6 +4,7 @@
 //! seed. Ties are broken by the order in which events were scheduled. What is for a process that
 //! stands still waits (`pause.rs`).
 
+use crate::beyond::Lost;
 use crate::client::SimClient;
 use crate::client_side::Asked;
 use crate::control::{ControlEvent, SimControl};
@@ -210,6 +211,8 @@ pub(crate) struct World {
     pub(crate) used_bytes: u64,
     /// Nodes whose stores have little room left.
     pub(crate) short_of_space: BTreeSet<NodeId>,
+    /// Who never comes back.
+    pub(crate) lost: Lost,
     /// Nothing passes between this zone and others until then.
     pub(crate) cut_off_until: Time,
     /// What a node's core wants, while it is carried out.
@@ -249,6 +252,7 @@ impl World {
             client_ticking: false,
             used_bytes: 0,
             short_of_space: BTreeSet::new(),
+            lost: Lost::default(),
             cut_off_until: Time::ZERO,
             outbox: node::Outbox::default(),
         }
@@ -331,7 +335,10 @@ impl World {
                 } else if self.lives(node, life)
                     && let Some(store) = known
                 {
-                    let read = store.read(self.now, chunk, range);
+                    let read = match self.sabotage {
+                        Sabotage::NoChecksums => Ok(store.read_unchecked(chunk, range)),
+                        _ => store.read(self.now, chunk, range),
+                    };
                     if let Err(fault) = read {
                         self.read_failed(node, chunk, range, fault);
                     }

@@ -17,6 +17,10 @@ mod tidy;
 
 /// Seeds of the simulation in a nightly run (issue 2).
 const NIGHTLY_SEEDS: &str = "0..20000";
+/// Seeds that lose more than is promised to be survived.
+const NIGHTLY_SEEDS_BEYOND: &str = "0..10000";
+/// Seeds of three zones.
+const NIGHTLY_SEEDS_OF_A_REGION: &str = "0..1000";
 
 const USAGE: &str = "usage: cargo xtask <tidy|reference|mutants [TEXT]|nightly>
   tidy       check the repository: imports, file sizes, licences, documents
@@ -98,11 +102,15 @@ fn run_nightly() -> anyhow::Result<ExitCode> {
     let binary = release_folder().join("ashlar");
     let mut steps = [
         Command::new(&binary),
+        Command::new(&binary),
+        Command::new(&binary),
         // The tests' own code needs no optimization; what they drive is what users run.
         cargo(&["test", "--workspace", "--no-fail-fast", "--", "--nocapture"]),
     ];
-    let [seeds, tests] = &mut steps;
+    let [seeds, beyond, region, tests] = &mut steps;
     seeds.args(["sim", "sweep", "--seeds", NIGHTLY_SEEDS]);
+    beyond.args(["sim", "sweep", "--beyond", "--seeds", NIGHTLY_SEEDS_BEYOND]);
+    region.args(["sim", "sweep", "--scene", "region", "--seeds", NIGHTLY_SEEDS_OF_A_REGION]);
     tests.env("ASHLAR_NIGHTLY", "1").env("ASHLAR_BIN", &binary);
     let mut failed = Vec::new();
     for step in &mut steps {
