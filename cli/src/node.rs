@@ -1,4 +1,4 @@
-//! `ashlar node`: runs a storage node, and lists those of a zone.
+//! `ashlar node`: runs a storage node, lists those of a zone, and drains them.
 //!
 //! The node itself is the crate in `node/`; this file reads its configuration and starts it.
 
@@ -14,6 +14,9 @@ use crate::failure::{Failure, Kind};
 use crate::missing::{self, MissingZone};
 use crate::render::{Output, Show, columns};
 use crate::{Global, completion, process, size};
+use drain::DrainView;
+
+mod drain;
 
 /// Commands about nodes.
 #[derive(Debug, Subcommand)]
@@ -42,6 +45,11 @@ pub(crate) enum Command {
         #[arg(long, add = completion::zones())]
         zone: Option<String>,
     },
+    /// Move everything that a node holds to others, under load, so that it can be stopped.
+    ///
+    /// Each copy is in sync elsewhere before the one on the node is given up. The node takes no new
+    /// ones until the drain is cancelled. `node show`, `node list` and `status` say how far it is.
+    Drain(drain::Arguments),
 }
 
 /// Runs the command.
@@ -61,7 +69,11 @@ pub(crate) fn run(command: Command, global: &Global, output: &Output) -> Result<
         }
         Command::Show { node, zone } => {
             process::end_on_broken_pipe();
-            output.show(&find(&node, list(zone, global)?)?)
+            output.show(&find("show", &node, list(zone, global)?)?)
+        }
+        Command::Drain(arguments) => {
+            process::end_on_broken_pipe();
+            drain::run(arguments, global, output)
         }
     }
 }
@@ -78,9 +90,9 @@ fn list(zone: Option<String>, global: &Global) -> Result<NodeList, Failure> {
     Ok(NodeList { nodes, unreachable_zones })
 }
 
-/// The one node of that name.
-fn find(name: &str, list: NodeList) -> Result<NodeView, Failure> {
-    let what = || format!("show node {name}");
+/// The one node of that name, for what is to be done with it.
+fn find(verb: &str, name: &str, list: NodeList) -> Result<NodeView, Failure> {
+    let what = || format!("{verb} node {name}");
     let named = |node: &NodeView| node.id == name || node.id.strip_prefix("node-") == Some(name);
     let known = list.nodes.iter().map(|node| format!("{} of zone {}", node.id, node.zone));
     let known: Vec<String> = known.collect();
@@ -176,6 +188,10 @@ pub(crate) struct NodeView {
     primaries: u32,
     heartbeat_millis_ago: u64,
     start: u64,
+    /// It is drained, or being drained.
+    drain: Option<DrainView>,
+    #[serde(skip)]
+    number: u32,
 }
 
 impl From<&v1::Node> for NodeView {
@@ -198,6 +214,8 @@ impl From<&v1::Node> for NodeView {
             primaries: node.primaries,
             heartbeat_millis_ago: node.heartbeat_millis_ago,
             start: node.start,
+            drain: node.drain.as_ref().map(DrainView::from),
+            number: node.id,
         }
     }
 }
@@ -221,11 +239,20 @@ impl NodeView {
         self.state == "up"
     }
 
+    /// How far its drain is, in words; nothing, if it is not drained.
+    pub(crate) fn drain_sentences(&self) -> Vec<String> {
+        self.drain.as_ref().map(|drain| drain.sentences(&self.id)).unwrap_or_default()
+    }
+
     /// The node as a row of a list.
     pub(crate) fn row(&self) -> [String; 9] {
         [
             self.id.clone(),
-            self.state.to_owned(),
+            match &self.drain {
+                None => self.state.to_owned(),
+                Some(drain) if drain.is_done() => format!("{}, drained", self.state),
+                Some(_) => format!("{}, draining", self.state),
+            },
             self.primary_address.clone(),
             self.replication_address.clone(),
             size::show(self.used_bytes),
@@ -241,7 +268,9 @@ impl Show for NodeView {
     fn table(&self) -> String {
         let node = columns(Self::HEADER, [self.row()]);
         let stores = columns(StoreView::HEADER, self.stores.iter().map(StoreView::row));
-        format!("{node}\n{stores}")
+        let mut parts = vec![node, stores];
+        parts.extend(self.drain_sentences());
+        parts.join("\n")
     }
 }
 
@@ -264,7 +293,8 @@ impl Show for NodeList {
             NodeView::HEADER;
         let header =
             ["ZONE", id, state, primary, replication, used, capacity, stores, replicas, cause];
-        let table = columns(header, self.nodes.iter().map(in_zone));
-        missing::below(table, &self.unreachable_zones)
+        let mut parts = vec![columns(header, self.nodes.iter().map(in_zone))];
+        parts.extend(self.nodes.iter().flat_map(NodeView::drain_sentences));
+        missing::below(parts.join("\n"), &self.unreachable_zones)
     }
 }

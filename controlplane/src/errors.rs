@@ -2,18 +2,19 @@
 
 use ashlar_controlplane_core::apply::Refusal;
 use ashlar_controlplane_core::bulkhead;
+use ashlar_controlplane_core::drain::DrainRefusal;
 use ashlar_controlplane_core::place::NoPlacement;
 use ashlar_controlplane_core::rescue::{ChunkRescue, Step, WishRefusal};
 use ashlar_controlplane_core::salvage::SalvageRefusal;
 use ashlar_env::dice::{Dice, SeededDice};
 use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::v1;
-use ashlar_types::{VolumeId, ZoneId};
+use ashlar_types::{NodeId, VolumeId, ZoneId};
 use std::time::Duration;
 
 /// Builders of errors.
 pub(crate) mod api_error {
-    use super::{ApiError, Dice, Duration, Reason, SeededDice, ZoneId, bulkhead, v1};
+    use super::{ApiError, Dice, Duration, NodeId, Reason, SeededDice, ZoneId, bulkhead, v1};
 
     /// How long a caller should wait for an election.
     const ELECTION_WAIT: Duration = Duration::from_millis(500);
@@ -49,6 +50,12 @@ pub(crate) mod api_error {
     pub(crate) fn not_found(id_or_name: &str) -> ApiError {
         let text = format!("no volume {id_or_name:?}; `ashlar volume list` shows them all");
         ApiError::new(Reason::VolumeNotFound, text).with("volume", id_or_name)
+    }
+
+    /// A node that does not exist.
+    pub(crate) fn node_not_found(node: NodeId) -> ApiError {
+        let text = format!("{node} never registered; `ashlar node list` shows them all");
+        ApiError::new(Reason::NodeNotFound, text).with("node", node.to_string())
     }
 
     /// A zone that did not answer a call.
@@ -177,6 +184,7 @@ pub(crate) fn refusal(refusal: &Refusal, volume: Option<VolumeId>) -> ApiError {
         }
         Refusal::NothingToSalvage => ApiError::new(Reason::NothingToSalvage, text),
         Refusal::StartBack { .. } => ApiError::new(Reason::InvalidRegistration, text),
+        Refusal::UnknownNode(node) => return api_error::node_not_found(*node),
         Refusal::UnknownMember(_) => {
             let text = format!("{text}; `ashlar controlplane members` shows them all");
             ApiError::new(Reason::MemberNotFound, text)
@@ -269,6 +277,38 @@ pub(crate) fn not_salvaged(one: &ChunkRescue) -> ApiError {
         }
         Step::TakesOver { .. } | Step::LeftAlone { .. } => {
             ApiError::new(Reason::IncorrectState, format!("chunk {index} is not blocked"))
+        }
+    }
+}
+
+/// A node that cannot be drained, with what to do about it.
+pub(crate) fn not_drained(refusal: &DrainRefusal) -> ApiError {
+    match refusal {
+        DrainRefusal::BelowMinimum { node, chunk, .. } => {
+            let text = format!(
+                "{refusal}; bring the other copies back or wait until they are restored (`ashlar volume \
+                 status {}` shows them), then drain",
+                chunk.volume
+            );
+            ApiError::new(Reason::CopiesAtRisk, text)
+                .with("node", node.to_string())
+                .with("chunk", chunk.to_string())
+        }
+        DrainRefusal::NoHome { node, chunk, bytes, candidates } => {
+            let reasons: Vec<String> =
+                candidates.iter().map(|one| format!("{}: {}", one.node, one.why)).collect();
+            let text = format!(
+                "{refusal}: {}; add a node, or a store, with {bytes} bytes or more, or delete volumes, \
+                 then drain",
+                reasons.join("; ")
+            );
+            let mut error = ApiError::new(Reason::NoNewHome, text)
+                .with("node", node.to_string())
+                .with("chunk", chunk.to_string());
+            for one in candidates {
+                error = error.with(&one.node.to_string(), one.why.clone());
+            }
+            error
         }
     }
 }

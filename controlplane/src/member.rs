@@ -15,6 +15,7 @@
 //! Path: between `server.rs` (gRPC) and `controlplane/core`, `controlplane/raft`.
 
 mod calls;
+mod drain;
 mod lead;
 mod members;
 mod relay;
@@ -87,6 +88,7 @@ pub enum Request {
     AcknowledgeRisk(v1::AcknowledgeRiskRequest),
     GetStatus(v1::GetStatusRequest),
     ListNodes(v1::ListNodesRequest),
+    DrainNode(v1::DrainNodeRequest),
     ListMembers(v1::ListMembersRequest),
     AddMember(v1::AddMemberRequest),
     RemoveMember(v1::RemoveMemberRequest),
@@ -115,6 +117,7 @@ impl Request {
             Self::DetachVolume(request) => !request.client_token.is_empty(),
             Self::SalvageVolume(request) => !request.client_token.is_empty(),
             Self::AcknowledgeRisk(request) => !request.client_token.is_empty(),
+            Self::DrainNode(request) => !request.client_token.is_empty(),
         }
     }
 }
@@ -134,6 +137,7 @@ pub enum Reply {
     AcknowledgeRisk(v1::AcknowledgeRiskResponse),
     GetStatus(v1::GetStatusResponse),
     ListNodes(v1::ListNodesResponse),
+    DrainNode(v1::DrainNodeResponse),
     ListMembers(v1::ListMembersResponse),
     AddMember(v1::AddMemberResponse),
     RemoveMember(v1::RemoveMemberResponse),
@@ -513,6 +517,7 @@ impl Member {
                 | Key::Revoked(_)
                 | Key::Salvaged(_)
                 | Key::Fenced(_)
+                | Key::Draining(_)
                 | Key::ZoneKey => None,
             })
             .collect();

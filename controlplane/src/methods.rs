@@ -97,6 +97,7 @@ calls! {
     cluster_service_server ClusterService, ClusterServiceClient:
         get_status GetStatus GetStatusRequest GetStatusResponse,
         list_nodes ListNodes ListNodesRequest ListNodesResponse,
+        drain_node DrainNode DrainNodeRequest DrainNodeResponse,
         list_members ListMembers ListMembersRequest ListMembersResponse,
         add_member AddMember AddMemberRequest AddMemberResponse,
         remove_member RemoveMember RemoveMemberRequest RemoveMemberResponse,

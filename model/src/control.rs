@@ -24,13 +24,15 @@ impl Zone {
                 actions.extend(others.iter().map(Action::ElectAgreed));
             }
         }
-        // Only a primary proposes these, and only one that knows the current epoch.
-        let proposes = self.nodes[primary].now.config.epoch == config.epoch;
+        // Only a primary proposes these, and only one that knows the current epoch; or nobody does
+        // (decisions/0014).
+        let proposes = scene.unasked || self.nodes[primary].now.config.epoch == config.epoch;
         if proposes && spent.removals < scene.removals {
             actions.extend(config.in_sync.without(primary).iter().map(Action::RemoveSecondary));
             actions.extend(config.learners.iter().map(Action::RemoveLearner));
         }
-        let serves = self.nodes[primary].primary().is_some_and(Primary::is_serving);
+        let serves =
+            scene.unasked || self.nodes[primary].primary().is_some_and(Primary::is_serving);
         if proposes && serves && spent.learners < scene.learners {
             actions.extend(config.stale.iter().map(Action::ReadoptStale));
             let free = (0..scene.nodes).filter(|n| !config.names(*n) && !config.stale.contains(*n));

@@ -35,6 +35,8 @@ pub struct Scene {
     pub(crate) elections: u8,
     /// Primaries that are replaced may stay in sync.
     pub(crate) agrees: bool,
+    /// Learners and removals come without the primary's proposal, which may know of no epoch since.
+    pub(crate) unasked: bool,
     pub(crate) removals: u8,
     pub(crate) learners: u8,
     pub(crate) fills: u8,
@@ -64,6 +66,7 @@ impl Scene {
             restarts: 0,
             elections: 0,
             agrees: false,
+            unasked: false,
             removals: 0,
             learners: 0,
             fills: 0,
@@ -133,6 +136,57 @@ impl Scene {
             elections: if large { 2 } else { 1 },
             reaches: vec![FAILED_OVER, LEASE_READ],
             ..Self::new("agreement and leases", 2, &[0, 1])
+        }
+    }
+
+    /// One in sync leaves that nobody asked to leave, and the primary may hear of it late: around a
+    /// fail-over to one that stays.
+    #[must_use]
+    pub fn release(large: bool) -> Self {
+        Self {
+            agrees: true,
+            unasked: true,
+            writes: 2,
+            elections: if large { 2 } else { 1 },
+            removals: 1,
+            restarts: u8::from(large),
+            reaches: vec![FAILED_OVER],
+            ..Self::new("release", 3, &[0, 1, 2])
+        }
+    }
+
+    /// The same under leases.
+    #[must_use]
+    pub fn release_and_leases(large: bool) -> Self {
+        Self {
+            agrees: large,
+            unasked: true,
+            grant: 1,
+            ticks: if large { 2 } else { 1 },
+            beats: 2,
+            reads: 1,
+            writes: 1,
+            elections: 1,
+            removals: 1,
+            before: [1, 2].into_iter().flat_map(|granter| lease_events(0, granter)).collect(),
+            reaches: vec![FAILED_OVER, LEASE_READ],
+            ..Self::new("release and leases", 3, &[0, 1, 2])
+        }
+    }
+
+    /// A spare is added that nobody asked for, filled, and promoted; another leaves.
+    #[must_use]
+    pub fn spare(large: bool) -> Self {
+        Self {
+            unasked: true,
+            writes: if large { 2 } else { 1 },
+            learners: 1,
+            fills: 1,
+            elections: 1,
+            removals: 1,
+            restarts: u8::from(large),
+            reaches: vec![PROMOTED, FAILED_OVER],
+            ..Self::new("spare", 3, &[0, 1])
         }
     }
 

@@ -34,6 +34,21 @@ fn a_primary_that_agreed_to_follow_answers_no_stale_read() {
 }
 
 #[test]
+fn a_secondary_that_is_released_unasked_loses_nothing() {
+    holds(Scene::release);
+}
+
+#[test]
+fn a_secondary_that_is_released_unasked_shows_nothing_stale() {
+    holds(Scene::release_and_leases);
+}
+
+#[test]
+fn a_spare_that_is_added_unasked_has_everything_when_it_is_promoted() {
+    holds(Scene::spare);
+}
+
+#[test]
 fn what_a_crash_takes_from_the_journal_was_never_acknowledged() {
     holds(Scene::power);
 }

@@ -124,6 +124,14 @@ reasons! {
     NodeLives, "NODE_LIVES", FailedPrecondition, "";
     /// No stale replica can take over; metadata `chunk`, and why for each of them.
     NoSalvageCandidate, "NO_SALVAGE_CANDIDATE", FailedPrecondition, "";
+    /// No node of the zone has that number.
+    NodeNotFound, "NODE_NOT_FOUND", NotFound, "";
+    /// Without the node a chunk would have fewer copies in sync than writes need; metadata `node` and
+    /// `chunk`.
+    CopiesAtRisk, "COPIES_AT_RISK", FailedPrecondition, "";
+    /// No other node can take what the node holds; metadata `node` and `chunk`, and why for each
+    /// candidate.
+    NoNewHome, "NO_NEW_HOME", FailedPrecondition, "";
     /// A newer stream of the same node has taken over.
     SessionReplaced, "SESSION_REPLACED", Aborted, "";
     /// The member cannot go on: its own disk failed.

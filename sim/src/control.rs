@@ -820,6 +820,9 @@ impl World {
         match request {
             Request::GetVolumeMap(_) => self.client_input(client::Input::MapFailed),
             Request::SalvageVolume(_) => self.schedule_in(REDIAL_MAX, Event::SalvageAgain),
+            Request::DrainNode(_) => {
+                self.drain_answered(request, None);
+            }
             _attaching => self.schedule_in(REDIAL_MAX, Event::AttachAgain),
         }
     }
@@ -831,7 +834,8 @@ impl World {
             }
             return;
         };
-        if self.salvage_answered(&request, &result) {
+        if self.salvage_answered(&request, &result) || self.drain_answered(&request, Some(&result))
+        {
             return;
         }
         if let Ok(reply) = &result

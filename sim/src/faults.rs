@@ -89,6 +89,8 @@ pub(crate) enum Fault {
     RestartClient,
     /// An operator asks for a salvage.
     Salvage,
+    /// An operator asks for a node to be drained, or for that to be cancelled.
+    Drain { node: NodeId, cancel: bool },
     /// A member's wall clock goes wrong by so many seconds for a while.
     JumpClock { member: u64, seconds: i64, length: Duration },
     /// A node's clock gains so many thousandths from now on.
@@ -141,6 +143,8 @@ impl Fault {
             Self::Reattach { .. } => "reattach",
             Self::RestartClient => "restart client",
             Self::Salvage => "salvage",
+            Self::Drain { cancel: false, .. } => "drain",
+            Self::Drain { cancel: true, .. } => "cancel drain",
             Self::JumpClock { .. } => "jump clock",
             Self::Drift { .. } => "drift",
             Self::Beyond { loss } => loss.name(),
@@ -245,6 +249,7 @@ impl World {
             Fault::Beyond { loss } => self.lose(loss),
             Fault::CutOff { length } => self.cut_off_until = self.now + length,
             Fault::Salvage => self.begin_salvage(),
+            Fault::Drain { node, cancel } => self.begin_drain(node, cancel),
             of_a_disk @ (Fault::RotEverywhere
             | Fault::SpoilWrite { .. }
             | Fault::ShowOld { .. }

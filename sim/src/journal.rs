@@ -148,6 +148,7 @@ impl fmt::Display for Line<'_> {
             }
             Event::AttachAgain => f.write_str("the volume is attached elsewhere"),
             Event::SalvageAgain => f.write_str("the operator asks for a salvage again"),
+            Event::DrainAgain { node } => write!(f, "the operator asks again to drain {node}"),
             Event::GivenUp { wire, connection } => {
                 write!(f, "{wire} #{connection}: given up if nothing got through")
             }

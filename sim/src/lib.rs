@@ -12,6 +12,7 @@ mod client;
 mod client_side;
 mod control;
 mod disk;
+mod drain;
 mod faults;
 mod former;
 mod journal;

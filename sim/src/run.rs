@@ -420,7 +420,8 @@ impl World {
             self.judge_liveness("not writable");
         }
         let whole = self.now + REFILL_WITHIN;
-        self.run_until(whole, Self::is_whole);
+        self.run_until(whole, |world| world.is_whole() && world.is_drained());
+        self.note_drained();
         for _ in 0..self.judge.reads_refused {
             self.tally.note("reads refused, damage named");
         }
@@ -525,6 +526,7 @@ impl World {
         self.all_cores_go_on();
         self.net.heal();
         self.former.rest();
+        self.give_up_drains();
         if let Some(script) = &mut self.script {
             script.end();
         }
@@ -624,6 +626,10 @@ impl World {
         }
         if !self.is_whole() {
             self.judge_liveness("not whole");
+            return;
+        }
+        if !self.is_drained() {
+            self.judge_liveness("not drained");
             return;
         }
         let differing = |config: &ChunkConfig| {

@@ -8,6 +8,7 @@ use crate::beyond::Lost;
 use crate::client::SimClient;
 use crate::client_side::Asked;
 use crate::control::{ControlEvent, SimControl};
+use crate::drain::Drains;
 use crate::faults::{Fault, Swarm};
 use crate::former::Former;
 use crate::journal::Journal;
@@ -114,6 +115,9 @@ pub(crate) enum Event {
     },
     AttachAgain,
     SalvageAgain,
+    DrainAgain {
+        node: NodeId,
+    },
     GivenUp {
         wire: Wire,
         connection: u64,
@@ -150,6 +154,7 @@ impl Event {
             | Self::FormerWrites
             | Self::AttachAgain
             | Self::SalvageAgain
+            | Self::DrainAgain { .. }
             | Self::GivenUp { .. }
             | Self::Fault(_)
             | Self::Resume { .. } => None,
@@ -183,6 +188,7 @@ pub(crate) struct World {
     /// The client that the volume may be taken from.
     pub(crate) former: Former,
     pub(crate) salvages: Salvages,
+    pub(crate) drains: Drains,
     pub(crate) watch: Watch,
     /// The steps of a scenario that have not struck.
     pub(crate) script: Option<Script>,
@@ -235,6 +241,7 @@ impl World {
             observer: Observer::default(),
             former: Former::default(),
             salvages: Salvages::default(),
+            drains: Drains::default(),
             watch: Watch::default(),
             script: None,
             lines_allowed: Vec::new(),
@@ -364,6 +371,7 @@ impl World {
             Event::FormerHeard { node, life, message } => self.former_heard(node, life, message),
             Event::AttachAgain => self.attach_again(),
             Event::SalvageAgain => self.salvage_again(),
+            Event::DrainAgain { node } => self.drain_again(node),
             Event::GivenUp { wire, connection } => self.given_up(wire, connection),
             Event::Control(event) => self.control_event(event),
             Event::Fault(fault) => self.strike(fault),

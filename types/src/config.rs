@@ -102,6 +102,12 @@ impl ChunkConfig {
         self.stale.iter().any(|(r, _)| *r == replica)
     }
 
+    /// Whether as many replicas are in sync as are wanted.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.in_sync.len() >= usize::from(self.copies_wanted)
+    }
+
     /// Whether enough replicas are in sync to acknowledge writes.
     #[must_use]
     pub fn may_acknowledge(&self) -> bool {

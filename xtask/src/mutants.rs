@@ -14,6 +14,7 @@ use std::time::Instant;
 mod admission;
 mod client;
 mod control;
+mod drain;
 mod lease;
 mod members;
 mod node;
@@ -45,6 +46,7 @@ fn all() -> impl Iterator<Item = &'static Mutant> {
         store::MUTANTS,
         stores::MUTANTS,
         control::MUTANTS,
+        drain::MUTANTS,
         members::MUTANTS,
         client::MUTANTS,
         admission::MUTANTS,

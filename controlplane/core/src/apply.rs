@@ -159,6 +159,9 @@ pub enum Refusal {
         /// The store.
         store: StoreId,
     },
+    /// No such node.
+    #[error("{0} never registered")]
+    UnknownNode(NodeId),
     /// No such member.
     #[error("{0} is not a member's number")]
     UnknownMember(u64),
@@ -221,9 +224,8 @@ impl ZoneState {
             | Action::Attach { token, .. }
             | Action::Detach { token, .. }
             | Action::Salvage { token, .. }
-            | Action::AcknowledgeSalvage { token, .. } => {
-                self.act_once(token.as_ref(), action, changed)
-            }
+            | Action::AcknowledgeSalvage { token, .. }
+            | Action::Drain { token, .. } => self.act_once(token.as_ref(), action, changed),
             Action::MarkReady { volumes } => {
                 volumes.iter().for_each(|id| self.mark_ready(*id, changed));
                 Ok(Answer::Done {})
@@ -282,6 +284,7 @@ impl ZoneState {
             }
             Action::Salvage { .. } => self.salvage(action, changed),
             Action::AcknowledgeSalvage { volume, .. } => self.acknowledge_salvage(*volume, changed),
+            Action::Drain { node, cancel, .. } => self.drain(*node, *cancel, changed),
             Action::RegisterNode { .. }
             | Action::MarkReady { .. }
             | Action::Change { .. }

@@ -10,6 +10,8 @@
 //! - only a learner is promoted, and what it has is of the present election; only a stale replica is re-adopted; one whose store has lost part
 //!   of it, or whose filling was given up, comes back as another incarnation, from nothing;
 //! - a stale replica is retired only while as many as are wanted are in sync;
+//! - one replica more than is wanted is filled, never two; one that is in sync is released only while as
+//!   many as are wanted are in sync without it, and never the primary;
 //! - a node never holds two replicas of one chunk: where a new one takes the place of a stale one, that
 //!   one's store is away, and it is given up.
 
@@ -64,6 +66,12 @@ pub enum ChangeRefusal {
     #[error("fewer than {copies_wanted} replicas are in sync")]
     NotWhole {
         /// Replicas that must be in sync.
+        copies_wanted: u8,
+    },
+    /// One more than is wanted is there or being filled already.
+    #[error("more than {copies_wanted} replicas are in sync or being filled already")]
+    HasSpare {
+        /// Replicas that are wanted.
         copies_wanted: u8,
     },
     /// The node never registered.
@@ -140,6 +148,16 @@ pub fn next<'a>(
             give_up_away(&mut next.chunk.config, *away, *place, is_gone(*away))?;
             add_learner_on(&mut next.chunk.config, *place, node(place.node))?;
             next.forgotten = Some(*away);
+        }
+        ChangeKind::AddSpare { place } => {
+            let (here, wanted) = (old.in_sync.len() + old.learners.len(), old.copies_wanted);
+            if here > usize::from(wanted) {
+                return Err(ChangeRefusal::HasSpare { copies_wanted: wanted });
+            }
+            add_learner_on(&mut next.chunk.config, *place, node(place.node))?;
+        }
+        ChangeKind::Release { replica } => {
+            release(&mut next.chunk.config, *replica, old.epoch)?;
         }
         ChangeKind::RemoveLearner { proposer, replica } => {
             by_primary(old, *proposer)?;
@@ -332,6 +350,26 @@ fn give_up_away(
         return Err(ChangeRefusal::OtherNode);
     }
     config.stale.remove(at);
+    Ok(())
+}
+
+/// A secondary leaves although nothing is wrong with it: its place is taken.
+fn release(
+    config: &mut ChunkConfig,
+    replica: ReplicaId,
+    last_in_sync: Epoch,
+) -> Result<(), ChangeRefusal> {
+    if replica == config.primary {
+        return Err(ChangeRefusal::IsPrimary);
+    }
+    if !config.is_in_sync(replica) {
+        return Err(ChangeRefusal::NotInSync);
+    }
+    config.in_sync.retain(|r| *r != replica);
+    if config.in_sync.len() < usize::from(config.copies_wanted) {
+        return Err(ChangeRefusal::NotWhole { copies_wanted: config.copies_wanted });
+    }
+    config.stale.push((replica, StaleInfo { last_in_sync, suspect: false }));
     Ok(())
 }
 

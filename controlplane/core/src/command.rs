@@ -24,7 +24,8 @@ use thiserror::Error;
 /// Version of the command's bytes that this build writes, and the newest that it reads.
 /// Version 4: nodes with several stores, and placement by store. Version 5: salvage. Version 6:
 /// replicas that are away with their store. Version 7: what an operator states of an attachment.
-pub const COMMAND_VERSION: u16 = 7;
+/// Version 8: drain.
+pub const COMMAND_VERSION: u16 = 8;
 
 /// Most chunk changes in one command: some 60 bytes each keep it far below a Raft message.
 pub const CHANGES_PER_COMMAND_MAX: usize = 4_096;
@@ -170,6 +171,15 @@ pub enum Action {
         generation: Generation,
         /// Who says so, for the record.
         by: String,
+    },
+    /// A node is to hold nothing: see [`crate::drain`].
+    Drain {
+        /// Protection against repetition.
+        token: Option<TokenUse>,
+        /// The node.
+        node: NodeId,
+        /// It is of use again.
+        cancel: bool,
     },
     /// A member's store is damaged or empty: it cannot take part. Or it does again.
     NoteLost {
@@ -415,6 +425,16 @@ pub enum ChangeKind {
         /// the position in it is the primary's knowledge, and nothing that is committed tells more.
         durable: Lsn,
     },
+    /// Fill one replica more than is wanted: one that is in sync is to leave (`moves.rs`).
+    AddSpare {
+        /// Where.
+        place: Place,
+    },
+    /// As many as are wanted are in sync without this secondary, and it is to leave; it becomes stale.
+    Release {
+        /// The secondary.
+        replica: ReplicaId,
+    },
     /// A stale replica is not needed any more: as many as are wanted are in sync, and each has
     /// durably recorded that it is.
     Retire {
@@ -465,6 +485,8 @@ wire_enum! { ChangeKind {
     6 => Retire { replica },
     9 => AddLearnerOn { proposer, place },
     10 => AddLearnerInstead { proposer, place, away },
+    11 => AddSpare { place },
+    12 => Release { replica },
 } }
 wire_enum! { Action {
     0 => RegisterNode { node },
@@ -483,6 +505,7 @@ wire_enum! { Action {
     12 => Salvage { token, volume, chunks, fenced, by },
     13 => AcknowledgeSalvage { token, volume },
     14 => StateFenced { volume, generation, by },
+    15 => Drain { token, node, cancel },
 } }
 
 /// Why bytes of the log are no command of this build.

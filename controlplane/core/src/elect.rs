@@ -50,7 +50,8 @@ pub fn elections(
             if config.primary.node != *node || seen.is_electing(config.chunk, config.epoch) {
                 continue;
             }
-            if let Some(step) = step(now, config, verdict, state, seen) {
+            let leaves = || leave(config, state, seen, verdicts);
+            if let Some(step) = step(now, config, verdict, state, seen).or_else(leaves) {
                 due.push((config, step));
             }
         }
@@ -95,8 +96,9 @@ fn urgency(config: &ChunkConfig, state: &ZoneState, seen: &Observations) -> (boo
 }
 
 /// Who takes over: of the living in-sync secondaries the one on the node that is primary of the
-/// fewest chunks; one that clients could not reach a moment ago only if there is no other, and one that
-/// the control plane hears through a peer only if there is no other at all.
+/// fewest chunks; one that clients could not reach a moment ago only if there is no other, one on a node
+/// that is drained only if there is nobody else, and one that the control plane hears through a peer only
+/// if there is no other at all.
 pub(crate) fn successor(
     now: Time,
     config: &ChunkConfig,
@@ -113,8 +115,10 @@ pub(crate) fn successor(
             && !seen.says_unfit(config.chunk, *replica, config.epoch)
     };
     let secondaries = config.secondaries().filter(fit);
-    secondaries
-        .min_by_key(|r| (last_resort(r.node), seen.was_hidden(now, r.node), load(r.node), r.node))
+    secondaries.min_by_key(|r| {
+        let (hidden, drained) = (seen.was_hidden(now, r.node), state.is_draining(r.node));
+        (last_resort(r.node), drained, hidden, load(r.node), r.node)
+    })
 }
 
 fn step(
@@ -152,6 +156,26 @@ fn step(
         return Some(Step::Elect(Evidence::Unreachable {}));
     }
     Some(Step::Ask)
+}
+
+/// A primary that works and is to leave its node (`moves.rs`): another takes over once it agrees, and not
+/// before. It has no hurry, so it costs no copy.
+fn leave(
+    config: &ChunkConfig,
+    state: &ZoneState,
+    seen: &Observations,
+    verdicts: &Verdicts,
+) -> Option<Step> {
+    let usable = |node: NodeId| verdicts.get(&node).is_some_and(Verdict::is_usable);
+    let due = state.is_draining(config.primary.node)
+        && config.in_sync.len() > usize::from(config.copies_wanted)
+        && usable(config.primary.node)
+        && config.secondaries().any(|r| usable(r.node) && !state.is_draining(r.node));
+    if !due {
+        return None;
+    }
+    let agreed = seen.has_agreed(config);
+    Some(if agreed { Step::Elect(Evidence::Agreed { by: config.primary }) } else { Step::Ask })
 }
 
 /// Whether a primary hears nobody but the control plane, and its secondaries say the same: at least

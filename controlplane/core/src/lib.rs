@@ -12,6 +12,8 @@
 //! | [`elect`] | which chunks need another primary, the most urgent first |
 //! | [`interruption`] | whether so many nodes are lost that searching for new homes stops |
 //! | [`plan`] | what the leader proposes next |
+//! | [`moves`] | which copies go from one working node to another, and when the former leaves |
+//! | [`drain`] | which nodes are to hold nothing, whether they can, and how far that is |
 //! | [`salvage`] | when a stale replica takes over on an operator's word, and what that revokes |
 //! | [`rescue`] | what a salvage would do, as the leader sees it before it proposes one |
 //! | [`describe`] | how volumes and chunks are, with causes |
@@ -29,9 +31,11 @@ pub mod change;
 mod codec;
 pub mod command;
 pub mod describe;
+pub mod drain;
 pub mod elect;
 pub mod interruption;
 mod members;
+pub mod moves;
 pub mod observe;
 pub mod place;
 pub mod plan;

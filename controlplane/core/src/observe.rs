@@ -9,7 +9,8 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use ashlar_types::limit::is_short_of_space;
 use ashlar_types::message::cluster::{
-    Change, Heartbeat, PathState, PeerEvidence, Proposal, ReplicaReport, ReplicaState, StoreState,
+    Change, Heartbeat, PathState, PeerEvidence, Proposal, ReplicaReport, ReplicaState,
+    SearchBudget, StoreState,
 };
 use ashlar_types::message::data::Network;
 use ashlar_types::{ChunkConfig, ChunkId, Epoch, Generation, NodeId, ReplicaId, StoreId, Time};
@@ -167,6 +168,8 @@ pub struct Observations {
     slow: BTreeMap<NodeId, (Time, u32)>,
     /// Nodes that were hidden from clients, and when they were seen so last.
     hidden: BTreeMap<NodeId, Time>,
+    /// When the next move of a copy may begin.
+    move_at: Time,
 }
 
 impl Observations {
@@ -187,7 +190,24 @@ impl Observations {
             asked: BTreeMap::new(),
             slow: BTreeMap::new(),
             hidden: BTreeMap::new(),
+            move_at: now,
         }
+    }
+
+    /// How many moves of copies may begin now: at most a tenth of a second's worth at once, and none
+    /// while only urgent searches may.
+    #[must_use]
+    pub fn moves_allowed(&self, now: Time, budget: SearchBudget) -> usize {
+        if budget.only_urgent || now < self.move_at || !self.may_judge(now) {
+            return 0;
+        }
+        usize::try_from(budget.per_second.div_ceil(10)).unwrap_or(1)
+    }
+
+    /// Moves begin.
+    pub fn note_moves(&mut self, now: Time, begun: usize, budget: SearchBudget) {
+        let each = Duration::from_secs(1) / budget.per_second.max(1);
+        self.move_at = now + each.saturating_mul(u32::try_from(begun).unwrap_or(u32::MAX));
     }
 
     /// Nodes that were taken for slow lately.

@@ -56,6 +56,9 @@ impl Space {
         for (node, verdict) in verdicts {
             let view = seen.node(*node).filter(|view| view.last_beat.is_some());
             match view {
+                Some(_) if state.is_draining(*node) => {
+                    space.unusable.push(Rejected { node: *node, why: "it is drained".into() });
+                }
                 Some(view) if verdict.is_usable() => {
                     let stores = state.node(*node).map(|record| record.stores.as_slice());
                     for store in stores.unwrap_or_default() {
@@ -102,6 +105,12 @@ impl Space {
         if let Some(free) = self.free.get_mut(&place) {
             *free = free.saturating_sub(bytes);
         }
+    }
+
+    /// Whether there is a place for one more replica on none of `not`.
+    #[must_use]
+    pub fn fits(&self, bytes: u64, not: &[NodeId]) -> bool {
+        !self.best(bytes, 1, not).is_empty()
     }
 
     /// A place for one more replica, which is claimed; on none of `not`.

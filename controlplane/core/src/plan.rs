@@ -7,6 +7,7 @@
 
 use crate::command::{CHANGES_PER_COMMAND_MAX, ChangeKind, ChunkChange, Evidence, Place};
 use crate::elect::successor;
+use crate::moves;
 use crate::observe::{Observations, PROBE_EVERY, SILENT_DOUBT_MILLIS, SLOW_REPLICAS_MAX, is_down};
 use crate::place::Space;
 use crate::state::ZoneState;
@@ -35,6 +36,16 @@ pub struct Plan {
     pub probes: Vec<NodeId>,
     /// Nodes that lose replicas because they are slow.
     pub slow: Vec<NodeId>,
+    /// Moves that begin with these changes.
+    pub moves: usize,
+}
+
+impl Plan {
+    /// Whether another change of a chunk is planned, or on its way.
+    pub(crate) fn is_busy(&self, config: &ChunkConfig, seen: &Observations) -> bool {
+        seen.is_proposed(config.chunk, config.epoch)
+            || self.changes.iter().any(|change| change.chunk == config.chunk)
+    }
 }
 
 /// Plans what comes after the elections that are due, once they are noted as on their way. Spurious
@@ -56,6 +67,8 @@ pub fn plan(
         }
         planner.judge(proposal, &mut plan);
     }
+    moves::release(state, seen, verdicts, &mut plan);
+    planner.begin_moves(&mut plan);
     retire(state, seen, &mut plan);
     plan.ready = state.creating().filter(|volume| all_serve(*volume, state, seen)).collect();
     plan.erased = state
@@ -77,8 +90,7 @@ fn retire(state: &ZoneState, seen: &Observations, plan: &mut Plan) {
         if plan.changes.len() >= CHANGES_PER_COMMAND_MAX {
             return;
         }
-        let busy = seen.is_proposed(config.chunk, config.epoch)
-            || plan.changes.iter().any(|change| change.chunk == config.chunk);
+        let busy = plan.is_busy(config, seen);
         let whole = config.in_sync.len() >= usize::from(config.copies_wanted)
             && config.learners.is_empty()
             && config.in_sync.iter().all(|replica| owns(config, *replica, seen));
@@ -90,7 +102,7 @@ fn retire(state: &ZoneState, seen: &Observations, plan: &mut Plan) {
 }
 
 /// Whether a replica has durably recorded that it holds the chunk under its present epoch.
-fn owns(config: &ChunkConfig, replica: ReplicaId, seen: &Observations) -> bool {
+pub(crate) fn owns(config: &ChunkConfig, replica: ReplicaId, seen: &Observations) -> bool {
     seen.report(config.chunk, replica).is_some_and(|report| {
         report.adopted >= config.epoch
             && matches!(report.state, ReplicaState::Serving | ReplicaState::Following)
@@ -138,13 +150,13 @@ const fn is_accusation(change: &Change) -> bool {
 }
 
 /// Judges what primaries ask for.
-struct Judge<'a> {
-    now: Time,
-    state: &'a ZoneState,
-    seen: &'a Observations,
-    verdicts: &'a Verdicts,
-    search: SearchBudget,
-    space: Space,
+pub(crate) struct Judge<'a> {
+    pub(crate) now: Time,
+    pub(crate) state: &'a ZoneState,
+    pub(crate) seen: &'a Observations,
+    pub(crate) verdicts: &'a Verdicts,
+    pub(crate) search: SearchBudget,
+    pub(crate) space: Space,
 }
 
 impl Judge<'_> {
@@ -221,6 +233,12 @@ impl Judge<'_> {
                     return Err(format!("{} does not have that store now", replica.node));
                 }
                 self.must_be_able_to_follow(replica.node)?;
+                // A node that is drained takes no replica back that has room elsewhere.
+                if self.state.is_draining(replica.node)
+                    && let Ok(elsewhere) = self.seek(config, proposer)
+                {
+                    return Ok(elsewhere);
+                }
                 Ok(ChangeKind::ReadoptStale { proposer, replica: *replica })
             }
             Change::StepDown { .. } => self.succeed(config),
@@ -319,18 +337,6 @@ impl Judge<'_> {
         accuses && voices(primary, secondary) > voices(secondary, primary)
     }
 
-    /// Nodes that a primary itself sees on neither network: it could not fill them, and would ask
-    /// for their removal at once.
-    fn unreached_by(&self, primary: NodeId) -> impl Iterator<Item = NodeId> + '_ {
-        let evidence = self.seen.node(primary).map(|view| view.evidence.as_slice());
-        let down = |path| is_down(path, SILENT_DOUBT_MILLIS);
-        evidence
-            .unwrap_or_default()
-            .iter()
-            .filter(move |peer| down(peer.primary_net) && down(peer.replication_net))
-            .map(|peer| peer.node)
-    }
-
     fn seek(&mut self, config: &ChunkConfig, proposer: ReplicaId) -> Result<ChangeKind, String> {
         let filled = config.in_sync.len() + config.learners.len();
         if filled >= usize::from(config.copies_wanted) {
@@ -340,29 +346,15 @@ impl Judge<'_> {
         if self.search.only_urgent && !urgent {
             return Err("a large interruption: the copies that are away may come back".into());
         }
-        // A node that still has to erase an older replica of the chunk holds one too, unless that is
-        // away with its store: then nobody knows whether it ever will.
-        let erasing = self.state.erasures().filter(|(chunk, replica)| {
-            *chunk == config.chunk && !self.state.is_store_gone(*replica)
-        });
-        let holders = config
-            .replicas()
-            .chain(erasing.map(|(_, replica)| replica))
-            .map(|replica| replica.node);
-        let not: Vec<NodeId> = holders.chain(self.unreached_by(config.primary.node)).collect();
-        let volume = self.state.volume(config.chunk.volume);
-        let bytes =
-            volume.map_or(0, |volume| ZoneState::chunk_bytes(volume.geometry, config.chunk.index));
+        let not = moves::not_homes(config, self.state, self.seen);
+        let bytes = self.state.bytes_of(config.chunk);
         if let Some(place) = self.space.take_one(bytes, &not) {
             return Ok(ChangeKind::AddLearnerOn { proposer, place });
         }
         if let Some((place, away)) = self.place_of_one_away(config, bytes) {
             return Ok(ChangeKind::AddLearnerInstead { proposer, place, away });
         }
-        let rejected = self.space.rejected(bytes, &not);
-        let reasons: Vec<String> =
-            rejected.iter().map(|one| format!("{}: {}", one.node, one.why)).collect();
-        Err(format!("no node can take another replica: {}", reasons.join("; ")))
+        Err(moves::no_home(bytes, &not, &self.space))
     }
 
     /// Where no other node can take a replica, one that has come without the store of its stale one:
@@ -376,7 +368,8 @@ impl Judge<'_> {
         if config.in_sync.len() == 1 && !config.learners.is_empty() {
             return None;
         }
-        let unreached: BTreeSet<NodeId> = self.unreached_by(config.primary.node).collect();
+        let unreached: BTreeSet<NodeId> =
+            moves::unreached_by(config.primary.node, self.seen).collect();
         let is_erasing = |node: NodeId| {
             let here = |(chunk, replica): (ChunkId, ReplicaId)| {
                 (chunk, replica.node) == (config.chunk, node) && !self.state.is_store_gone(replica)

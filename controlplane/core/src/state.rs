@@ -6,13 +6,14 @@
 //!
 //! ```text
 //! key    byte 0: kind (1 clock, 2 volume, 3 chunk, 4 node, 5 token, 6 erasure, 7 member, 8 zone
-//!        key, 9 revoked store, 10 salvaged chunk, 11 statement about an attachment), then the id, big-endian
-//!        so that keys sort as ids do
+//!        key, 9 revoked store, 10 salvaged chunk, 11 statement about an attachment, 12 drained node), then
+//!        the id, big-endian so that keys sort as ids do
 //! value  byte 0: version; then the fields (types/src/codec.rs)
 //! ```
 
 use crate::apply::Answer;
 use crate::command::{MemberRecord, NodeRecord, Place};
+use crate::drain::DrainRecord;
 use crate::salvage::AtRisk;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
@@ -138,6 +139,8 @@ pub enum Key {
     Salvaged(ChunkId),
     /// What an operator stated about a volume's attachment.
     Fenced(VolumeId),
+    /// A node that is drained.
+    Draining(NodeId),
 }
 
 impl Key {
@@ -195,6 +198,10 @@ impl Key {
             Self::Fenced(id) => {
                 out.push(11);
                 volume(&mut out, *id);
+            }
+            Self::Draining(id) => {
+                out.push(12);
+                out.extend(id.0.to_be_bytes());
             }
         }
         out
@@ -254,10 +261,14 @@ pub struct ZoneState {
     pub(crate) salvaged: BTreeMap<ChunkId, AtRisk>,
     /// What operators stated about present attachments.
     pub(crate) fenced: BTreeMap<VolumeId, Fenced>,
+    /// Nodes that are to hold nothing.
+    pub(crate) draining: BTreeMap<NodeId, DrainRecord>,
     /// Volumes that are not ready yet.
     pub(crate) creating: BTreeSet<VolumeId>,
     /// Chunks with stale replicas.
     with_stale: BTreeSet<ChunkId>,
+    /// Chunks with learners, or with more in sync than are wanted.
+    in_motion: BTreeSet<ChunkId>,
     /// Chunks whose configuration names a node.
     held: BTreeMap<NodeId, BTreeSet<ChunkId>>,
     /// Chunks that a node is the primary of.
@@ -285,8 +296,10 @@ impl ZoneState {
             revoked: BTreeSet::new(),
             salvaged: BTreeMap::new(),
             fenced: BTreeMap::new(),
+            draining: BTreeMap::new(),
             creating: BTreeSet::new(),
             with_stale: BTreeSet::new(),
+            in_motion: BTreeSet::new(),
             held: BTreeMap::new(),
             primaries: BTreeMap::new(),
             allocated: BTreeMap::new(),
@@ -386,6 +399,11 @@ impl ZoneState {
         self.with_stale.iter().filter_map(|chunk| self.config(*chunk))
     }
 
+    /// Configurations with learners, or with more in sync than are wanted, in order of chunk.
+    pub fn configs_in_motion(&self) -> impl Iterator<Item = &ChunkConfig> {
+        self.in_motion.iter().filter_map(|chunk| self.config(*chunk))
+    }
+
     /// All nodes, in order of number.
     pub fn nodes(&self) -> impl Iterator<Item = &NodeRecord> {
         self.nodes.values()
@@ -400,6 +418,12 @@ impl ZoneState {
     /// Replicas to be erased, in order.
     pub fn erasures(&self) -> impl Iterator<Item = (ChunkId, ReplicaId)> {
         self.erasures.iter().copied()
+    }
+
+    /// Replicas of a chunk that are to be erased.
+    pub fn erasures_of(&self, chunk: ChunkId) -> impl Iterator<Item = ReplicaId> {
+        let of_chunk = self.erasures.iter().filter(move |(erased, _)| *erased == chunk);
+        of_chunk.map(|(_, replica)| *replica)
     }
 
     /// Whether a replica is to be erased.
@@ -464,6 +488,10 @@ impl ZoneState {
         if !chunk.config.stale.is_empty() {
             self.with_stale.insert(id);
         }
+        let config = &chunk.config;
+        if !config.learners.is_empty() || config.in_sync.len() > usize::from(config.copies_wanted) {
+            self.in_motion.insert(id);
+        }
         self.chunks.insert(id, chunk);
     }
 
@@ -472,6 +500,7 @@ impl ZoneState {
         let bytes = self.bytes_of(id);
         let chunk = self.chunks.remove(&id)?;
         self.with_stale.remove(&id);
+        self.in_motion.remove(&id);
         for replica in chunk.config.replicas() {
             if let Some(held) = self.held.get_mut(&replica.node) {
                 held.remove(&id);
@@ -491,7 +520,8 @@ impl ZoneState {
     }
 
     /// A chunk counts at the bytes that its volume can put into it.
-    fn bytes_of(&self, id: ChunkId) -> u64 {
+    #[must_use]
+    pub fn bytes_of(&self, id: ChunkId) -> u64 {
         self.volumes.get(&id.volume).map_or(0, |v| Self::chunk_bytes(v.geometry, id.index))
     }
 
@@ -520,6 +550,7 @@ impl ZoneState {
             Key::Revoked(place) => self.revoked.get(place).map(versioned),
             Key::Salvaged(id) => self.salvaged.get(id).map(|risk| versioned(&(*id, risk.clone()))),
             Key::Fenced(id) => self.fenced.get(id).map(|said| versioned(&(*id, said.clone()))),
+            Key::Draining(id) => self.draining.get(id).map(versioned),
         }
     }
 
@@ -535,7 +566,8 @@ impl ZoneState {
             .chain(core::iter::once(Key::ZoneKey))
             .chain(self.revoked.iter().map(|place| Key::Revoked(*place)))
             .chain(self.salvaged.keys().map(|id| Key::Salvaged(*id)))
-            .chain(self.fenced.keys().map(|id| Key::Fenced(*id)));
+            .chain(self.fenced.keys().map(|id| Key::Fenced(*id)))
+            .chain(self.draining.keys().map(|id| Key::Draining(*id)));
         keys.filter_map(|key| self.value(&key).map(|value| (key.encode(), value)))
     }
 
@@ -602,6 +634,10 @@ impl ZoneState {
             11 => {
                 let (volume, said) = codec::decode(body)?;
                 self.fenced.insert(volume, said);
+            }
+            12 => {
+                let record: DrainRecord = codec::decode(body)?;
+                self.draining.insert(record.node, record);
             }
             other => return Err(StateError::Kind(other)),
         }

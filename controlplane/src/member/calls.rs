@@ -3,7 +3,7 @@
 //! Every call gets exactly one answer: at once, when its entry is applied, when its attachment is
 //! adopted, when its deadline comes, or when this member stops leading.
 
-use super::lead::{Attaching, CallKind, Pending};
+use super::lead::{Attaching, CallKind, NODES_RETURN_WITHIN, Pending};
 use super::members::{self, Planned};
 use super::{CallId, Member, Now, Output, Reply, Request, view};
 use crate::errors::{self, api_error};
@@ -29,9 +29,6 @@ const COPIES_DEFAULT: u32 = 3;
 const COPIES_MAX: u32 = 5;
 /// Longest name of a client, in bytes.
 const CLIENT_NAME_BYTES_MAX: usize = 128;
-
-/// How long a new leader gives the nodes to find it before it says that space is lacking.
-const NODES_RETURN_WITHIN: Duration = Duration::from_secs(2);
 
 /// What becomes of a call.
 #[allow(clippy::large_enum_variant, reason = "one at a time, for the length of a call")]
@@ -123,6 +120,7 @@ impl Member {
             Request::RemoveMember(request) => self.remove_member(request),
             Request::JoinMember(request) => self.join_member(request),
             Request::ReportLostMember(request) => self.report_lost(request),
+            Request::DrainNode(request) => self.drain_node(now, request),
             Request::ListNodes(_) => {
                 let nodes = self.view(now).nodes();
                 let unreachable_zones = Vec::new();
@@ -422,6 +420,9 @@ impl Member {
                         }
                         CallKind::Salvage(planned) => self.salvaged(now, &answer, *planned),
                         CallKind::Acknowledge(risks) => self.acknowledged(now, &answer, risks),
+                        CallKind::Drain(node, expected) => {
+                            self.drain_answer(now, node, expected, false)
+                        }
                     }),
                 };
                 out.push(Output::Answer { call, result: Box::new(result) });

@@ -7,6 +7,7 @@ use super::sessions::{Due, Session};
 use super::{CallId, Member, Now, Output, SessionKey};
 use ashlar_controlplane_core::command::{Action, ChunkChange, Command};
 use ashlar_controlplane_core::describe;
+use ashlar_controlplane_core::drain::Expected;
 use ashlar_controlplane_core::elect::{Elections, elections};
 use ashlar_controlplane_core::interruption::{Interruption, lost_nodes};
 use ashlar_controlplane_core::observe::Observations;
@@ -22,6 +23,8 @@ use ashlar_zone_raft::ProposeError;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+/// How long a new leader gives the nodes to find it before it says that space is lacking.
+pub(super) const NODES_RETURN_WITHIN: Duration = Duration::from_secs(2);
 /// Most changes that wait to be committed; more are answered THROTTLED.
 const PENDING_MAX: usize = 1_024;
 /// How often stuck chunks are looked for, over the whole zone.
@@ -64,6 +67,8 @@ pub(super) enum CallKind {
     Salvage(Box<v1::SalvageVolumeResponse>),
     /// What was on record.
     Acknowledge(Vec<v1::ChunkAtRisk>),
+    /// Which node, and what was expected to move.
+    Drain(NodeId, Expected),
 }
 
 /// An attachment that is committed and waits for its adoption by nodes.
@@ -203,7 +208,12 @@ impl Lead {
                 Key::ZoneKey => self.key_due = true,
                 Key::Member(_) => self.members_due = true,
                 Key::Revoked(_) => self.revoked_due = true,
-                Key::Clock | Key::Token(_) | Key::Salvaged(_) | Key::Fenced(_) => {}
+                // The plan is due whatever has changed.
+                Key::Clock
+                | Key::Token(_)
+                | Key::Salvaged(_)
+                | Key::Fenced(_)
+                | Key::Draining(_) => {}
             }
         }
     }
@@ -235,6 +245,7 @@ impl Member {
         let plan = plan(now.time, &self.state, &lead.seen, &verdicts, search);
         lead.seen.forget_proposals(&plan.judged);
         lead.seen.note_slow(now.time, &plan.slow);
+        lead.seen.note_moves(now.time, plan.moves, search);
         for node in &plan.probes {
             lead.seen.on_probe_asked(now.time, *node);
             out.extend(probes(*node, &self.state));

@@ -3,6 +3,7 @@
 use super::lead::Lead;
 use super::{Member, Now, salvage, sessions};
 use ashlar_controlplane_core::describe::{self, Counts, Health};
+use ashlar_controlplane_core::drain;
 use ashlar_controlplane_core::observe::Observations;
 use ashlar_controlplane_core::state::{Attachment, Volume, ZoneState};
 use ashlar_controlplane_core::verdict::{self, Verdict, Verdicts};
@@ -135,9 +136,29 @@ impl<'a> View<'a> {
                     primaries: self.state.primaries_on(record.node),
                     zone: self.zone.to_string(),
                     stores: record.stores.iter().map(|id| self.store(record.node, *id)).collect(),
+                    drain: self.drain(record.node),
                 }
             })
             .collect()
+    }
+
+    /// How far the drain of a node is, if it is drained.
+    fn drain(&self, node: NodeId) -> Option<v1::Drain> {
+        let record = self.state.draining().find(|record| record.node == node)?;
+        let seen = self.seen?;
+        let progress = drain::progress(node, self.state, seen, &self.verdicts);
+        let blocked = progress
+            .named
+            .into_iter()
+            .map(|one| v1::BlockedCopy { chunk: Some(one.chunk.into()), cause: one.cause });
+        Some(v1::Drain {
+            since_unix_millis: record.since_millis,
+            replicas: progress.replicas,
+            moving: progress.moving,
+            blocked: progress.blocked,
+            erasing: progress.erasing,
+            first_blocked: blocked.collect(),
+        })
     }
 
     fn store(&self, node: NodeId, store: StoreId) -> v1::Store {

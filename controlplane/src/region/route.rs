@@ -68,6 +68,7 @@ fn says(ask: &Ask) -> Says<'_> {
         Ask::CreateVolume(request) => Says::OneZone(&request.zone),
         Ask::AddMember(request) => Says::OneZone(&request.zone),
         Ask::RemoveMember(request) => Says::OneZone(&request.zone),
+        Ask::DrainNode(request) => Says::OneZone(&request.zone),
         Ask::DeleteVolume(request) => Says::Volume(&request.volume),
         Ask::GetVolume(request) => Says::Volume(&request.volume),
         Ask::AttachVolume(request) => Says::Volume(&request.volume),

@@ -29,6 +29,7 @@ pub fn api_of(ask: &Ask) -> Api {
         | Ask::DeleteVolume(_)
         | Ask::SalvageVolume(_)
         | Ask::AcknowledgeRisk(_)
+        | Ask::DrainNode(_)
         | Ask::AddMember(_)
         | Ask::RemoveMember(_)
         | Ask::JoinMember(_)

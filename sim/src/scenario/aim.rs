@@ -18,6 +18,8 @@ pub(crate) enum Aim {
     Outsider,
     /// A replica being filled.
     Learner,
+    /// The first node that the zone has agreed to drain.
+    Drained,
     /// Every node with a replica in sync.
     Holders,
     Leader,
@@ -54,6 +56,7 @@ impl World {
             Aim::Secondary => of_config(&|config| config.secondaries().next().map(|r| r.node)),
             Aim::OtherSecondary => of_config(&|config| config.secondaries().last().map(|r| r.node)),
             Aim::Learner => of_config(&|config| config.learners.first().map(|r| r.node)),
+            Aim::Drained => one(self.drains.nodes().next()),
             Aim::Outsider => of_config(&|config| self.outsiders(config).first().copied()),
             Aim::Holders => config
                 .iter()

@@ -157,6 +157,9 @@ impl World {
             Verb::RestartClient => vec![Fault::RestartClient],
             Verb::Salvage => vec![Fault::Salvage],
             Verb::CutOff => vec![Fault::CutOff { length }],
+            Verb::CancelDrain => {
+                self.drains.nodes().map(|node| Fault::Drain { node, cancel: true }).collect()
+            }
             Verb::RotEverywhere => vec![Fault::RotEverywhere],
             verb => targets
                 .iter()
@@ -198,6 +201,7 @@ impl World {
             Verb::ShortOfSpace => Some(Fault::ShortOfSpace { node, length }),
             Verb::LoseRecords => Some(Fault::LoseRecords { node, away }),
             Verb::NewDisk => Some(Fault::NewDisk { node, away }),
+            Verb::Drain => Some(Fault::Drain { node, cancel: false }),
             Verb::Drift => Some(Fault::Drift { node, permille: i64::try_from(step.amount).ok()? }),
             _not_of_a_node => None,
         }

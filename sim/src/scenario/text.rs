@@ -71,6 +71,10 @@ pub(crate) enum Verb {
     /// An operator asks for a salvage, and states that whoever keeps chunks from being served and is
     /// down is fenced.
     Salvage,
+    /// An operator asks for a node to be drained, until the zone agrees.
+    Drain,
+    /// An operator cancels all drains.
+    CancelDrain,
     /// The wall clock of a member jumps by `amount` seconds, and back after `for`.
     JumpClock,
     /// The disk of a member is lost: it is removed, another is added and joins.

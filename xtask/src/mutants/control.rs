@@ -240,8 +240,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "who was hidden from clients a moment ago is elected last",
         file: "controlplane/core/src/elect.rs",
-        take_out: "seen.was_hidden(now, r.node), load(r.node)",
-        put_in: "seen.was_hidden(now, r.node) && false, load(r.node)",
+        take_out: "(last_resort(r.node), drained, hidden, load(r.node), r.node)",
+        put_in: "(last_resort(r.node), drained, hidden && false, load(r.node), r.node)",
         tests: CORE,
     },
     Mutant {
@@ -401,8 +401,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "a stale replica is retired only while as many as are wanted are in sync",
         file: "controlplane/core/src/change.rs",
-        take_out: "if config.in_sync.len() < usize::from(config.copies_wanted) {",
-        put_in: "if false {",
+        take_out: ".ok_or(ChangeRefusal::NotStale)?;\n    if config.in_sync.len() < usize::from(config.copies_wanted) {",
+        put_in: ".ok_or(ChangeRefusal::NotStale)?;\n    if false {",
         tests: CORE,
     },
     Mutant {
@@ -470,9 +470,9 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         rule: "an erasure on a store that is away keeps no node from holding the chunk",
-        file: "controlplane/core/src/plan.rs",
-        take_out: "            *chunk == config.chunk && !self.state.is_store_gone(*replica)\n",
-        put_in: "            *chunk == config.chunk && (*replica).node.0 > 0\n",
+        file: "controlplane/core/src/moves.rs",
+        take_out: "state.erasures_of(config.chunk).filter(is_there)",
+        put_in: "state.erasures_of(config.chunk).filter(|one| is_there(one) || true)",
         tests: CORE,
     },
     Mutant {

@@ -23,6 +23,16 @@ fn statements_about_attachments_are_written_as_version_7_has_them() {
     holds(VERSION_7, 7, Action::StateFenced { volume, generation, by });
 }
 
+/// Version 8: drain.
+const VERSION_8: &str =
+    "080009000000000000000f0105000000746f6b656e86b35174c4df1fc468733af8c9294e950300000001";
+
+#[test]
+fn a_drain_is_written_as_version_8_has_it() {
+    let token = Some(token_use("token", "parameters"));
+    holds(VERSION_8, 8, Action::Drain { token, node: NodeId(3), cancel: true });
+}
+
 #[test]
 fn replicas_that_are_away_are_written_as_version_6_has_them() {
     let replica = |node: u32| ReplicaId {

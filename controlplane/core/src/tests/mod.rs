@@ -1,5 +1,6 @@
 //! A zone to play with: state and observations driven by hand.
 
+mod drain;
 mod elections;
 mod fixtures;
 mod hidden;

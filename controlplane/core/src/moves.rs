@@ -1,0 +1,215 @@
+//! Moves of copies between nodes that all work (decisions/0014): now, away from nodes that are drained.
+//!
+//! ```text
+//! whole --AddSpare--> one is being filled --promoted--> one more in sync than wanted
+//!   --(a primary that leaves agrees to follow)--> --Release--> stale --Retire--> erased
+//! ```
+//! Rules:
+//! - the copy comes first: one leaves only while as many as are wanted are in sync without it, and
+//!   each of these has said so under the present epoch to this leader;
+//! - a chunk has at most one spare at a time, and only one that is whole gets one: missing copies are
+//!   restored first. One exception: a copy that is away on a drained node is not waited for;
+//! - a primary that is to leave agrees to follow another first (`elect.rs`, decisions/0010);
+//! - the pace is bounded: no more moves begin in a second than a node may search, none while only
+//!   urgent searches are allowed, and no node takes part in more than [`MOVES_PER_NODE_MAX`] as the one
+//!   that copies or the one that is filled. Primaries fill more at a time (`fills_max`), so that moves
+//!   never take the last place from a copy that is missing.
+//!
+//! Nothing here is remembered: what is under way stands in the configurations.
+
+use crate::command::{CHANGES_PER_COMMAND_MAX, ChangeKind, ChunkChange};
+use crate::observe::{Observations, SILENT_DOUBT_MILLIS, is_down};
+use crate::place::Space;
+use crate::plan::{Judge, Plan, owns};
+use crate::state::ZoneState;
+use crate::verdict::{Verdict, Verdicts};
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use ashlar_types::{ChunkConfig, NodeId, ReplicaId};
+
+/// Moves under way in which one node copies, or is filled.
+pub const MOVES_PER_NODE_MAX: usize = 2;
+
+/// How far the move of one copy is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// It can begin, and waits for its turn.
+    Due,
+    /// It is under way.
+    Moving,
+    /// It cannot begin, in words.
+    Blocked(String),
+}
+
+/// How far the move of a node's copy of a chunk is.
+pub(crate) fn stage(
+    config: &ChunkConfig,
+    node: NodeId,
+    state: &ZoneState,
+    seen: &Observations,
+    verdicts: &Verdicts,
+    space: &Space,
+) -> Stage {
+    let stale = config.stale.iter().any(|(replica, _)| replica.node == node);
+    let under_way = has_spare(config) || config.learners.iter().any(|r| r.node != node);
+    if under_way || (stale && config.is_whole()) {
+        return Stage::Moving;
+    }
+    if config.learners.iter().any(|replica| replica.node == node) {
+        return Stage::Blocked("it is being filled there: it moves once it is in sync".into());
+    }
+    // Its copy is away: the chunk is not whole for that, and is made whole elsewhere.
+    let away = stale && !config.in_sync.iter().any(|replica| replica.node == node);
+    if !config.is_whole() && !away {
+        let (in_sync, wanted) = (config.in_sync.len(), config.copies_wanted);
+        return Stage::Blocked(format!(
+            "{in_sync} of {wanted} copies are in sync: those that are missing are restored first"
+        ));
+    }
+    let primary = config.primary.node;
+    let cause = match verdicts.get(&primary) {
+        Some(verdict) if verdict.is_usable() => None,
+        Some(verdict) => Some(verdict.cause()),
+        None => Some("it never registered"),
+    };
+    if let Some(cause) = cause {
+        return Stage::Blocked(format!("its primary on {primary} cannot copy it now: {cause}"));
+    }
+    let (bytes, not) = (state.bytes_of(config.chunk), not_homes(config, state, seen));
+    if !space.fits(bytes, &not) {
+        return Stage::Blocked(no_home(bytes, &not, space));
+    }
+    Stage::Due
+}
+
+/// Whether one more is in sync, or will be, than is wanted.
+pub(crate) fn has_spare(config: &ChunkConfig) -> bool {
+    config.in_sync.len() + config.learners.len() > usize::from(config.copies_wanted)
+}
+
+/// Nodes that hold a replica of a chunk, or still have to erase an older one, unless that is away with
+/// its store: then nobody knows whether it ever will.
+pub(crate) fn holders(config: &ChunkConfig, state: &ZoneState) -> Vec<NodeId> {
+    let is_there = |replica: &ReplicaId| !state.is_store_gone(*replica);
+    let erasing = state.erasures_of(config.chunk).filter(is_there);
+    config.replicas().chain(erasing).map(|replica| replica.node).collect()
+}
+
+/// Nodes that a primary itself sees on neither network: it could not fill them, and would ask for their
+/// removal at once.
+pub(crate) fn unreached_by(
+    primary: NodeId,
+    seen: &Observations,
+) -> impl Iterator<Item = NodeId> + '_ {
+    let evidence = seen.node(primary).map(|view| view.evidence.as_slice());
+    let down = |path| is_down(path, SILENT_DOUBT_MILLIS);
+    evidence
+        .unwrap_or_default()
+        .iter()
+        .filter(move |peer| down(peer.primary_net) && down(peer.replication_net))
+        .map(|peer| peer.node)
+}
+
+/// Nodes that cannot be filled: holders, and those that the primary does not reach.
+pub(crate) fn not_homes(
+    config: &ChunkConfig,
+    state: &ZoneState,
+    seen: &Observations,
+) -> Vec<NodeId> {
+    let unreached = unreached_by(config.primary.node, seen);
+    holders(config, state).into_iter().chain(unreached).collect()
+}
+
+/// That nobody can take a replica, with the reason of each.
+pub(crate) fn no_home(bytes: u64, not: &[NodeId], space: &Space) -> String {
+    let rejected = space.rejected(bytes, not);
+    let reasons: Vec<String> =
+        rejected.iter().map(|rejected| format!("{}: {}", rejected.node, rejected.why)).collect();
+    format!("no node can take another replica: {}", reasons.join("; "))
+}
+
+/// Who leaves a chunk that has one more in sync than is wanted: what is on a drained node, otherwise who
+/// joined last. None while that is the primary: it agrees to follow first.
+fn leaver(config: &ChunkConfig, state: &ZoneState) -> Option<ReplicaId> {
+    let drained = config.in_sync.iter().find(|replica| state.is_draining(replica.node));
+    let last = config.in_sync.iter().rev().find(|replica| **replica != config.primary);
+    drained.or(last).copied().filter(|replica| *replica != config.primary)
+}
+
+/// Replicas whose place another has taken.
+pub(crate) fn release(
+    state: &ZoneState,
+    seen: &Observations,
+    verdicts: &Verdicts,
+    plan: &mut Plan,
+) {
+    for config in state.configs_in_motion() {
+        if plan.changes.len() >= CHANGES_PER_COMMAND_MAX {
+            return;
+        }
+        let wanted = usize::from(config.copies_wanted);
+        if config.in_sync.len() <= wanted || plan.is_busy(config, seen) {
+            continue;
+        }
+        let Some(replica) = leaver(config, state) else { continue };
+        let stays = |other: &&ReplicaId| {
+            **other != replica
+                && verdicts.get(&other.node).is_some_and(Verdict::can_follow)
+                && !state.is_store_gone(**other)
+                && owns(config, **other, seen)
+        };
+        if config.in_sync.iter().filter(stays).count() >= wanted {
+            let kind = ChangeKind::Release { replica };
+            plan.changes.push(ChunkChange { chunk: config.chunk, epoch: config.epoch, kind });
+        }
+    }
+}
+
+impl Judge<'_> {
+    /// Begins moves away from drained nodes, as many as the budget allows.
+    pub(crate) fn begin_moves(&mut self, plan: &mut Plan) {
+        let allowed = self.seen.moves_allowed(self.now, self.search);
+        let mut busy = self.busy_nodes();
+        let has_room = |busy: &BTreeMap<NodeId, usize>, node| {
+            busy.get(&node).copied().unwrap_or(0) < MOVES_PER_NODE_MAX
+        };
+        for node in self.state.draining().map(|record| record.node) {
+            for config in self.state.configs_of_node(node) {
+                if plan.moves >= allowed || plan.changes.len() >= CHANGES_PER_COMMAND_MAX {
+                    return;
+                }
+                let primary = config.primary.node;
+                if !has_room(&busy, primary) || plan.is_busy(config, self.seen) {
+                    continue;
+                }
+                let stage = stage(config, node, self.state, self.seen, self.verdicts, &self.space);
+                if stage != Stage::Due {
+                    continue;
+                }
+                let mut not = not_homes(config, self.state, self.seen);
+                not.extend(busy.keys().copied().filter(|node| !has_room(&busy, *node)));
+                let bytes = self.state.bytes_of(config.chunk);
+                let Some(place) = self.space.take_one(bytes, &not) else { continue };
+                *busy.entry(primary).or_default() += 1;
+                *busy.entry(place.node).or_default() += 1;
+                plan.moves += 1;
+                let kind = ChangeKind::AddSpare { place };
+                plan.changes.push(ChunkChange { chunk: config.chunk, epoch: config.epoch, kind });
+            }
+        }
+    }
+
+    /// In how many fills each node takes part.
+    fn busy_nodes(&self) -> BTreeMap<NodeId, usize> {
+        let mut busy: BTreeMap<NodeId, usize> = BTreeMap::new();
+        for config in self.state.configs_in_motion().filter(|c| !c.learners.is_empty()) {
+            *busy.entry(config.primary.node).or_default() += 1;
+            for learner in &config.learners {
+                *busy.entry(learner.node).or_default() += 1;
+            }
+        }
+        busy
+    }
+}
