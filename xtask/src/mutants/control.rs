@@ -170,8 +170,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "a node that its peers reach is not declared dead",
         file: "controlplane/core/src/verdict.rs",
-        take_out: "if votes.up > votes.down {",
-        put_in: "if false {",
+        take_out: "        return Verdict::Unknown { cause };\n    }\n    if votes.up + votes.unheard > votes.down {",
+        put_in: "        let _ = cause;\n    }\n    if votes.unheard > votes.down {",
         tests: CORE,
     },
     Mutant {
