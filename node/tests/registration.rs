@@ -5,9 +5,9 @@ mod zone;
 use ashlar_node::RunError;
 use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_types::message::data::DataMessage;
-use ashlar_types::{BlockRange, NodeId};
+use ashlar_types::{BlockRange, ChunkConfig, NodeId};
 use std::time::Duration;
-use zone::client::filled;
+use zone::client::{Client, filled};
 use zone::control::ControlPlane;
 use zone::{Node, Zone, free_address, lone_config, until};
 
@@ -134,7 +134,7 @@ fn an_address_in_use_and_a_foreign_store_are_refused_by_name() {
 }
 
 /// A node with a replica that is alone in sync, and a byte in it.
-fn alone_in_sync(test: u8) -> (Zone, ashlar_types::ChunkConfig) {
+fn alone_in_sync(test: u8) -> (Zone, ChunkConfig) {
     let zone = Zone::start_with(test, 1, "hears_first_seconds = 60");
     let mut config = zone.members(0, 1, &[1]);
     (config.copies_wanted, config.copies_min) = (1, 1);
@@ -143,16 +143,23 @@ fn alone_in_sync(test: u8) -> (Zone, ashlar_types::ChunkConfig) {
     (zone, config)
 }
 
-#[test]
-fn who_was_alone_in_sync_lets_nobody_in_before_the_control_plane_has_spoken() {
-    let (mut zone, config) = alone_in_sync(27);
-    zone.stop_node(1);
+/// Starts node 1 again under a control plane that takes its call and does not answer; a client that
+/// has come to it asks for the byte.
+fn reader_before_the_first_word(zone: &mut Zone, config: &ChunkConfig) -> Client {
     let asked = zone.control().calls();
     zone.control().be_silent(true);
     zone.start_node(1);
     until("the node to ask", || (zone.control().calls() > asked).then_some(()));
     let mut client = zone.client(1);
     client.send_read(config.epoch.0, BlockRange::new(0, 1));
+    client
+}
+
+#[test]
+fn who_was_alone_in_sync_lets_nobody_in_before_the_control_plane_has_spoken() {
+    let (mut zone, config) = alone_in_sync(27);
+    zone.stop_node(1);
+    let mut client = reader_before_the_first_word(&mut zone, &config);
     client.stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     let error = client.stream.peek(&mut [0]).unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock, "nobody has spoken: {error}");
@@ -171,12 +178,7 @@ fn who_was_alone_in_sync_and_is_revoked_while_it_was_down_serves_nobody() {
     zone.stop_node(1);
     let refusal = ApiError::new(Reason::StoreRevoked, "a salvage went on without it");
     zone.control().refuse(refusal.with("store", store.to_string()));
-    let asked = zone.control().calls();
-    zone.control().be_silent(true);
-    zone.start_node(1);
-    until("the node to ask", || (zone.control().calls() > asked).then_some(()));
-    let mut client = zone.client(1);
-    client.send_read(config.epoch.0, BlockRange::new(0, 1));
+    let mut client = reader_before_the_first_word(&mut zone, &config);
     zone.control().be_silent(false);
     assert!(client.receive().is_none(), "a client of before was answered");
     let ended = zone.nodes.get_mut(&1).unwrap().join();
