@@ -35,6 +35,13 @@ const SEEDS: &[(u64, &str, u64, &str)] = &[
     (628, "all", 10_000, "a block said to be lost that could be read a moment later"),
     (1154, "all", 10_000, "a block said to be lost that could be read a moment later"),
     (264, "all", 10_000, "an erased replica brought back by an old configuration"),
+    (
+        30663,
+        "crash-node,crash-all,cut-nodes,isolate,cut-member,cut-members,pause-member,half-open,\
+         power-off,stall-disk,short-of-space,fail-reads,fail-sync,new-disk,reattach",
+        10_000,
+        "an opening that read its own disk once only, with nobody else in sync",
+    ),
 ];
 
 #[test]

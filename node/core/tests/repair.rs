@@ -403,6 +403,24 @@ fn an_opening_that_nobody_can_help_asks_again_and_does_not_serve() {
     assert_eq!(fetches(&answer(&mut hands, &[5])), [2]);
 }
 
+/// Seed 30663 of the simulation: nobody else is in sync, and the disk fails for a moment.
+#[test]
+fn an_opening_that_has_nobody_to_ask_reads_its_own_disk_again() {
+    let alone = ChunkConfig { in_sync: vec![replica(1)], copies_min: 1, ..config(1) };
+    let mut hands = serving(alone);
+    hands.client_says(write(1, 1, block(5, 1)));
+    let (mut hands, _) = Hands::new(1, 2, hands.crash());
+    hands.sync();
+    hands.tick_after(Duration::from_secs(1));
+    hands.sync();
+    answer(&mut hands, &[5]);
+    assert_eq!(hands.state(), ReplicaState::Opening);
+    hands.tick_after(RETRY);
+    answer(&mut hands, &[]);
+    hands.sync();
+    assert_eq!(hands.state(), ReplicaState::Serving);
+}
+
 #[test]
 fn a_write_that_only_one_member_has_and_cannot_read_is_dropped() {
     let elected = ChunkConfig {

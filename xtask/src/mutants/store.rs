@@ -323,4 +323,11 @@ pub(super) const MUTANTS: &[Mutant] = &[
         put_in: "let _ = chunk;",
         tests: &["-p", "ashlar-node", "--lib", "task::"],
     },
+    Mutant {
+        rule: "an opening that has nobody to ask reads its own disk again",
+        file: "node/core/src/primary/repair.rs",
+        take_out: "self.repairs.unread = true;",
+        put_in: "self.repairs.unread = !self.repairs.opening.is_empty();",
+        tests: CORE,
+    },
 ];

@@ -56,7 +56,9 @@ pub(super) struct Repairs {
     waiting: VecDeque<(BlockRange, Whose)>,
     present: Option<Repair>,
     last_number: u64,
-    /// Members that were asked for the range that an opening is to overwrite next.
+    /// The range that an opening is to overwrite next could not be read here.
+    unread: bool,
+    /// Members that were asked for it.
     opening: Vec<NodeId>,
     /// Ranges that were found lost, and when.
     lost: VecDeque<(BlockRange, Time)>,
@@ -349,6 +351,7 @@ impl Primary {
     pub(super) fn recall_overwrite(&mut self, durable: &ReplicaDurable, context: &mut Context<'_>) {
         let Phase::Overwriting { ranges, begun, .. } = &self.phase else { return };
         let Some(range) = ranges.get(*begun).copied() else { return };
+        self.repairs.unread = true;
         let next = self
             .followers
             .iter()
@@ -388,8 +391,10 @@ impl Primary {
         last == at || (all_known && !later().any(|write| write.data.range.overlaps(range)))
     }
 
-    /// Begins the question for an unreadable range of an opening again.
+    /// Whether an unreadable range of an opening is to be read here again: the error may have passed,
+    /// and where nobody else is in sync, nobody else can be asked.
     pub(super) fn retry_overwrite(&mut self) -> bool {
-        !core::mem::take(&mut self.repairs.opening).is_empty()
+        self.repairs.opening.clear();
+        core::mem::take(&mut self.repairs.unread)
     }
 }
