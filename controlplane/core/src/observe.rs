@@ -450,7 +450,8 @@ impl Observations {
     #[must_use]
     pub fn says_unfit(&self, chunk: ChunkId, replica: ReplicaId, epoch: Epoch) -> bool {
         self.report(chunk, replica).is_some_and(|report| match report.state {
-            ReplicaState::Gone => true,
+            // Whatever epoch it believes in: only another incarnation takes its place.
+            ReplicaState::Gone | ReplicaState::Suspect => true,
             ReplicaState::Stale => report.adopted >= epoch,
             ReplicaState::Serving
             | ReplicaState::Opening

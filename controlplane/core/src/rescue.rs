@@ -288,8 +288,13 @@ impl Judge<'_> {
             return Some(Unfit::NotNamed);
         }
         let report = self.seen.report(chunk, replica);
-        if report.is_some_and(|report| report.state == ReplicaState::Gone) {
-            return Some(Unfit::Erased);
+        match report.map(|report| report.state) {
+            Some(ReplicaState::Gone) => return Some(Unfit::Erased),
+            // Damaged since it left the in-sync set: what is committed does not know.
+            Some(ReplicaState::Suspect) => {
+                return Some(Unfit::Refused(SalvageRefusal::Suspect { node }));
+            }
+            _whole_or_unheard => {}
         }
         match self.verdicts.get(&node) {
             Some(verdict) if verdict.is_usable() => {}

@@ -233,12 +233,12 @@ fn a_suspect_member_refuses_everything_as_not_held_and_keeps_nothing_of_it() {
 }
 
 #[test]
-fn a_suspect_replica_reports_itself_stale_under_every_epoch_that_names_it() {
+fn a_suspect_replica_says_so_under_every_epoch_that_names_it() {
     let mut hands = Hands::new(1, marked(replica(1), config(1)));
-    assert_eq!(hands.state(), ReplicaState::Stale);
+    assert_eq!(hands.state(), ReplicaState::Suspect);
     hands.control_says(ControlDown::Configs(vec![config(4)]));
     let last = hands.reported.last().unwrap();
-    assert_eq!((last.state, last.adopted), (ReplicaState::Stale, Epoch(4)));
+    assert_eq!((last.state, last.adopted), (ReplicaState::Suspect, Epoch(4)));
 }
 
 #[test]
@@ -271,7 +271,7 @@ fn a_suspect_replica_is_no_learner_under_its_own_name() {
     for request in requests(&same, term(1)) {
         assert!(is_not_held(&hands.peer_says(1, request)));
     }
-    assert_eq!(hands.state(), ReplicaState::Stale);
+    assert_eq!(hands.state(), ReplicaState::Suspect);
 }
 
 #[test]
@@ -321,7 +321,7 @@ fn a_store_with_gaps_does_not_take_itself_for_an_empty_member_in_sync() {
         hands.peer_says(1, DataMessage::Collect { config: Box::new(config(1)), term: term(1) });
     assert!(is_not_held(&sent), "told a primary that it has nothing: {sent:?}");
     assert!(matches!(hands.journal.last(), Some(Record::Suspect { .. })), "the mark is durable");
-    assert_eq!(hands.state(), ReplicaState::Stale);
+    assert_eq!(hands.state(), ReplicaState::Suspect);
     // As a learner it is empty whatever it may have held.
     let mut hands = Hands::new(3, state);
     hands.control_says(ControlDown::Configs(vec![refilling(5, incarnation(3, 5))]));

@@ -332,6 +332,7 @@ impl From<&ReplicaReport> for v1::ReplicaReport {
             ReplicaState::Following => (v1::ReplicaState::Following, 0),
             ReplicaState::Filling { blocks_done } => (v1::ReplicaState::Filling, blocks_done),
             ReplicaState::Stale => (v1::ReplicaState::Stale, 0),
+            ReplicaState::Suspect => (v1::ReplicaState::Suspect, 0),
             ReplicaState::Gone => (v1::ReplicaState::Gone, 0),
         };
         Self {
@@ -356,6 +357,7 @@ impl TryFrom<&v1::ReplicaReport> for ReplicaReport {
                 ReplicaState::Filling { blocks_done: wire.blocks_done }
             }
             Ok(v1::ReplicaState::Stale) => ReplicaState::Stale,
+            Ok(v1::ReplicaState::Suspect) => ReplicaState::Suspect,
             Ok(v1::ReplicaState::Gone) => ReplicaState::Gone,
             Ok(v1::ReplicaState::Unspecified) | Err(_) => {
                 return Err(ConvertError::Range("report.state"));

@@ -99,6 +99,7 @@ fn ups() -> Vec<ControlUp> {
             report(ReplicaState::Following),
             report(ReplicaState::Filling { blocks_done: 12 }),
             report(ReplicaState::Stale),
+            report(ReplicaState::Suspect),
             report(ReplicaState::Gone),
         ]),
         ControlUp::Propose(vec![

@@ -11,7 +11,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 /// Version of the node stream that this build speaks.
-pub const CLUSTER_PROTOCOL_VERSION: u32 = 3;
+pub const CLUSTER_PROTOCOL_VERSION: u32 = 4;
 
 /// How a node introduces itself when its stream opens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,6 +149,8 @@ pub enum ReplicaState {
     },
     /// Out of the in-sync set.
     Stale,
+    /// Its store has lost part of it: it takes no part, and what is left proves nothing.
+    Suspect,
     /// Deleted on order: nothing is left of it.
     Gone,
 }

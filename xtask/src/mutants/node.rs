@@ -209,6 +209,13 @@ pub(super) const MUTANTS: &[Mutant] = &[
         tests: NODE_RULES,
     },
     Mutant {
+        rule: "an opening cuts no write in two",
+        file: "node/core/src/primary/opening.rs",
+        take_out: "&& last.count + range.count <= IO_BLOCKS_MAX =>",
+        put_in: "=>",
+        tests: NODE_RULES,
+    },
+    Mutant {
         rule: "ranges taken over are journalled as uncommitted before their first byte",
         file: "node/core/src/primary/opening.rs",
         take_out: "context.persist(durable, Record::TakeOver { chunk, ranges });",

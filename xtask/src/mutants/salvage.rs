@@ -115,6 +115,13 @@ pub(super) const MUTANTS: &[Mutant] = &[
         tests: CORE,
     },
     Mutant {
+        rule: "a stale replica whose store has lost part of it since does not take over",
+        file: RESCUE,
+        take_out: "Some(ReplicaState::Suspect) => {",
+        put_in: "Some(ReplicaState::Suspect) if false => {",
+        tests: CORE,
+    },
+    Mutant {
         rule: "who takes over is on a node that can serve",
         file: RESCUE,
         take_out: "Some(verdict) if verdict.is_usable() => {}",

@@ -168,6 +168,10 @@ fn only_a_replica_that_can_serve_now_takes_over() {
     lost.zone.beat();
     lost.zone.report(0, stale, ReplicaState::Gone);
     assert_eq!(unfit(&lost, &wish), Unfit::Erased);
+    // Its store has lost part of it since it left the in-sync set.
+    lost.zone.report(0, stale, ReplicaState::Suspect);
+    let damaged = SalvageRefusal::Suspect { node: stale.node };
+    assert_eq!(unfit(&lost, &wish), Unfit::Refused(damaged));
     lost.zone.report(0, stale, ReplicaState::Stale);
     lost.dies(stale.node);
     assert!(matches!(unfit(&lost, &wish), Unfit::NodeDown(_)));

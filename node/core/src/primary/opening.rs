@@ -334,19 +334,36 @@ impl Primary {
     }
 }
 
-/// The ranges merged where they meet, in order, cut so that each fits one frame.
+/// The ranges merged where they overlap, in order, and where they meet as long as one frame, and one
+/// record of the journal, holds both. No range is cut: whoever dies between two pieces leaves each
+/// write as a whole or not at all (design.md section 8). Only ranges that overlap each other over more
+/// than a frame are cut; a client has no two such writes in flight.
 fn pieces(mut ranges: Vec<BlockRange>) -> Vec<BlockRange> {
     ranges.sort_unstable();
-    let mut merged: Vec<BlockRange> = Vec::with_capacity(ranges.len());
+    let mut whole: Vec<BlockRange> = Vec::with_capacity(ranges.len());
     for range in ranges {
-        match merged.last_mut() {
-            Some(last) if range.first <= last.end() => {
-                *last = BlockRange::new(last.first, last.end().max(range.end()) - last.first);
-            }
-            _ => merged.push(range),
+        match whole.last_mut() {
+            Some(last) if range.first < last.end() => *last = joined(*last, range),
+            _ => whole.push(range),
         }
     }
-    merged.iter().flat_map(|range| range.pieces(IO_BLOCKS_MAX)).collect()
+    let mut pieces: Vec<BlockRange> = Vec::with_capacity(whole.len());
+    for range in whole {
+        match pieces.last_mut() {
+            Some(last)
+                if range.first == last.end() && last.count + range.count <= IO_BLOCKS_MAX =>
+            {
+                *last = joined(*last, range);
+            }
+            _ => pieces.extend(range.pieces(IO_BLOCKS_MAX)),
+        }
+    }
+    pieces
+}
+
+/// From the beginning of `first` to the end of both.
+fn joined(first: BlockRange, second: BlockRange) -> BlockRange {
+    BlockRange::new(first.first, first.end().max(second.end()) - first.first)
 }
 
 #[cfg(test)]
@@ -354,14 +371,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranges_are_merged_sorted_and_cut_to_frames() {
+    fn ranges_are_sorted_and_merged_into_frames() {
         let ranges = alloc::vec![
             BlockRange::new(600, 1),
-            BlockRange::new(0, 300),
-            BlockRange::new(300, 10),
+            BlockRange::new(0, 200),
+            BlockRange::new(200, 10),
             BlockRange::new(5, 1),
         ];
-        let expected = [BlockRange::new(0, 256), BlockRange::new(256, 54), BlockRange::new(600, 1)];
+        let expected = [BlockRange::new(0, 210), BlockRange::new(600, 1)];
+        assert_eq!(pieces(ranges), expected);
+    }
+
+    #[test]
+    fn no_write_is_cut_between_two_frames() {
+        let ranges = alloc::vec![
+            BlockRange::new(0, 200),
+            BlockRange::new(200, 100),
+            BlockRange::new(300, 8)
+        ];
+        let expected = [BlockRange::new(0, 200), BlockRange::new(200, 108)];
+        assert_eq!(pieces(ranges), expected);
+        // Only what overlaps over more than a frame is.
+        let ranges = alloc::vec![BlockRange::new(0, 200), BlockRange::new(100, 200)];
+        let expected = [BlockRange::new(0, 256), BlockRange::new(256, 44)];
         assert_eq!(pieces(ranges), expected);
     }
 }

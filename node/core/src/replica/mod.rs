@@ -223,7 +223,8 @@ impl Replica {
                 ReplicaState::Filling { blocks_done: member.blocks_done() }
             }
             Role::Member(_) => ReplicaState::Following,
-            Role::Out | Role::Suspect => ReplicaState::Stale,
+            Role::Out => ReplicaState::Stale,
+            Role::Suspect => ReplicaState::Suspect,
         };
         ReplicaReport {
             chunk: config.chunk,
