@@ -82,11 +82,11 @@ fn write_reference() -> anyhow::Result<ExitCode> {
 }
 
 fn run_mutants(only: &str) -> anyhow::Result<ExitCode> {
-    let survivors = mutants::run(&repository(), only)?;
-    for rule in &survivors {
-        eprintln!("mutants: no test fails without the rule: {rule}");
+    let wrong = mutants::run(&repository(), only)?;
+    for what in &wrong {
+        eprintln!("mutants: {what}");
     }
-    Ok(if survivors.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if wrong.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// All steps, also after one that failed.

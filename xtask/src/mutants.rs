@@ -72,48 +72,70 @@ pub(crate) fn outdated(repository: &Path) -> Vec<String> {
         .collect()
 }
 
-/// Runs every mutant whose file or rule holds `only`; gives the rules that no test guards.
+/// What became of a mutant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    Caught,
+    Survived,
+    /// It does not compile, or its text is not there once: it says nothing about the tests.
+    Void,
+}
+
+/// Runs every mutant whose file or rule holds `only`, to the end; gives what is wrong, in words.
 ///
 /// # Errors
-/// If the sources cannot be copied or a mutant's text is not found.
-pub(crate) fn run(repository: &Path, only: &str) -> anyhow::Result<Vec<&'static str>> {
+/// If the sources cannot be copied, or tests fail before any rule is taken out.
+pub(crate) fn run(repository: &Path, only: &str) -> anyhow::Result<Vec<String>> {
     let work = repository.join("target/mutants");
-    let sources = work.join("src");
+    let (sources, build) = (work.join("src"), work.join("build"));
     copy_sources(repository, &sources)?;
-    let chosen: Vec<&Mutant> =
+    let mut chosen: Vec<&Mutant> =
         all().filter(|mutant| mutant.file.contains(only) || mutant.rule.contains(only)).collect();
     if chosen.is_empty() {
         bail!("no file and no rule of the tables holds «{only}»");
     }
+    // One selection of packages after the other: what a row compiles the next one finds.
+    chosen.sort_by_key(|mutant| mutant.tests);
     let suites: BTreeSet<&[&str]> = chosen.iter().map(|mutant| mutant.tests).collect();
     for tests in suites {
-        if !cargo_test(&sources, &work.join("build"), tests, &[])? {
+        if !cargo_test(&sources, &build, tests, &[])? {
             bail!("`cargo test {}` fails before any rule is taken out", tests.join(" "));
         }
     }
-    let mut survivors = Vec::new();
-    for mutant in chosen {
+    let (began, mut wrong) = (Instant::now(), Vec::new());
+    for mutant in &chosen {
         let began = Instant::now();
-        let path = sources.join(mutant.file);
-        let original =
-            fs::read_to_string(&path).with_context(|| format!("read {}", mutant.file))?;
-        if original.matches(mutant.take_out).count() != 1 {
-            bail!("{}: the text of the rule «{}» is not there once", mutant.file, mutant.rule);
-        }
-        fs::write(&path, original.replace(mutant.take_out, mutant.put_in))?;
-        let build = work.join("build");
-        if !cargo_test(&sources, &build, mutant.tests, &["--no-run"])? {
-            bail!("the mutant without «{}» does not compile", mutant.rule);
-        }
-        let caught = !cargo_test(&sources, &build, mutant.tests, &[])?;
-        fs::write(&path, original)?;
-        let verdict = if caught { "caught" } else { "SURVIVED" };
-        println!("{verdict:8} {:5.1} s  {}", began.elapsed().as_secs_f32(), mutant.rule);
-        if !caught {
-            survivors.push(mutant.rule);
+        let verdict = verdict(mutant, &sources, &build)?;
+        let (word, seconds) = (format!("{verdict:?}"), began.elapsed().as_secs_f32());
+        println!("{word:8} {seconds:5.1} s  {}", mutant.rule);
+        match verdict {
+            Verdict::Caught => {}
+            Verdict::Survived => wrong.push(format!("no test fails without: {}", mutant.rule)),
+            Verdict::Void => wrong.push(format!("not there once, or no code: {}", mutant.rule)),
         }
     }
-    Ok(survivors)
+    let (rules, minutes) = (chosen.len(), began.elapsed().as_secs() / 60);
+    println!("{rules} rules taken out one by one, {} not caught, {minutes} minutes", wrong.len());
+    Ok(wrong)
+}
+
+/// Takes one rule out and has its tests run.
+fn verdict(mutant: &Mutant, sources: &Path, build: &Path) -> anyhow::Result<Verdict> {
+    let path = sources.join(mutant.file);
+    let original = fs::read_to_string(&path).with_context(|| format!("read {}", mutant.file))?;
+    if original.matches(mutant.take_out).count() != 1 {
+        return Ok(Verdict::Void);
+    }
+    fs::write(&path, original.replace(mutant.take_out, mutant.put_in))?;
+    let verdict = if !cargo_test(sources, build, mutant.tests, &["--no-run"])? {
+        Verdict::Void
+    } else if cargo_test(sources, build, mutant.tests, &[])? {
+        Verdict::Survived
+    } else {
+        Verdict::Caught
+    };
+    fs::write(&path, original)?;
+    Ok(verdict)
 }
 
 /// Copies what git tracks, and what it would, so that a change can be tried before its commit.
@@ -147,6 +169,7 @@ fn cargo_test(sources: &Path, build: &Path, tests: &[&str], more: &[&str]) -> an
         .args(tests)
         .args(more)
         .env("CARGO_TARGET_DIR", build)
+        .env("CARGO_PROFILE_DEV_DEBUG", "0")
         .env("RUSTFLAGS", "--cap-lints=warn")
         .stdout(Stdio::null())
         .stderr(Stdio::null())
