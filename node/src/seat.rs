@@ -36,6 +36,8 @@ pub(crate) struct Full {
     pub(crate) records: VecDeque<Numbered>,
     chunks: BTreeSet<ChunkId>,
     reads: Vec<ReadRequest>,
+    /// The log says so: once, and not of a store whose file is being made longer.
+    is_told: bool,
 }
 
 impl Full {
@@ -72,10 +74,7 @@ impl<S: Storage> Seat<S> {
         if self.full.records.is_empty() {
             match self.store.append(&mut self.records) {
                 Ok(()) => return,
-                Err(full) => {
-                    let full: NoSpace = full;
-                    log_line!(Line::Full, store = %self.id, %full);
-                }
+                Err(full) => self.tell_full(full),
             }
         }
         // The order of records is fixed, so all of them wait behind the one that finds no room.
@@ -87,6 +86,12 @@ impl<S: Storage> Seat<S> {
             self.full.records.push_back((seq, record));
         }
         self.retry_full(inputs);
+    }
+
+    fn tell_full(&mut self, full: NoSpace) {
+        if full != NoSpace::Growing && !core::mem::replace(&mut self.full.is_told, true) {
+            log_line!(Line::Full, store = %self.id, %full);
+        }
     }
 
     /// Offers waiting records again, one by one, up to the first that still finds no room.
@@ -103,13 +108,16 @@ impl<S: Storage> Seat<S> {
             } else {
                 self.store.append(&mut one)
             };
-            if taken.is_err() {
+            if let Err(full) = taken {
                 self.full.records.extend(one.drain(..));
                 self.full.records.rotate_right(1);
+                self.tell_full(full);
                 return;
             }
         }
-        tracing::info!(store = %self.id, "the store has room again");
+        if core::mem::take(&mut self.full.is_told) {
+            tracing::info!(store = %self.id, "the store has room again");
+        }
         self.full.chunks.clear();
         self.reads.append(&mut self.full.reads);
         self.read(inputs);

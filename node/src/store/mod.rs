@@ -18,6 +18,7 @@ mod apply;
 mod commit;
 mod doubt;
 pub mod format;
+mod growth;
 mod journal;
 mod map;
 mod merge;
@@ -139,15 +140,21 @@ pub enum OpenError {
     Thread(String),
 }
 
-/// The store cannot take the records: nothing of them was taken. Erasing and zeroing still work;
-/// freed space counts after the next checkpoint, which has been asked for.
+/// The store cannot take the records: nothing of them was taken. Erasing and zeroing still work in a
+/// full one; freed space counts after the next checkpoint, which has been asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the store is full: {needed} slots of 1 MiB more are needed, {room} are left")]
-pub struct NoSpace {
-    /// Slots that the records would need.
-    pub needed: u32,
-    /// Slots left.
-    pub room: u32,
+pub enum NoSpace {
+    /// There is no room.
+    #[error("the store is full: {needed} slots of 1 MiB more are needed, {room} are left")]
+    Full {
+        /// Slots that the records would need.
+        needed: u32,
+        /// Slots left.
+        room: u32,
+    },
+    /// There will be in a moment: its file is being made longer. [`StoreEvent::Space`] follows.
+    #[error("the store's file is being made longer")]
+    Growing,
 }
 
 /// Why the store ended.

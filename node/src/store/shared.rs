@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use ashlar_env::disk::{DiskError, DiskFile};
+use ashlar_env::disk::DiskFile;
 use ashlar_node_core::record::{JournalSeq, Record};
 use ashlar_types::{BLOCK_SIZE, BlockData, BlockRange, ChunkId, ReplicaId, Sums};
 
-use super::format::{PAGE, SLOT_BYTES, as_u64};
+use super::format::{PAGE, as_u64};
+use super::growth::Growth;
 use super::journal::{Mark, entry_len};
 use super::map::{SlotMap, slots_of};
 use super::overlay::{Content, Layer, resolve};
@@ -16,13 +17,6 @@ use super::place::{Claims, Made, PLACED_BYTES, Queued, void_claims};
 use super::reader::ReadJob;
 use super::{NoSpace, Numbered, ReadRequest, StoreFailure};
 use crate::seam::{AtomicBool, Condvar, Mutex, MutexGuard, Ordering, PoisonError};
-
-/// The data file grows by this many slots at a time (256 MiB): a step costs about a millisecond.
-pub(crate) const GROW_SLOTS: u32 = 256;
-
-/// The journal thread grows the file when fewer slots than this are left, so that a writer seldom
-/// waits for it.
-const GROW_AHEAD_SLOTS: u32 = 128;
 
 /// Records that may wait are written without company once so many bytes of them have gathered.
 const PATIENCE_BYTES: u64 = 4 << 20;
@@ -41,6 +35,8 @@ pub(crate) struct Shared {
     pub(crate) apply_wake: Wake,
     /// Something for the read thread.
     pub(crate) read_wake: Wake,
+    /// More slots are wanted, or the end.
+    pub(super) grow_wake: Wake,
     pub(crate) data: Arc<dyn DiskFile>,
     pub(crate) map_file: Arc<dyn DiskFile>,
     /// Worst-case journal bytes of queued records at which the newest layer is closed.
@@ -117,6 +113,7 @@ pub(crate) struct State {
     /// Oldest first; the last one takes writes.
     pub(crate) periods: VecDeque<Period>,
     pub(crate) map: SlotMap,
+    pub(super) growth: Growth,
     /// Replicas as of the last record handed over: another incarnation starts empty.
     replicas: BTreeMap<ChunkId, ReplicaId>,
     pub(crate) job: Option<ApplyJob>,
@@ -163,6 +160,7 @@ impl Shared {
             last: JournalSeq(0),
             periods: VecDeque::from([period]),
             map,
+            growth: Growth::default(),
             replicas,
             job: None,
             done: None,
@@ -182,6 +180,7 @@ impl Shared {
             journal_wake: Wake::default(),
             apply_wake: Wake::default(),
             read_wake: Wake::default(),
+            grow_wake: Wake::default(),
             data,
             map_file,
             queue_limit: journal_bytes / 4,
@@ -211,8 +210,10 @@ impl Shared {
         if let Err(full) = self.reserve(state, records, &places, before_erasure) {
             state.unclaim(made, used);
             // A checkpoint frees what was erased or zeroed since the last one, if anything was.
-            state.checkpoint_wanted |= state.periods.iter().any(|p| !p.layer.chunks.is_empty());
-            self.journal_wake.notify();
+            if full != NoSpace::Growing {
+                state.checkpoint_wanted |= state.periods.iter().any(|p| !p.layer.chunks.is_empty());
+                self.journal_wake.notify();
+            }
             return Err(full);
         }
         let was_empty = state.queue.is_empty();
@@ -237,6 +238,7 @@ impl Shared {
         if state.newest_bytes > self.queue_limit || state.claims_enough() {
             state.close_period();
         }
+        self.grow_ahead(state);
         // The first record that may wait starts the journal thread's patience.
         if urgent || was_empty || state.queue_bytes > PATIENCE_BYTES {
             self.journal_wake.notify();
@@ -269,7 +271,7 @@ impl Shared {
         (places, made)
     }
 
-    /// Reserves the slots that the records need which have no places, and grows the data file.
+    /// Reserves the slots that the records need which have no places, if the data file has them.
     fn reserve(
         &self,
         state: &mut State,
@@ -292,52 +294,15 @@ impl Shared {
             return Ok(());
         }
         let (needed, room) = (super::format::as_u32(new.len()), state.map.room(before_erasure));
-        let full = NoSpace { needed, room };
+        let full = NoSpace::Full { needed, room };
         if needed > 0 && needed > room {
             return Err(full);
         }
-        if state.map.needed(needed) > state.map.grown() {
-            self.grow(&mut state.map, needed).map_err(|e| {
-                tracing::warn!(error = %e, "the data file cannot grow");
-                full
-            })?;
-        }
+        self.make_room(state, needed, full)?;
         for (chunk, index) in new {
             state.map.reserve(chunk, [index]);
         }
         Ok(())
-    }
-
-    /// Grows data and map file in steps until `more` slots above what is needed fit.
-    pub(crate) fn grow(&self, map: &mut SlotMap, more: u32) -> Result<(), DiskError> {
-        let slots = map.needed(more).next_multiple_of(GROW_SLOTS).min(map.capacity());
-        self.preallocate(slots)?;
-        map.set_grown(slots);
-        Ok(())
-    }
-
-    /// Grows the data file before it is needed, outside of the lock. A failure is left to the write
-    /// that needs the space.
-    pub(crate) fn grow_ahead(&self) {
-        let slots = {
-            let state = self.lock();
-            let needed = state.map.needed(GROW_AHEAD_SLOTS);
-            let slots = needed.next_multiple_of(GROW_SLOTS).min(state.map.capacity());
-            if state.map.needed(0) == 0 || needed.min(slots) <= state.map.grown() {
-                return;
-            }
-            slots
-        };
-        if self.preallocate(slots).is_ok() {
-            let mut state = self.lock();
-            let grown = state.map.grown().max(slots);
-            state.map.set_grown(grown);
-        }
-    }
-
-    fn preallocate(&self, slots: u32) -> Result<(), DiskError> {
-        self.data.preallocate(u64::from(slots) * SLOT_BYTES)?;
-        self.map_file.preallocate(u64::from(slots) * 2 * as_u64(PAGE))
     }
 
     /// Resolves a read. Either its content, from memory alone, or a job for the read thread.

@@ -165,6 +165,13 @@ impl Rig {
         }
     }
 
+    /// Makes the data file longer if that is wanted.
+    fn grow(&mut self) -> bool {
+        let sink = self.events.clone();
+        let reporter = Reporter(Arc::new(move |e| sink.lock().unwrap().push(e)));
+        self.parts.shared.grow_as_wanted(&reporter)
+    }
+
     /// Carries out a waiting checkpoint.
     fn apply(&mut self) -> Result<bool, StoreFailure> {
         let Some(job) = self.parts.applier.take_job() else { return Ok(false) };

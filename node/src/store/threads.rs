@@ -1,4 +1,4 @@
-//! The handle and the three threads behind it.
+//! The handle and the threads behind it.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,6 +13,7 @@ use crate::seam::{JoinHandle, spawn_thread};
 
 use super::apply::Applier;
 use super::commit::{Committer, Step};
+use super::growth::grow_thread;
 use super::open::{self, Parts};
 use super::reader::Reader;
 use super::shared::{PATIENCE, Resolved, Shared};
@@ -72,6 +73,8 @@ impl Store {
         store.start("store-journal", move || journal_thread(committer, &r))?;
         let r = reporter.clone();
         store.start("store-apply", move || apply_thread(applier, &r))?;
+        let (grower, r) = (shared, reporter.clone());
+        store.start("store-grow", move || grow_thread(&grower, &r))?;
         store.start("store-read", move || read_thread(reader, &reporter))?;
         let (id, start) = (superblock.store, superblock.start);
         Ok(Opened { store, state, id, start, new })
@@ -168,6 +171,7 @@ fn fail(shared: &Shared, reporter: &Reporter, failure: StoreFailure) {
     drop(state);
     shared.journal_wake.notify();
     shared.apply_wake.notify();
+    shared.grow_wake.notify();
     reporter.report(StoreEvent::Failed(failure));
 }
 
@@ -175,7 +179,7 @@ fn journal_thread(mut committer: Committer, reporter: &Reporter) {
     let shared = committer.shared().clone();
     while shared.lock().failed.is_none() {
         match committer.step() {
-            Ok(Step::Wrote) => shared.grow_ahead(),
+            Ok(Step::Wrote) => {}
             Ok(Step::Idle) => match idle(&mut committer, &shared) {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -191,10 +195,11 @@ fn journal_thread(mut committer: Committer, reporter: &Reporter) {
             Err(failure) => fail(&shared, reporter, failure),
         }
     }
-    // The other two end after the journal, so that it never waits for them in vain.
+    // The others end after the journal, so that it never waits for them in vain.
     shared.lock().finished = true;
     shared.apply_wake.notify();
     shared.read_wake.notify();
+    shared.grow_wake.notify();
 }
 
 /// Waits for work of the journal thread, and seals the journal if none comes for a while; false when

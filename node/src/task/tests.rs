@@ -40,7 +40,7 @@ impl Storage for Scripted {
     fn append(&mut self, records: &mut Vec<Numbered>) -> Result<(), NoSpace> {
         let has_blocks = records.iter().any(|(_, record)| record.content().is_some());
         if self.full && has_blocks {
-            return Err(NoSpace { needed: 1, room: 0 });
+            return Err(NoSpace::Full { needed: 1, room: 0 });
         }
         for (seq, record) in records.drain(..) {
             if let Some(data) = record.content() {
@@ -56,7 +56,7 @@ impl Storage for Scripted {
         let blocks: usize =
             records.iter().filter_map(|(_, r)| r.content()).map(BlockData::data_blocks).sum();
         if blocks > self.kept {
-            return Err(NoSpace { needed: 1, room: 0 });
+            return Err(NoSpace::Full { needed: 1, room: 0 });
         }
         self.kept -= blocks;
         let full = std::mem::take(&mut self.full);

@@ -9,6 +9,27 @@ const CONTROL: &[&str] = &["-p", "ashlar-controlplane-core"];
 
 pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
+        rule: "whoever hands records over does not wait for a longer file",
+        file: "node/src/store/growth.rs",
+        take_out: "if state.map.grown() == 0 {",
+        put_in: "if true {",
+        tests: STORE,
+    },
+    Mutant {
+        rule: "a file that cannot be made longer is a full store",
+        file: "node/src/store/growth.rs",
+        take_out: "Err(if state.growth.failed { full } else { NoSpace::Growing })",
+        put_in: "Err(NoSpace::Growing)",
+        tests: STORE,
+    },
+    Mutant {
+        rule: "a longer file is tried again after it failed",
+        file: "node/src/store/growth.rs",
+        take_out: "state.growth.failed = outcome.is_err();",
+        put_in: "state.growth.failed |= outcome.is_err();",
+        tests: STORE,
+    },
+    Mutant {
         rule: "a large write is durable before the record that names its place",
         file: "node/src/store/place.rs",
         take_out: "        return one.file.write_durable(&one.buf, one.offset);\n",

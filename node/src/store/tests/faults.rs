@@ -3,6 +3,7 @@
 use ashlar_env::disk::mem::FaultOn;
 use ashlar_env::disk::{Disk, OpenHow};
 
+use super::super::growth::GROW_SLOTS;
 use super::*;
 
 const EIO: i32 = 5;
@@ -124,9 +125,9 @@ fn a_full_store_refuses_data_whole_and_still_takes_zeroes_and_erasure() {
     assert_eq!(rig.parts.shared.lock().map.space(), Space { total_slots: 2, used_slots: 0 });
     rig.append([adopt(0, 1, 1), fill(0, 0, 1, 1), fill(0, 256, 1, 2)]).unwrap();
     let full = rig.append([fill(0, 1, 1, 3), fill(0, 512, 1, 3)]);
-    assert_eq!(full, Err(NoSpace { needed: 1, room: 0 }));
+    assert_eq!(full, Err(NoSpace::Full { needed: 1, room: 0 }));
     rig.checkpoint().unwrap();
-    assert_eq!(rig.append([fill(0, 512, 1, 3)]), Err(NoSpace { needed: 1, room: 0 }));
+    assert_eq!(rig.append([fill(0, 512, 1, 3)]), Err(NoSpace::Full { needed: 1, room: 0 }));
     // Blocks of slots that are there can be written; nothing of the refused batch is to be seen.
     rig.append([fill(0, 2, 1, 4)]).unwrap();
     assert_eq!(rig.read(0, 1, 1).unwrap().data_blocks(), 0);
@@ -153,7 +154,7 @@ fn the_last_slots_are_kept_for_what_an_erasure_waits_behind() {
     let mut rig = Rig::try_open(&disk, &options).unwrap();
     let slot = |nth: u32| fill(nth / 4, nth % 4 * 256, 1, 1);
     rig.append((0..30).map(slot)).unwrap();
-    assert_eq!(rig.append([slot(30)]), Err(NoSpace { needed: 1, room: 0 }));
+    assert_eq!(rig.append([slot(30)]), Err(NoSpace::Full { needed: 1, room: 0 }));
     let mut records = vec![
         (JournalSeq(rig.next), slot(30)),
         (JournalSeq(rig.next + 1), slot(31)),
@@ -162,11 +163,61 @@ fn the_last_slots_are_kept_for_what_an_erasure_waits_behind() {
     rig.parts.shared.append(&mut records, true).unwrap();
     rig.next += 3;
     let more = &mut vec![(JournalSeq(rig.next), slot(32))];
-    assert_eq!(rig.parts.shared.append(more, true), Err(NoSpace { needed: 1, room: 0 }));
+    assert_eq!(rig.parts.shared.append(more, true), Err(NoSpace::Full { needed: 1, room: 0 }));
     rig.checkpoint().unwrap();
     // Four slots are free again, and two of them are kept back.
     rig.append([slot(32), slot(33)]).unwrap();
     assert!(rig.append([slot(34)]).is_err());
+}
+
+/// A store of 1 GiB whose file has its first step, and as many records as that has room for.
+fn with_its_first_step(disk: &MemDisk) -> Rig {
+    let options = StoreOptions { capacity_bytes: 1 << 30, ..SMALL };
+    let mut rig = Rig::try_open(disk, &options).unwrap();
+    rig.append((0..GROW_SLOTS).map(slot)).unwrap();
+    assert_eq!(rig.parts.shared.lock().map.grown(), GROW_SLOTS);
+    rig
+}
+
+fn slot(nth: u32) -> Record {
+    fill(nth / 4, nth % 4 * 256, 1, 1)
+}
+
+#[test]
+fn whoever_hands_records_over_does_not_wait_for_a_longer_file() {
+    let disk = MemDisk::new();
+    let mut rig = with_its_first_step(&disk);
+    // Whatever makes the file longer would fail: nothing of it is tried here.
+    disk.set_capacity(Some(1 << 20));
+    assert_eq!(rig.append([slot(GROW_SLOTS)]), Err(NoSpace::Growing));
+    assert_eq!(rig.append([slot(GROW_SLOTS)]), Err(NoSpace::Growing));
+    disk.set_capacity(None);
+    assert!(rig.grow());
+    assert!(matches!(rig.events.lock().unwrap().last(), Some(StoreEvent::Space(_))));
+    rig.append([slot(GROW_SLOTS)]).unwrap();
+    assert!(!rig.grow(), "two steps for one");
+    // And ahead of need, once half a step is left.
+    rig.append((0..GROW_SLOTS / 2).map(|nth| slot(GROW_SLOTS + 1 + nth))).unwrap();
+    assert!(rig.grow());
+    assert_eq!(rig.parts.shared.lock().map.grown(), 3 * GROW_SLOTS);
+}
+
+#[test]
+fn a_file_that_cannot_be_made_longer_is_a_full_store_until_it_can() {
+    let disk = MemDisk::new();
+    let mut rig = with_its_first_step(&disk);
+    disk.set_capacity(Some(1 << 20));
+    assert_eq!(rig.append([slot(GROW_SLOTS)]), Err(NoSpace::Growing));
+    assert!(rig.grow());
+    assert!(matches!(rig.append([slot(GROW_SLOTS)]), Err(NoSpace::Full { needed: 1, .. })));
+    // What needs no slot is taken, and offers that are repeated have it tried again.
+    rig.append([zero(0, 0, 256)]).unwrap();
+    disk.set_capacity(None);
+    assert!(matches!(rig.append([slot(GROW_SLOTS)]), Err(NoSpace::Full { .. })));
+    assert!(rig.grow());
+    rig.append([slot(GROW_SLOTS)]).unwrap();
+    let more = (1..=GROW_SLOTS).map(|nth| slot(GROW_SLOTS + nth));
+    assert_eq!(rig.append(more), Err(NoSpace::Growing));
 }
 
 #[test]
@@ -174,7 +225,7 @@ fn a_full_file_system_is_said_at_once_and_not_at_the_checkpoint() {
     let disk = MemDisk::new();
     let mut rig = Rig::open(&disk);
     disk.set_capacity(Some(1 << 20));
-    assert!(matches!(rig.append([fill(0, 0, 1, 1)]), Err(NoSpace { needed: 1, .. })));
+    assert!(matches!(rig.append([fill(0, 0, 1, 1)]), Err(NoSpace::Full { needed: 1, .. })));
     disk.set_capacity(None);
     disk.fail(FaultOn::Write, "data", 0, ENOSPC);
     assert!(rig.append([fill(0, 0, 1, 1)]).is_err());

@@ -35,7 +35,11 @@ impl Live {
     fn append(&mut self, record: Record) {
         self.seq += 1;
         self.model.apply(&record);
-        self.opened.store.append(&mut vec![(JournalSeq(self.seq), record)]).unwrap();
+        let mut records = vec![(JournalSeq(self.seq), record)];
+        while let Err(full) = self.opened.store.append(&mut records) {
+            assert_eq!(full, NoSpace::Growing);
+            self.take_event();
+        }
     }
 
     fn take_event(&mut self) {
@@ -146,6 +150,21 @@ fn a_burst_larger_than_the_journal_waits_and_ends() {
     }
     live.await_durable();
     assert_eq!(live.opened.store.queued_bytes(), 0);
+}
+
+#[test]
+fn a_burst_of_new_slots_is_taken_as_the_file_gets_longer() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = StoreOptions { capacity_bytes: 1 << 30, journal_bytes: 1 << 20, ..SMALL };
+    let mut live = Live::new(open_in(dir.path(), options), Model::default());
+    for nth in 0..300_u32 {
+        live.append(fill(nth / 4, nth % 4 * 256, 1, (nth % 250) as u8 + 1));
+    }
+    live.await_durable();
+    for nth in 0..300_u32 {
+        live.begin_read(u64::from(nth), nth / 4, nth % 4 * 256);
+        assert_eq!(live.answer(u64::from(nth)), Some((nth % 250) as u8 + 1));
+    }
 }
 
 #[test]
