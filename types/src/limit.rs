@@ -30,7 +30,7 @@ pub const UNCOMMITTED_RANGES_MAX: usize = 4_096;
 /// Writes in flight (assigned, not yet committed) per chunk: at most three members' worth of
 /// ranges must fit in [`UNCOMMITTED_RANGES_MAX`].
 pub const WRITES_IN_FLIGHT_PER_CHUNK_MAX: usize = 1_024;
-/// Most stores of one node: as many disks as a large host takes. Each has three threads.
+/// Most stores of one node: as many disks as a large host takes. Each has four threads.
 pub const STORES_PER_NODE_MAX: usize = 64;
 /// Bounds of the room that a store keeps for what already has a position, in bytes.
 const SPACE_KEPT_MIN: u64 = 4 << 20;

@@ -11,7 +11,7 @@
 //! content; a failed write or sync is reported once and ends the store ([`StoreEvent::Failed`]).
 //! What it does not decide: whether a record is right, or what is committed (`ashlar_node_core`).
 //!
-//! Three threads of its own (journal, apply, read), nothing per request; completions come in
+//! Four threads of its own (journal, apply, read, grow), nothing per request; completions come in
 //! batches through one callback, which must not block. Files and bytes: `docs/disk.md`.
 
 mod apply;
