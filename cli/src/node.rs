@@ -29,6 +29,10 @@ pub(crate) enum Command {
         /// A folder for a store, in place of those of the configuration; once for each disk.
         #[arg(long = "store", value_name = "DIR")]
         stores: Vec<PathBuf>,
+        /// Label of the node's rack, in place of that of the configuration: copies of a chunk are kept
+        /// under different labels where that is possible.
+        #[arg(long, value_name = "LABEL")]
+        rack: Option<String>,
     },
     /// List the nodes of all zones.
     List {
@@ -58,10 +62,10 @@ pub(crate) enum Command {
 /// What the node or the control plane refused.
 pub(crate) fn run(command: Command, global: &Global, output: &Output) -> Result<(), Failure> {
     match command {
-        Command::Run { config, stores } => {
+        Command::Run { config, stores, rack } => {
             process::die_with_parent();
             crate::logging::start("info");
-            run_node(&config, stores)
+            run_node(&config, stores, rack)
         }
         Command::List { zone: named } => {
             process::end_on_broken_pipe();
@@ -111,12 +115,15 @@ fn find(verb: &str, name: &str, list: NodeList) -> Result<NodeView, Failure> {
     }
 }
 
-fn run_node(path: &Path, stores: Vec<PathBuf>) -> Result<(), Failure> {
+fn run_node(path: &Path, stores: Vec<PathBuf>, rack: Option<String>) -> Result<(), Failure> {
     let what = || format!("run the node of {}", path.display());
     let usage = |error| Failure::new(Kind::Usage, what()).because(error);
     let mut config = ashlar_node::Config::load(path).map_err(usage)?;
     if !stores.is_empty() {
         config = config.with_stores(stores).map_err(usage)?;
+    }
+    if let Some(label) = rack {
+        config = config.with_rack(label).map_err(usage)?;
     }
     ashlar_node::run_blocking(&config)
         .map_err(|error| Failure::new(Kind::Error, what()).because(error))
@@ -188,6 +195,10 @@ pub(crate) struct NodeView {
     primaries: u32,
     heartbeat_millis_ago: u64,
     start: u64,
+    /// Label of its rack; empty: it has none.
+    rack: String,
+    /// Other nodes that it shares chunks with.
+    peers: u32,
     /// It is drained, or being drained.
     drain: Option<DrainView>,
     #[serde(skip)]
@@ -214,6 +225,8 @@ impl From<&v1::Node> for NodeView {
             primaries: node.primaries,
             heartbeat_millis_ago: node.heartbeat_millis_ago,
             start: node.start,
+            rack: node.rack.clone(),
+            peers: node.peers,
             drain: node.drain.as_ref().map(DrainView::from),
             number: node.id,
         }
@@ -222,9 +235,10 @@ impl From<&v1::Node> for NodeView {
 
 impl NodeView {
     /// Heads of [`NodeView::row`].
-    pub(crate) const HEADER: [&'static str; 9] = [
+    pub(crate) const HEADER: [&'static str; 10] = [
         "NODE",
         "STATE",
+        "RACK",
         "PRIMARY NET",
         "REPLICATION NET",
         "USED",
@@ -245,7 +259,7 @@ impl NodeView {
     }
 
     /// The node as a row of a list.
-    pub(crate) fn row(&self) -> [String; 9] {
+    pub(crate) fn row(&self) -> [String; 10] {
         [
             self.id.clone(),
             match &self.drain {
@@ -253,6 +267,7 @@ impl NodeView {
                 Some(drain) if drain.is_done() => format!("{}, drained", self.state),
                 Some(_) => format!("{}, draining", self.state),
             },
+            if self.rack.is_empty() { "-".to_owned() } else { self.rack.clone() },
             self.primary_address.clone(),
             self.replication_address.clone(),
             size::show(self.used_bytes),
@@ -284,15 +299,26 @@ struct NodeList {
 impl Show for NodeList {
     fn table(&self) -> String {
         let in_zone = |node: &NodeView| {
-            let [id, state, primary, replication, used, capacity, stores, replicas, cause] =
+            let [id, state, rack, primary, replication, used, capacity, stores, replicas, cause] =
                 node.row();
             let zone = node.zone.clone();
-            [zone, id, state, primary, replication, used, capacity, stores, replicas, cause]
+            [zone, id, state, rack, primary, replication, used, capacity, stores, replicas, cause]
         };
-        let [id, state, primary, replication, used, capacity, stores, replicas, cause] =
+        let [id, state, rack, primary, replication, used, capacity, stores, replicas, cause] =
             NodeView::HEADER;
-        let header =
-            ["ZONE", id, state, primary, replication, used, capacity, stores, replicas, cause];
+        let header = [
+            "ZONE",
+            id,
+            state,
+            rack,
+            primary,
+            replication,
+            used,
+            capacity,
+            stores,
+            replicas,
+            cause,
+        ];
         let mut parts = vec![columns(header, self.nodes.iter().map(in_zone))];
         parts.extend(self.nodes.iter().flat_map(NodeView::drain_sentences));
         missing::below(parts.join("\n"), &self.unreachable_zones)

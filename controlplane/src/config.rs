@@ -1,6 +1,7 @@
 //! Configuration of a member, as its TOML file has it, and what is checked before anything starts.
 
 use crate::member::{MemberOptions, TICK_MILLIS};
+use ashlar_controlplane_core::sharing::{PEERS_PER_NODE_MAX, PEERS_PER_NODE_MIN};
 use ashlar_types::{IdError, ZoneId};
 use ashlar_zone_raft::{RaftOptions, Start};
 use serde::Deserialize;
@@ -9,6 +10,8 @@ use std::net::{AddrParseError, IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
+/// Most sharing nodes that can be configured: it bounds beats.
+const PEERS_CONFIGURED_MAX: usize = 1_024;
 /// Zones of a region. Each costs ways to its members and three bulkheads.
 const ZONES_MAX: usize = 16;
 /// Addresses of one zone: as many as it can have members, twice.
@@ -54,6 +57,23 @@ pub struct Config {
     /// Times and sizes.
     #[serde(default)]
     pub timing: Timing,
+    /// Where replicas go.
+    #[serde(default)]
+    pub placement: PlacementRules,
+}
+
+/// Where replicas go. All members alike; a change holds for what is placed from then on.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PlacementRules {
+    /// Other nodes that a node shares chunks with, as long as there is any choice: 5 to 1024.
+    pub peers_per_node_max: usize,
+}
+
+impl Default for PlacementRules {
+    fn default() -> Self {
+        Self { peers_per_node_max: PEERS_PER_NODE_MAX }
+    }
 }
 
 /// Times and sizes, each with a default that fits.
@@ -141,6 +161,12 @@ pub enum ConfigError {
     /// More zones, or members of one, than a member keeps ways to.
     #[error("zones: at most {ZONES_MAX} zones with at most {ZONE_MEMBERS_MAX} addresses each")]
     ZoneCount,
+    /// A bound that no volume fits under, or that bounds nothing.
+    #[error(
+        "placement.peers_per_node_max: {0} is not between {PEERS_PER_NODE_MIN} and \
+         {PEERS_CONFIGURED_MAX}; leave it out for {PEERS_PER_NODE_MAX}"
+    )]
+    Peers(usize),
     /// Times that make no sense.
     #[error("timing: the election time must be at least three heartbeats, and both at least 50 ms")]
     Timing,
@@ -217,6 +243,10 @@ impl Config {
         if heartbeat_ticks == 0 || election_ticks < heartbeat_ticks.saturating_mul(3) {
             return Err(ConfigError::Timing);
         }
+        let peers_per_node_max = self.placement.peers_per_node_max;
+        if !(PEERS_PER_NODE_MIN..=PEERS_CONFIGURED_MAX).contains(&peers_per_node_max) {
+            return Err(ConfigError::Peers(peers_per_node_max));
+        }
         Ok(Checked {
             listen,
             data_dir: self.data_dir.clone(),
@@ -235,6 +265,7 @@ impl Config {
                 addresses,
                 zone_secret: rand::random(),
                 small_chunks: self.small_chunks,
+                peers_per_node_max,
                 compact_after: usize::try_from(timing.compact_after_entries).unwrap_or(usize::MAX),
                 keep_entries: u64::from(timing.compact_after_entries / 8),
             },
@@ -300,6 +331,7 @@ mod tests {
             small_chunks: false,
             zones: BTreeMap::new(),
             timing: Timing::default(),
+            placement: PlacementRules::default(),
         }
     }
 
@@ -318,6 +350,11 @@ mod tests {
         let timing = Timing { raft_election_millis: 100, ..Timing::default() };
         let hasty = Config { timing, ..config(&THREE, "127.0.0.1:1") };
         assert_eq!(refused(hasty), ConfigError::Timing);
+        for peers_per_node_max in [0, PEERS_PER_NODE_MIN - 1, PEERS_CONFIGURED_MAX + 1] {
+            let placement = PlacementRules { peers_per_node_max };
+            let unbounded = Config { placement, ..config(&THREE, "127.0.0.1:1") };
+            assert_eq!(refused(unbounded), ConfigError::Peers(peers_per_node_max));
+        }
         let zone = Config { zone: "Zone A".into(), ..config(&THREE, "127.0.0.1:1") };
         assert!(matches!(refused(zone), ConfigError::Zone(_)));
     }

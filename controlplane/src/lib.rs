@@ -32,7 +32,7 @@ mod seam;
 pub mod server;
 
 pub use ashlar_proto as proto;
-pub use config::{Config, ConfigError, Timing};
+pub use config::{Config, ConfigError, PlacementRules, Timing};
 pub use server::{RunError, run, run_blocking};
 
 /// What decides about calls, without sockets or clock: the simulation drives it as the gateway does.

@@ -319,6 +319,8 @@ pub struct MemberOptions {
     pub zone_secret: [u8; 32],
     /// A test zone: chunks below 64 MiB are allowed.
     pub small_chunks: bool,
+    /// Other nodes that a node shares chunks with, as long as there is any choice.
+    pub peers_per_node_max: usize,
     /// Entries after which a snapshot is taken and the log is cut.
     pub compact_after: usize,
     /// Entries kept behind a snapshot, for members that are a little late.
@@ -521,6 +523,7 @@ impl Member {
                 | Key::ZoneKey => None,
             })
             .collect();
+        lead.seen.on_entry_applied(position.0);
         lead.seen.on_applied(&self.state, &chunks);
         lead.note_changed(&self.state, &applied.changed);
         for outcome in &applied.outcomes {

@@ -10,11 +10,12 @@
 //! capacity_bytes = 1099511627776
 //! ```
 //! One disk, in the folder `store` of `data_dir`; several are named, each with that capacity:
-//! `stores = ["/disks/1/ashlar", "/disks/2/ashlar"]`.
+//! `stores = ["/disks/1/ashlar", "/disks/2/ashlar"]`. `rack = "r7"` says what fails together with the
+//! node, so that other copies are kept elsewhere.
 //! The rest has defaults. A key that is not known is an error, so that a mistyped one is noticed.
 
 use ashlar_env::disk::EngineChoice;
-use ashlar_types::limit::STORES_PER_NODE_MAX;
+use ashlar_types::limit::{STORES_PER_NODE_MAX, is_rack_label};
 use ashlar_types::{NodeId, ZoneId};
 use serde::Deserialize;
 use std::collections::BTreeSet;
@@ -62,6 +63,9 @@ pub struct Config {
     pub primary_address: SocketAddr,
     /// Listener on the replication network.
     pub replication_address: SocketAddr,
+    /// What fails with the node: power, a switch. Copies of a chunk are kept under different labels where
+    /// that is possible; empty: it has none.
+    pub rack: String,
     /// Members of the zone's control plane, as `http://ip:port`.
     pub control: Vec<String>,
     /// Bytes of each store's journal, preallocated.
@@ -118,6 +122,8 @@ struct Raw {
     stores: Vec<PathBuf>,
     primary_address: String,
     replication_address: String,
+    #[serde(default)]
+    rack: String,
     control: Vec<String>,
     #[serde(default = "default_journal_bytes")]
     journal_bytes: u64,
@@ -182,6 +188,14 @@ impl Config {
     pub fn with_stores(self, folders: Vec<PathBuf>) -> Result<Self, ConfigError> {
         Ok(Self { stores: stores(&self.data_dir, folders)?, ..self })
     }
+
+    /// The same node in this rack.
+    ///
+    /// # Errors
+    /// If that is no label.
+    pub fn with_rack(self, label: String) -> Result<Self, ConfigError> {
+        Ok(Self { rack: rack(label)?, ..self })
+    }
 }
 
 impl FromStr for Config {
@@ -219,6 +233,7 @@ impl FromStr for Config {
             stores,
             primary_address,
             replication_address,
+            rack: rack(raw.rack)?,
             control: raw.control.iter().map(|one| endpoint(one)).collect::<Result<_, _>>()?,
             journal_bytes: raw.journal_bytes,
             capacity_bytes: raw.capacity_bytes,
@@ -256,6 +271,14 @@ fn stores(data_dir: &Path, named: Vec<PathBuf>) -> Result<Vec<PathBuf>, ConfigEr
         }
     }
     Ok(named)
+}
+
+fn rack(label: String) -> Result<String, ConfigError> {
+    if is_rack_label(&label) {
+        return Ok(label);
+    }
+    let remedy = "give it at most 64 characters of a-z A-Z 0-9 . _ -";
+    Err(wrong("rack", format!("{label:?} is no label of a rack"), remedy))
 }
 
 fn check_sizes(raw: &Raw) -> Result<(), ConfigError> {
@@ -356,6 +379,8 @@ mod tests {
         let config: Config = GOOD.parse().unwrap();
         assert_eq!(config.node, NodeId(3));
         assert_eq!(config.stores, [Path::new("/tmp/node-3/store")]);
+        assert_eq!(config.rack, "");
+        assert_eq!(config.clone().with_rack("r7".into()).unwrap().rack, "r7");
         assert_eq!(config.journal_bytes, 256 << 20);
         assert_eq!(config.readopt_window, Duration::from_secs(600));
         assert_eq!(config.scrub_bytes_per_second, 16 << 20);
@@ -385,6 +410,7 @@ mod tests {
             ("node = 3", "node = 3\nstores = [\"/tmp\", \"/tmp/../tmp/.\"]", "stores"),
             ("node = 3", "node = 3\nscrub_cycle_seconds = 0", "scrub_cycle_seconds"),
             ("node = 3", "node = 3\nhears_first_seconds = 61", "hears_first_seconds"),
+            ("node = 3", "node = 3\nrack = \"row 7\"", "rack"),
         ] {
             let text = GOOD.replace(from, to);
             match text.parse::<Config>() {

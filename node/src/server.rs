@@ -188,15 +188,7 @@ async fn serve(
     let stream = Control {
         configured: config.control.clone(),
         members: known_members::load(&config.data_dir),
-        registration: Registration {
-            version: CLUSTER_PROTOCOL_VERSION,
-            zone: me.zone,
-            node: me.node,
-            stores: ids,
-            start: me.start,
-            primary_address: addresses.0.to_string(),
-            replication_address: addresses.1.to_string(),
-        },
+        registration: registration(config, me, ids, addresses),
         stores,
         source: addresses.0.ip(),
         admission,
@@ -220,6 +212,25 @@ async fn serve(
     tokio::select! {
         ended = machine.run(inlets, shutdown) => Ok(ended?),
         Ok(refusal) = beside.stream => Err(RunError::Refused(refusal)),
+    }
+}
+
+/// How the node introduces itself.
+fn registration(
+    config: &Config,
+    me: Identity,
+    stores: Vec<StoreId>,
+    (primary, replication): (SocketAddr, SocketAddr),
+) -> Registration {
+    Registration {
+        version: CLUSTER_PROTOCOL_VERSION,
+        zone: me.zone,
+        node: me.node,
+        stores,
+        start: me.start,
+        primary_address: primary.to_string(),
+        replication_address: replication.to_string(),
+        rack: config.rack.clone(),
     }
 }
 

@@ -707,6 +707,7 @@ impl World {
             start: identity.start,
             primary_address: format!("127.1.1.{}:1", id.0),
             replication_address: format!("127.2.1.{}:1", id.0),
+            rack: String::new(),
         };
         let session = SessionKey(self.control.number());
         let known = Session { node: id, node_life: life, member, member_life, spoken: false };

@@ -4,6 +4,7 @@ use crate::replace::address;
 use ashlar_controlplane::member::{
     Input, Member, MemberDisks, MemberError, MemberOptions, Now, Output,
 };
+use ashlar_controlplane_core::sharing::PEERS_PER_NODE_MAX;
 use ashlar_env::dice::SeededDice;
 use ashlar_env::disk::Disk;
 use ashlar_env::disk::mem::MemDisk;
@@ -84,6 +85,7 @@ impl SimMember {
             addresses: (1..=members).map(|id| (id, address(id))).collect::<BTreeMap<_, _>>(),
             zone_secret: [7; 32],
             small_chunks: true,
+            peers_per_node_max: PEERS_PER_NODE_MAX,
             compact_after: 40,
             keep_entries: 8,
         };

@@ -53,6 +53,17 @@ pub const fn is_short_of_space(capacity_bytes: u64, used_bytes: u64) -> bool {
     capacity_bytes > 0 && capacity_bytes.saturating_sub(used_bytes) < kept
 }
 
+/// Most bytes of a node's rack label.
+pub const RACK_BYTES_MAX: usize = 64;
+
+/// Whether a node may say this of its rack: characters as in volume names, so that it is told apart at
+/// sight. Nothing at all says that it has none.
+#[must_use]
+pub fn is_rack_label(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    text.len() <= RACK_BYTES_MAX && text.chars().all(plain)
+}
+
 /// Most bytes of a volume name.
 pub const VOLUME_NAME_BYTES_MAX: usize = 64;
 /// Most bytes of a client token (design.md section 9, idempotency).

@@ -18,6 +18,7 @@ mod drain;
 mod lease;
 mod members;
 mod node;
+mod place;
 mod points;
 mod races;
 mod region;
@@ -47,6 +48,7 @@ fn all() -> impl Iterator<Item = &'static Mutant> {
         stores::MUTANTS,
         control::MUTANTS,
         drain::MUTANTS,
+        place::MUTANTS,
         members::MUTANTS,
         client::MUTANTS,
         admission::MUTANTS,

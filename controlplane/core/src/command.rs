@@ -24,8 +24,8 @@ use thiserror::Error;
 /// Version of the command's bytes that this build writes, and the newest that it reads.
 /// Version 4: nodes with several stores, and placement by store. Version 5: salvage. Version 6:
 /// replicas that are away with their store. Version 7: what an operator states of an attachment.
-/// Version 8: drain.
-pub const COMMAND_VERSION: u16 = 8;
+/// Version 8: drain. Version 9: racks of nodes.
+pub const COMMAND_VERSION: u16 = 9;
 
 /// Most chunk changes in one command: some 60 bytes each keep it far below a Raft message.
 pub const CHANGES_PER_COMMAND_MAX: usize = 4_096;
@@ -220,6 +220,9 @@ pub struct NodeRecord {
     pub primary_address: String,
     /// `ip:port` on the replication network.
     pub replication_address: String,
+    /// What fails with it: power, a switch. Replicas of a chunk are on nodes with different labels where
+    /// that is possible; empty: it has none, and shares its fate with nobody.
+    pub rack: String,
 }
 
 impl NodeRecord {
@@ -245,10 +248,12 @@ impl Wire for NodeRecord {
         self.primary_address.put(out);
         self.replication_address.put(out);
         others.put(out);
+        self.rack.put(out);
     }
 
     /// The last field of whatever holds it: up to command version 3 and value version 1 it ended with
-    /// its addresses, and the node had one store.
+    /// its addresses, and the node had one store; up to command version 8 and value version 2 with its
+    /// stores, and it had no rack.
     fn get(from: &mut Reader<'_>) -> Result<Self, CodecError> {
         let (node, first) = (Wire::get(from)?, Wire::get(from)?);
         let (start, primary_address) = (Wire::get(from)?, Wire::get(from)?);
@@ -257,7 +262,8 @@ impl Wire for NodeRecord {
         if from.left() > 0 {
             stores.extend(Vec::<StoreId>::get(from)?);
         }
-        Ok(Self { node, stores, start, primary_address, replication_address })
+        let rack = if from.left() > 0 { Wire::get(from)? } else { String::new() };
+        Ok(Self { node, stores, start, primary_address, replication_address, rack })
     }
 }
 
@@ -321,6 +327,7 @@ impl From<&Registration> for NodeRecord {
             start: registration.start,
             primary_address: registration.primary_address.clone(),
             replication_address: registration.replication_address.clone(),
+            rack: registration.rack.clone(),
         }
     }
 }

@@ -11,7 +11,7 @@
 use crate::apply::{Answer, Refusal};
 use crate::moves::{self, Stage};
 use crate::observe::Observations;
-use crate::place::{Rejected, Space};
+use crate::place::{Rejected, Space, Wanted};
 use crate::state::{Key, ZoneState};
 use crate::verdict::Verdicts;
 use alloc::collections::BTreeSet;
@@ -139,7 +139,11 @@ impl ZoneState {
 ///
 /// # Errors
 /// The first chunk that stands against it.
-pub fn check(node: NodeId, state: &ZoneState, mut space: Space) -> Result<Expected, DrainRefusal> {
+pub fn check(
+    node: NodeId,
+    state: &ZoneState,
+    mut space: Space<'_>,
+) -> Result<Expected, DrainRefusal> {
     let mut expected = Expected::default();
     for config in state.configs_of_node(node) {
         if !needs_home(config, node) {
@@ -157,9 +161,9 @@ pub fn check(node: NodeId, state: &ZoneState, mut space: Space) -> Result<Expect
             });
         }
         let (chunk, bytes) = (config.chunk, state.bytes_of(config.chunk));
-        let not = moves::holders(config, state);
-        if space.take_one(bytes, &not).is_none() {
-            let candidates = space.rejected(bytes, &not);
+        let wanted = Wanted { bytes, not: moves::holders(config, state), ..Wanted::default() };
+        if space.take_one(&wanted).is_none() {
+            let candidates = space.rejected(bytes, &wanted.not);
             return Err(DrainRefusal::NoHome { node, chunk, bytes, candidates });
         }
         expected.copies += 1;

@@ -8,7 +8,8 @@
 //! | [`change`] | which change of a chunk's configuration is allowed (invariants 1 and 4) |
 //! | [`observe`] | what this leader sees: heartbeats, evidence, reports; volatile |
 //! | [`verdict`] | who is dead, on evidence (design.md section 6) |
-//! | [`place`] | where replicas go |
+//! | [`place`] | where replicas go: room, racks |
+//! | [`sharing`] | which nodes share chunks, and how few with each |
 //! | [`elect`] | which chunks need another primary, the most urgent first |
 //! | [`interruption`] | whether so many nodes are lost that searching for new homes stops |
 //! | [`plan`] | what the leader proposes next |
@@ -41,6 +42,7 @@ pub mod place;
 pub mod plan;
 pub mod rescue;
 pub mod salvage;
+pub mod sharing;
 pub mod state;
 pub mod verdict;
 pub mod way;

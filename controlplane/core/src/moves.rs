@@ -19,7 +19,7 @@
 
 use crate::command::{CHANGES_PER_COMMAND_MAX, ChangeKind, ChunkChange};
 use crate::observe::{Observations, SILENT_DOUBT_MILLIS, is_down};
-use crate::place::Space;
+use crate::place::{Space, Wanted};
 use crate::plan::{Judge, Plan, owns};
 use crate::state::ZoneState;
 use crate::verdict::{Verdict, Verdicts};
@@ -50,7 +50,7 @@ pub(crate) fn stage(
     state: &ZoneState,
     seen: &Observations,
     verdicts: &Verdicts,
-    space: &Space,
+    space: &Space<'_>,
 ) -> Stage {
     let stale = config.stale.iter().any(|(replica, _)| replica.node == node);
     let under_way = has_spare(config) || config.learners.iter().any(|r| r.node != node);
@@ -122,8 +122,20 @@ pub(crate) fn not_homes(
     holders(config, state).into_iter().chain(unreached).collect()
 }
 
+/// One more replica of a chunk: on none of the nodes that hold it or cannot be filled, and away from the
+/// racks of those that are to keep a copy.
+pub(crate) fn wanted(config: &ChunkConfig, state: &ZoneState, seen: &Observations) -> Wanted {
+    let stays = config.in_sync.iter().chain(&config.learners).map(|replica| replica.node);
+    Wanted {
+        bytes: state.bytes_of(config.chunk),
+        not: not_homes(config, state, seen),
+        holders: config.replicas().map(|replica| replica.node).collect(),
+        apart: stays.filter(|node| !state.is_draining(*node)).collect(),
+    }
+}
+
 /// That nobody can take a replica, with the reason of each.
-pub(crate) fn no_home(bytes: u64, not: &[NodeId], space: &Space) -> String {
+pub(crate) fn no_home(bytes: u64, not: &[NodeId], space: &Space<'_>) -> String {
     let rejected = space.rejected(bytes, not);
     let reasons: Vec<String> =
         rejected.iter().map(|rejected| format!("{}: {}", rejected.node, rejected.why)).collect();
@@ -188,10 +200,9 @@ impl Judge<'_> {
                 if stage != Stage::Due {
                     continue;
                 }
-                let mut not = not_homes(config, self.state, self.seen);
-                not.extend(busy.keys().copied().filter(|node| !has_room(&busy, *node)));
-                let bytes = self.state.bytes_of(config.chunk);
-                let Some(place) = self.space.take_one(bytes, &not) else { continue };
+                let mut wanted = wanted(config, self.state, self.seen);
+                wanted.not.extend(busy.keys().copied().filter(|node| !has_room(&busy, *node)));
+                let Some(place) = self.space.take_one(&wanted) else { continue };
                 *busy.entry(primary).or_default() += 1;
                 *busy.entry(place.node).or_default() += 1;
                 plan.moves += 1;

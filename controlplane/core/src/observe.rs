@@ -4,6 +4,7 @@
 //! ever committed, but as evidence inside a command. Bounded by what is committed: nodes, replicas
 //! and chunks that the state does not know are not kept.
 
+use crate::place::Placing;
 use crate::state::ZoneState;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -170,6 +171,8 @@ pub struct Observations {
     hidden: BTreeMap<NodeId, Time>,
     /// When the next move of a copy may begin.
     move_at: Time,
+    /// What commands that were handed to Raft place, by their index in the log.
+    placing: BTreeMap<u64, Vec<Placing>>,
 }
 
 impl Observations {
@@ -191,7 +194,26 @@ impl Observations {
             slow: BTreeMap::new(),
             hidden: BTreeMap::new(),
             move_at: now,
+            placing: BTreeMap::new(),
         }
+    }
+
+    /// A command that places replicas was handed to Raft as this entry: what it takes is taken, though
+    /// nothing committed says so yet.
+    pub fn on_placing(&mut self, index: u64, placing: Vec<Placing>) {
+        if !placing.is_empty() {
+            self.placing.insert(index, placing);
+        }
+    }
+
+    /// An entry is applied: the state says what is placed.
+    pub fn on_entry_applied(&mut self, index: u64) {
+        self.placing.remove(&index);
+    }
+
+    /// What is on its way to be placed.
+    pub fn placing(&self) -> impl Iterator<Item = &Placing> {
+        self.placing.values().flatten()
     }
 
     /// How many moves of copies may begin now: at most a tenth of a second's worth at once, and none

@@ -48,8 +48,9 @@ impl Plan {
     }
 }
 
-/// Plans what comes after the elections that are due, once they are noted as on their way. Spurious
-/// calls are harmless; call after input, and at every tick.
+/// Plans what comes after the elections that are due, once they are noted as on their way. `space` is
+/// what the same state and observations say. Spurious calls are harmless; call after input, and at every
+/// tick.
 #[must_use]
 pub fn plan(
     now: Time,
@@ -57,9 +58,9 @@ pub fn plan(
     seen: &Observations,
     verdicts: &Verdicts,
     search: SearchBudget,
+    space: Space<'_>,
 ) -> Plan {
     let mut plan = Plan::default();
-    let space = Space::of(state, seen, verdicts);
     let mut planner = Judge { now, state, seen, verdicts, search, space };
     for proposal in seen.proposals() {
         if plan.changes.len() >= CHANGES_PER_COMMAND_MAX {
@@ -156,7 +157,7 @@ pub(crate) struct Judge<'a> {
     pub(crate) seen: &'a Observations,
     pub(crate) verdicts: &'a Verdicts,
     pub(crate) search: SearchBudget,
-    pub(crate) space: Space,
+    pub(crate) space: Space<'a>,
 }
 
 impl Judge<'_> {
@@ -346,15 +347,14 @@ impl Judge<'_> {
         if self.search.only_urgent && !urgent {
             return Err("a large interruption: the copies that are away may come back".into());
         }
-        let not = moves::not_homes(config, self.state, self.seen);
-        let bytes = self.state.bytes_of(config.chunk);
-        if let Some(place) = self.space.take_one(bytes, &not) {
+        let wanted = moves::wanted(config, self.state, self.seen);
+        if let Some(place) = self.space.take_one(&wanted) {
             return Ok(ChangeKind::AddLearnerOn { proposer, place });
         }
-        if let Some((place, away)) = self.place_of_one_away(config, bytes) {
+        if let Some((place, away)) = self.place_of_one_away(config, wanted.bytes) {
             return Ok(ChangeKind::AddLearnerInstead { proposer, place, away });
         }
-        Err(moves::no_home(bytes, &not, &self.space))
+        Err(moves::no_home(wanted.bytes, &wanted.not, &self.space))
     }
 
     /// Where no other node can take a replica, one that has come without the store of its stale one:

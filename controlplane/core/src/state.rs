@@ -15,6 +15,7 @@ use crate::apply::Answer;
 use crate::command::{MemberRecord, NodeRecord, Place};
 use crate::drain::DrainRecord;
 use crate::salvage::AtRisk;
+use crate::sharing::Shared;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -26,8 +27,8 @@ use ashlar_types::{
 use thiserror::Error;
 
 /// Version of every value that this build writes, and the newest that it reads.
-/// Version 2: nodes with several stores.
-pub const VALUE_VERSION: u8 = 2;
+/// Version 2: nodes with several stores. Version 3: racks of nodes.
+pub const VALUE_VERSION: u8 = 3;
 /// Version of the list of entries in a snapshot.
 pub const SNAPSHOT_VERSION: u16 = 1;
 /// Most volumes of a zone.
@@ -275,6 +276,8 @@ pub struct ZoneState {
     primaries: BTreeMap<NodeId, u32>,
     /// Bytes promised on a node's store to its chunks.
     allocated: BTreeMap<(NodeId, StoreId), u64>,
+    /// How many chunks each pair of nodes shares.
+    pub(crate) shared: Shared,
 }
 
 impl ZoneState {
@@ -303,6 +306,7 @@ impl ZoneState {
             held: BTreeMap::new(),
             primaries: BTreeMap::new(),
             allocated: BTreeMap::new(),
+            shared: Shared::new(),
         }
     }
 
@@ -484,6 +488,7 @@ impl ZoneState {
             self.held.entry(replica.node).or_default().insert(id);
             *self.allocated.entry((replica.node, replica.store)).or_default() += bytes;
         }
+        self.shared.add(&chunk.config);
         *self.primaries.entry(chunk.config.primary.node).or_default() += 1;
         if !chunk.config.stale.is_empty() {
             self.with_stale.insert(id);
@@ -509,6 +514,7 @@ impl ZoneState {
                 *allocated = allocated.saturating_sub(bytes);
             }
         }
+        self.shared.remove(&chunk.config);
         if let Some(count) = self.primaries.get_mut(&chunk.config.primary.node) {
             *count = count.saturating_sub(1);
         }

@@ -10,7 +10,7 @@ use crate::errors::{self, api_error};
 use ashlar_controlplane_core::apply::{Answer, Refusal};
 use ashlar_controlplane_core::command::{Action, Placement, TokenUse, request_hash};
 use ashlar_controlplane_core::describe;
-use ashlar_controlplane_core::place::{self, Space};
+use ashlar_controlplane_core::place;
 use ashlar_controlplane_core::state::Volume;
 use ashlar_controlplane_core::verdict;
 use ashlar_proto::reason::{ApiError, Reason};
@@ -184,19 +184,17 @@ impl Member {
         }
         let Some(lead) = &self.lead else { return Err(self.not_leader()) };
         let verdicts = verdict::judge_all(now.time, &self.state, &lead.seen);
-        let space = Space::of(&self.state, &lead.seen, &verdicts);
+        let space = lead.space(&self.state, &verdicts, self.options.peers_per_node_max);
         let placement =
-            place::place_volume(geometry, usize::from(copies_wanted), space, &self.state).map_err(
-                |error| {
-                    // Nodes that have not found the new leader yet are no lack of space.
-                    let heard = |node| lead.seen.node(node).is_some_and(|v| v.last_beat.is_some());
-                    let awaited = self.state.nodes().any(|record| !heard(record.node));
-                    if awaited && now.time.since(lead.since) < NODES_RETURN_WITHIN {
-                        return api_error::just_elected();
-                    }
-                    errors::no_placement(&error, &self.options.zone.to_string())
-                },
-            )?;
+            place::place_volume(geometry, usize::from(copies_wanted), space).map_err(|error| {
+                // Nodes that have not found the new leader yet are no lack of space.
+                let heard = |node| lead.seen.node(node).is_some_and(|v| v.last_beat.is_some());
+                let awaited = self.state.nodes().any(|record| !heard(record.node));
+                if awaited && now.time.since(lead.since) < NODES_RETURN_WITHIN {
+                    return api_error::just_elected();
+                }
+                errors::no_placement(&error, &self.options.zone.to_string())
+            })?;
         let volume = self.draw_volume_id(now);
         if request.dry_run {
             let planned = Volume {

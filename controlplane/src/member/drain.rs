@@ -10,7 +10,6 @@ use super::{Member, Now, Reply};
 use crate::errors::{self, api_error};
 use ashlar_controlplane_core::command::Action;
 use ashlar_controlplane_core::drain::{self, DrainRefusal, Expected};
-use ashlar_controlplane_core::place::Space;
 use ashlar_controlplane_core::verdict;
 use ashlar_proto::reason::ApiError;
 use ashlar_proto::v1;
@@ -49,7 +48,7 @@ impl Member {
             return Err(api_error::just_elected());
         }
         let verdicts = verdict::judge_all(now.time, &self.state, &lead.seen);
-        let space = Space::of(&self.state, &lead.seen, &verdicts);
+        let space = lead.space(&self.state, &verdicts, self.options.peers_per_node_max);
         drain::check(node, &self.state, space).map_err(|refusal| {
             // Nodes that have not found the new leader yet are no lack of space.
             let heard = |node| lead.seen.node(node).is_some_and(|view| view.last_beat.is_some());

@@ -11,9 +11,10 @@ use ashlar_controlplane_core::drain::Expected;
 use ashlar_controlplane_core::elect::{Elections, elections};
 use ashlar_controlplane_core::interruption::{Interruption, lost_nodes};
 use ashlar_controlplane_core::observe::Observations;
+use ashlar_controlplane_core::place::{self, Space};
 use ashlar_controlplane_core::plan::{Plan, plan};
 use ashlar_controlplane_core::state::{Key, ZoneState};
-use ashlar_controlplane_core::verdict::{self, Verdict};
+use ashlar_controlplane_core::verdict::{self, Verdict, Verdicts};
 use ashlar_proto::reason::ApiError;
 use ashlar_proto::v1;
 use ashlar_types::message::cluster::ControlDown;
@@ -144,6 +145,16 @@ impl Lead {
         }
     }
 
+    /// The room that there is, as this leader knows it.
+    pub(super) fn space<'a>(
+        &'a self,
+        state: &'a ZoneState,
+        verdicts: &Verdicts,
+        peers_per_node_max: usize,
+    ) -> Space<'a> {
+        Space::of(state, &self.seen, verdicts).with_peers_max(peers_per_node_max)
+    }
+
     /// What a node is to be told, by each way there is: a stream may be dead, and not known to be.
     fn due_of(&mut self, node: NodeId) -> impl Iterator<Item = &mut Due> {
         let streams = self.sessions.values_mut().filter(move |s| s.active && s.node() == node);
@@ -242,7 +253,8 @@ impl Member {
         let lost = lost_nodes(now.time, &self.state, &lead.seen, &verdicts);
         lead.on_losses(now, self.state.nodes().count(), lost);
         let search = lead.interruption.budget(now.time);
-        let plan = plan(now.time, &self.state, &lead.seen, &verdicts, search);
+        let space = lead.space(&self.state, &verdicts, self.options.peers_per_node_max);
+        let plan = plan(now.time, &self.state, &lead.seen, &verdicts, search, space);
         lead.seen.forget_proposals(&plan.judged);
         lead.seen.note_slow(now.time, &plan.slow);
         lead.seen.note_moves(now.time, plan.moves, search);
@@ -372,6 +384,9 @@ impl Member {
                 crate::errors::api_error::invalid("size_bytes", error.to_string())
             }
         })?;
+        if let Some(lead) = &mut self.lead {
+            lead.seen.on_placing(index, place::placing(&command.action, &self.state));
+        }
         Ok(index)
     }
 

@@ -14,7 +14,7 @@ use ashlar_controlplane_core::state::ZoneState;
 use ashlar_controlplane_core::verdict;
 use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::token::Signs;
-use ashlar_types::limit::STORES_PER_NODE_MAX;
+use ashlar_types::limit::{STORES_PER_NODE_MAX, is_rack_label};
 use ashlar_types::message::cluster::{
     CLUSTER_PROTOCOL_VERSION, ControlDown, ControlUp, PeerAddress, Registration, SearchBudget,
 };
@@ -172,6 +172,10 @@ impl Member {
         }
         if registration.primary_address == registration.replication_address {
             return invalid("the two networks need two addresses".into());
+        }
+        if !is_rack_label(&registration.rack) {
+            let text = "rack: a label has at most 64 characters of a-z A-Z 0-9 . _ -";
+            return invalid(text.into());
         }
         Ok(())
     }

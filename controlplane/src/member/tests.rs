@@ -3,9 +3,11 @@
 
 mod damage;
 mod members;
+mod placement;
 mod salvage;
 
 use super::*;
+use ashlar_controlplane_core::sharing::PEERS_PER_NODE_MAX;
 use ashlar_env::dice::SeededDice;
 use ashlar_env::disk::mem::MemDisk;
 use ashlar_env::meta::MemStore;
@@ -127,6 +129,7 @@ impl World {
             addresses: (1..=members).map(|id| (id, format!("127.0.0.{id}:1"))).collect(),
             zone_secret: [7; 32],
             small_chunks: false,
+            peers_per_node_max: PEERS_PER_NODE_MAX,
             compact_after: self.compact_after,
             keep_entries: 4,
         };
@@ -457,6 +460,7 @@ fn registration(number: u32) -> Registration {
         start: StartNumber(1),
         primary_address: format!("127.1.1.{number}:1"),
         replication_address: format!("127.2.1.{number}:1"),
+        rack: String::new(),
     }
 }
 

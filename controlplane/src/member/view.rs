@@ -137,6 +137,8 @@ impl<'a> View<'a> {
                     zone: self.zone.to_string(),
                     stores: record.stores.iter().map(|id| self.store(record.node, *id)).collect(),
                     drain: self.drain(record.node),
+                    rack: record.rack.clone(),
+                    peers: u32::try_from(self.state.peers_of(record.node)).unwrap_or(u32::MAX),
                 }
             })
             .collect()

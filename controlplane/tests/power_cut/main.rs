@@ -23,6 +23,7 @@ mod unsynced;
 use ashlar_controlplane::member::{
     Input, Member, MemberDisks, MemberOptions, Now, Output, SessionKey, TICK_MILLIS,
 };
+use ashlar_controlplane_core::sharing::PEERS_PER_NODE_MAX;
 use ashlar_env::dice::{Dice, SeededDice};
 use ashlar_env::disk::{Disk, RealDisk};
 use ashlar_env::meta::{SledOptions, SledStore, SledTuning};
@@ -153,6 +154,7 @@ impl Zone {
             addresses: BTreeMap::from([(1, "127.0.0.1:1".to_owned())]),
             zone_secret: [7; 32],
             small_chunks: false,
+            peers_per_node_max: PEERS_PER_NODE_MAX,
             compact_after: 40,
             keep_entries: 8,
         };
@@ -198,6 +200,7 @@ impl Zone {
             start: StartNumber(1),
             primary_address: format!("10.{a}.{b}.{c}:1"),
             replication_address: format!("10.{a}.{b}.{c}:2"),
+            rack: String::new(),
         };
         self.feed(Input::NodeOpened { session, registration });
         for _ in 0..100 {

@@ -159,6 +159,7 @@ impl Zone {
             bootstrap: true,
             insecure: false,
             small_chunks: false,
+            placement: Default::default(),
             zones: self.zones.clone(),
             timing: self.timing.clone(),
         }
@@ -278,6 +279,7 @@ impl Zone {
                 start: 1,
                 primary_address: "127.0.0.1:9".into(),
                 replication_address: "127.0.0.2:9".into(),
+                rack: String::new(),
             },
             |node| node.registration.clone(),
         )

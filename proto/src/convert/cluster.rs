@@ -22,6 +22,7 @@ impl From<&Registration> for v1::Registration {
             start: registration.start.0,
             primary_address: registration.primary_address.clone(),
             replication_address: registration.replication_address.clone(),
+            rack: registration.rack.clone(),
         }
     }
 }
@@ -41,6 +42,7 @@ impl TryFrom<&v1::Registration> for Registration {
             start: StartNumber(wire.start),
             primary_address: wire.primary_address.clone(),
             replication_address: wire.replication_address.clone(),
+            rack: wire.rack.clone(),
         })
     }
 }

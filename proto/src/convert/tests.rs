@@ -159,6 +159,7 @@ fn everything_a_node_says_survives_the_wire() {
         start: StartNumber(3),
         primary_address: "127.1.2.5:7000".into(),
         replication_address: "127.2.2.5:7000".into(),
+        rack: "r7".into(),
     };
     assert_eq!(
         NodeMessage::try_from(&v1::NodeUp::from(&registration)),

@@ -31,6 +31,8 @@ pub struct Registration {
     pub primary_address: String,
     /// `ip:port` of its listener on the replication network.
     pub replication_address: String,
+    /// What fails with it: power, a switch. Empty: nothing that is known.
+    pub rack: String,
 }
 
 /// Messages from a node to the control plane, after its registration.

@@ -74,8 +74,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "a drained node takes no new replicas",
         file: "controlplane/core/src/place.rs",
-        take_out: "Some(_) if state.is_draining(*node) => {",
-        put_in: "Some(_) if false && state.is_draining(*node) => {",
+        take_out: "if heard && state.is_draining(node) {",
+        put_in: "if false && heard && state.is_draining(node) {",
         tests: CORE,
     },
     Mutant {
@@ -109,8 +109,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "a drain for which nobody has room is refused",
         file: DRAIN,
-        take_out: "if space.take_one(bytes, &not).is_none() {",
-        put_in: "if false && space.take_one(bytes, &not).is_none() {",
+        take_out: "if space.take_one(&wanted).is_none() {",
+        put_in: "if false && space.take_one(&wanted).is_none() {",
         tests: CORE,
     },
 ];

@@ -73,8 +73,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "no node has two replicas of a chunk, whatever its stores",
         file: "controlplane/core/src/place.rs",
-        take_out: "let held = chosen.iter().any(|other| other.node == place.node);",
-        put_in: "let held = false;",
+        take_out: "let mut tried = chosen.homes.clone();",
+        put_in: "let mut tried: Vec<usize> = Vec::new();",
         tests: CONTROL,
     },
     Mutant {

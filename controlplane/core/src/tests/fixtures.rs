@@ -33,6 +33,25 @@ fn a_drain_is_written_as_version_8_has_it() {
     holds(VERSION_8, 8, Action::Drain { token, node: NodeId(3), cancel: true });
 }
 
+/// Version 9: racks of nodes. Before, a node ended with its other stores.
+const VERSION_9: &str = "\
+    0900090000000000000000070000000700000000000000000000000000000001000000000000000b\
+    0000003132372e312e312e373a310b0000003132372e322e312e373a31010000006b000000000000\
+    000000000000000000020000007237";
+const NODE_OF_VERSION_8: &str = "\
+    0800090000000000000000070000000700000000000000000000000000000001000000000000000b\
+    0000003132372e312e312e373a310b0000003132372e322e312e373a31010000006b000000000000\
+    000000000000000000";
+
+#[test]
+fn a_node_is_written_as_version_9_has_it_and_read_as_version_8_had_it() {
+    let stores = [StoreId(7), StoreId(107)].into();
+    let node = NodeRecord { stores, rack: "r7".into(), ..record(7) };
+    holds(VERSION_9, 9, Action::RegisterNode { node: node.clone() });
+    let node = NodeRecord { rack: String::new(), ..node };
+    holds(NODE_OF_VERSION_8, 8, Action::RegisterNode { node });
+}
+
 #[test]
 fn replicas_that_are_away_are_written_as_version_6_has_them() {
     let replica = |node: u32| ReplicaId {

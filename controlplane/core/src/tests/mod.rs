@@ -6,6 +6,7 @@ mod fixtures;
 mod hidden;
 mod interrupted;
 mod members;
+mod placement;
 mod rescue;
 mod rules;
 mod salvage;
@@ -70,6 +71,7 @@ pub(super) fn record(node: u32) -> NodeRecord {
         start: StartNumber(1),
         primary_address: format!("127.1.1.{node}:1"),
         replication_address: format!("127.2.1.{node}:1"),
+        rack: String::new(),
     }
 }
 
@@ -87,6 +89,11 @@ pub(super) fn beat_of(node: u32, used_bytes: u64) -> Heartbeat {
 impl Zone {
     /// Four nodes, all beating, heard for long enough; nothing stored.
     pub(super) fn new() -> Self {
+        Self::of((1..=4).map(record))
+    }
+
+    /// The same with these nodes.
+    pub(super) fn of(nodes: impl IntoIterator<Item = NodeRecord>) -> Self {
         let mut zone = Self {
             now: Time::from_millis(10_000),
             state: ZoneState::new(zone_id()),
@@ -96,10 +103,11 @@ impl Zone {
             beating: BTreeSet::new(),
             search: SearchBudget::FULL,
         };
-        for node in 1..=4 {
-            zone.apply(Action::RegisterNode { node: record(node) }).answer.unwrap();
-            zone.seen.on_connected(zone.now, NodeId(node));
-            zone.beating.insert(node);
+        for record in nodes {
+            let node = record.node;
+            zone.apply(Action::RegisterNode { node: record }).answer.unwrap();
+            zone.seen.on_connected(zone.now, node);
+            zone.beating.insert(node.0);
         }
         zone.run(900);
         zone
@@ -147,7 +155,7 @@ impl Zone {
         let geometry = Geometry::new(256 * MIB, 64 * MIB).unwrap();
         let verdicts = judge_all(self.now, &self.state, &self.seen);
         let space = crate::place::Space::of(&self.state, &self.seen, &verdicts);
-        let placement = crate::place::place_volume(geometry, 3, space, &self.state).unwrap();
+        let placement = crate::place::place_volume(geometry, 3, space).unwrap();
         Action::CreateVolume {
             token: None,
             volume: volume_id(self.state.volumes().count() as u128 + 1),
@@ -194,8 +202,9 @@ impl Zone {
 
     pub(super) fn beat(&mut self) {
         for node in self.beating.clone() {
-            let peers = (1..=4)
-                .filter(|peer| *peer != node)
+            // As many as any test has a say about; in a large zone, that all are well.
+            let peers = (1..=6)
+                .filter(|peer| *peer != node && self.state.node(NodeId(*peer)).is_some())
                 .map(|peer| {
                     let said = |list: &[(u32, u32, PathState)]| {
                         let said = list.iter().find(|(by, of, _)| (*by, *of) == (node, peer));
@@ -252,7 +261,8 @@ impl Zone {
             seen.on_electing(self.now, election.chunk, election.epoch);
         }
         let verdicts = judge_all(self.now, &self.state, &self.seen);
-        let mut plan = plan(self.now, &self.state, &seen, &verdicts, self.search);
+        let space = crate::place::Space::of(&self.state, &seen, &verdicts);
+        let mut plan = plan(self.now, &self.state, &seen, &verdicts, self.search, space);
         elections.append(&mut plan.changes);
         Plan { changes: elections, ..plan }
     }

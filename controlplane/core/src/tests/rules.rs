@@ -406,8 +406,9 @@ fn newer_versions_and_foreign_zones_are_refused_by_name() {
     let zone = Zone::with_volume();
     let command = Command { at_millis: 1, action: Action::MarkReady { volumes: Vec::new() } };
     let mut bytes = command.encode();
-    bytes[0] = 9;
-    assert_eq!(Command::decode(&bytes), Err(CommandError::NewerVersion { found: 9 }));
+    let found = crate::command::COMMAND_VERSION + 1;
+    bytes[..2].copy_from_slice(&found.to_le_bytes());
+    assert_eq!(Command::decode(&bytes), Err(CommandError::NewerVersion { found }));
     assert!(Command::decode(&bytes[..4]).is_err());
     let mut snapshot = zone.state.to_snapshot();
     let foreign = ZoneState::from_snapshot("b".parse().unwrap(), &snapshot);

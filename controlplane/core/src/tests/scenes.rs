@@ -734,7 +734,7 @@ fn a_volume_too_large_names_every_candidate() {
     let geometry = Geometry::for_new_volume(8 << 30).unwrap();
     let verdicts = judge_all(zone.now, &zone.state, &zone.seen);
     let space = crate::place::Space::of(&zone.state, &zone.seen, &verdicts);
-    let error = crate::place::place_volume(geometry, 3, space, &zone.state).unwrap_err();
+    let error = crate::place::place_volume(geometry, 3, space).unwrap_err();
     assert_eq!((error.found, error.wanted), (0, 3));
     assert_eq!(error.candidates.len(), 4);
     assert!(error.candidates[3].why.contains("ports refuse"), "{:?}", error.candidates);

@@ -69,7 +69,8 @@ fn a_store_without_room_takes_nothing_while_the_other_one_does() {
     unheard.apply(Action::RegisterNode { node: two_stores(1) }).answer.unwrap();
     let mut space = crate::place::Space::of(&unheard.state, &unheard.seen, &verdicts);
     let not: Vec<NodeId> = (2..=4).map(NodeId).collect();
-    assert_eq!(space.take_one(1, &not), Some(Place { node: NodeId(1), store: StoreId(1) }));
+    let wanted = crate::place::Wanted { bytes: 1, not, ..Default::default() };
+    assert_eq!(space.take_one(&wanted), Some(Place { node: NodeId(1), store: StoreId(1) }));
 }
 
 #[test]
