@@ -1,5 +1,6 @@
 //! The client of the simulation: the real volume core under a random workload.
 
+use crate::effects::Answers;
 use crate::judge::Judge;
 use crate::scenario::Load;
 use ashlar_client_core::{
@@ -7,7 +8,9 @@ use ashlar_client_core::{
 };
 use ashlar_env::dice::{Dice, SeededDice};
 use ashlar_types::message::data::DataMessage;
-use ashlar_types::{BLOCK_SIZE, BlockRange, ChunkConfig, ChunkId, Generation, SessionId, Time};
+use ashlar_types::{
+    BLOCK_SIZE, BlockRange, ChunkConfig, ChunkId, ChunkIndex, Generation, SessionId, Time,
+};
 use bytes::{Bytes, BytesMut};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -18,7 +21,7 @@ const WORK_MAX: Duration = Duration::from_millis(3);
 #[derive(Debug)]
 enum Pending {
     Read { first: u64, floors: Vec<u64> },
-    Write { first: u64, versions: Vec<u64> },
+    Write { first: u64, versions: Vec<u64>, zeroes: bool },
     Flush,
 }
 
@@ -33,8 +36,7 @@ pub(crate) struct SimClient {
     chunk_blocks: u64,
     pending: BTreeMap<OpId, Pending>,
     begun: BTreeMap<OpId, Time>,
-    /// Longest time that a request took.
-    pub(crate) longest: Duration,
+    answers: Answers,
     /// How long each request took, if that is kept.
     took: Option<Vec<Duration>>,
     next_op: u64,
@@ -72,7 +74,7 @@ impl SimClient {
             chunk_blocks,
             pending: BTreeMap::new(),
             begun: BTreeMap::new(),
-            longest: Duration::ZERO,
+            answers: Answers::default(),
             took: None,
             next_op: 0,
             versions: BTreeMap::new(),
@@ -108,7 +110,7 @@ impl SimClient {
         next.unreadable = self.unreadable.clone();
         next.zeroed = core::mem::take(&mut self.zeroed);
         next.next_op = self.next_op;
-        next.longest = self.longest;
+        next.answers = self.answers;
         next.took = self.took.take();
         next.resting = self.resting;
         next
@@ -145,6 +147,39 @@ impl SimClient {
         self.pending.len()
     }
 
+    /// What its requests came to.
+    pub(crate) const fn answers(&self) -> Answers {
+        self.answers
+    }
+
+    /// Blocks that it has zeroed ever.
+    pub(crate) fn zeroed_blocks(&self) -> impl Iterator<Item = (ChunkIndex, u32)> {
+        let split = |block: &u64| {
+            let chunk = u32::try_from(block / self.chunk_blocks).ok()?;
+            Some((ChunkIndex(chunk), u32::try_from(block % self.chunk_blocks).ok()?))
+        };
+        self.zeroed.keys().filter_map(split)
+    }
+
+    /// Of writes without an answer, pairs that overlap.
+    pub(crate) fn overlapping_writes(&self) -> u64 {
+        let writes: Vec<(u64, u64)> = self
+            .pending
+            .values()
+            .filter_map(|pending| match pending {
+                Pending::Write { first, versions, .. } => {
+                    Some((*first, *first + versions.len() as u64))
+                }
+                Pending::Read { .. } | Pending::Flush => None,
+            })
+            .collect();
+        let later = |at: usize| writes.get(at + 1..).unwrap_or_default();
+        let pairs = writes.iter().enumerate().map(|(at, (first, end))| {
+            later(at).iter().filter(|(other, until)| other < end && first < until).count() as u64
+        });
+        pairs.sum()
+    }
+
     /// Chunks that single requests without an answer are about.
     pub(crate) fn waits_for(&self) -> BTreeSet<u64> {
         let chunk = |first: &u64, count: usize| {
@@ -156,7 +191,7 @@ impl SimClient {
         pending
             .filter_map(|pending| match pending {
                 Pending::Read { first, floors } => chunk(first, floors.len()),
-                Pending::Write { first, versions } => chunk(first, versions.len()),
+                Pending::Write { first, versions, .. } => chunk(first, versions.len()),
                 // It waits for all writes.
                 Pending::Flush => None,
             })
@@ -201,6 +236,7 @@ impl SimClient {
             };
             self.pending.insert(op, pending);
             self.begun.insert(op, now);
+            self.answers.most_open = self.answers.most_open.max(self.pending.len());
             self.core.handle(now, Input::Submit { op, request }, out);
         }
     }
@@ -218,7 +254,7 @@ impl SimClient {
             self.zeroed.entry(block).or_default().push(*version);
         }
         let request = Request::Zero { first, count: u32::try_from(count).unwrap_or(1) };
-        (request, Pending::Write { first, versions })
+        (request, Pending::Write { first, versions, zeroes: true })
     }
 
     fn write(&mut self, first: u64, count: u64, judge: &mut Judge) -> (Request, Pending) {
@@ -237,7 +273,7 @@ impl SimClient {
             versions.push(version);
         }
         let payload = Payload { sums, data: data.freeze() };
-        (Request::Write { first, payload }, Pending::Write { first, versions })
+        (Request::Write { first, payload }, Pending::Write { first, versions, zeroes: false })
     }
 
     /// Takes an outcome of the core in.
@@ -249,7 +285,8 @@ impl SimClient {
         judge: &mut Judge,
     ) {
         if let Some(begun) = self.begun.remove(&op) {
-            self.longest = self.longest.max(now.since(begun));
+            self.answers.longest = self.answers.longest.max(now.since(begun));
+            self.answers.all += 1;
             if let Some(took) = &mut self.took {
                 took.push(now.since(begun));
             }
@@ -275,7 +312,8 @@ impl SimClient {
                     }
                 }
             }
-            (Pending::Write { first, versions }, Ok(Done::Written)) => {
+            (Pending::Write { first, versions, zeroes }, Ok(Done::Written)) => {
+                self.answers.zeroings += u64::from(zeroes);
                 for (block, version) in (first..).zip(versions) {
                     judge.write_acknowledged(block, version);
                 }

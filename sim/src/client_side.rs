@@ -38,7 +38,11 @@ impl World {
     pub(crate) fn note_asked(&mut self, connection: u64, message: &DataMessage) {
         let (id, chunk, write) = match message {
             DataMessage::Read { id, stamp, .. } => (id, stamp.chunk, None),
-            DataMessage::Write { id, stamp, data } => (id, stamp.chunk, Some(mark_of(data))),
+            DataMessage::Write { id, stamp, data } => {
+                let mark = mark_of(data);
+                self.note_sent_again(message, mark);
+                (id, stamp.chunk, Some(mark))
+            }
             _neither => return,
         };
         let zeroes = matches!(message, DataMessage::Write { data, .. } if data.data_blocks() == 0);
@@ -114,11 +118,13 @@ impl World {
         }
         let forth = wire_to(node);
         let up = self.nodes.get(&node).is_some_and(SimNode::is_up);
-        let open = up && !self.net.is_dark(self.now, forth) && !self.is_off(node);
-        if open && self.is_paused(Host::Node(node)) && self.now.since(since) < HELLO_WITHIN {
+        let cannot = self.lacks_descriptor(Host::Client);
+        let open = up && !cannot && !self.net.is_dark(self.now, forth) && !self.is_off(node);
+        let mute = open && self.is_mute(Host::Node(node));
+        if mute && self.now.since(since) < HELLO_WITHIN {
             let again = Event::ClientDial { process, node, session, since };
             self.schedule_in(LOOK_AGAIN, again);
-        } else if open && !self.is_paused(Host::Node(node)) {
+        } else if open && !mute {
             self.end_client_connection(node);
             let there = self.net.connect(self.now, forth);
             let here = self.net.connect(self.now, forth.back());

@@ -13,7 +13,7 @@ use ashlar_controlplane::member::{
 };
 use ashlar_controlplane_core::observe::ProbeResult;
 use ashlar_controlplane_core::state::ZoneState;
-use ashlar_env::dice::Dice;
+use ashlar_env::dice::{Dice, SeededDice};
 use ashlar_node_core as node;
 use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::v1;
@@ -287,6 +287,20 @@ impl SimControl {
         }
     }
 
+    /// Power fails in the middle of one of the next writes of a member's log.
+    pub(crate) fn tear_log(&mut self, member: u64, dice: &mut SeededDice) {
+        if let Some(member) = self.members.get_mut(&member) {
+            member.tear_log(dice);
+        }
+    }
+
+    /// A member opens no file any more, or does again.
+    pub(crate) fn refuse_files(&mut self, member: u64, refused: bool) {
+        if let Some(member) = self.members.get_mut(&member) {
+            member.refuse_files(refused);
+        }
+    }
+
     /// The client's next call goes to the leader, if there is one.
     pub(crate) fn ask_leader(&mut self) {
         if let Some(leader) = self.leader() {
@@ -496,6 +510,7 @@ impl World {
             }
             Err(error) => {
                 self.logged(Host::Member(id), &format!("ERROR this member cannot start: {error}"));
+                self.note_member_failed(id);
                 self.control_in(RESTART, ControlEvent::Start { member: id });
             }
         }
@@ -509,7 +524,9 @@ impl World {
         if member.process().is_some() {
             self.control.died.push(id);
         }
-        member.crash(&mut self.dice);
+        if member.crash(&mut self.dice) {
+            self.tally.note("writes torn");
+        }
         let broken: Vec<SessionKey> = self
             .control
             .sessions
@@ -539,6 +556,7 @@ impl World {
                 // Its process ends, and whoever watches over it starts it again.
                 let line = format!("ERROR this member cannot go on: {error}");
                 self.logged(Host::Member(id), &line);
+                self.note_member_failed(id);
                 self.crash_member(id);
                 self.control_in(RESTART, ControlEvent::Start { member: id });
             }
@@ -627,9 +645,11 @@ impl World {
         }
     }
 
-    fn probe(&self, member: u64, node: NodeId, network: Network) -> ProbeResult {
+    fn probe(&mut self, member: u64, node: NodeId, network: Network) -> ProbeResult {
         let (from, to) = (Host::Member(member), Host::Node(node));
         let dark = self.net.is_dark(self.now, Wire { from, to, network }) || self.is_off(node);
+        // What a try without a socket says of the other side.
+        let dark = dark || self.lacks_descriptor(from);
         match self.nodes.get(&node).is_some_and(SimNode::is_up) {
             _ if dark => ProbeResult::NoAnswer,
             true => ProbeResult::Connected,
@@ -682,7 +702,7 @@ impl World {
         }
         let member = *self.control.try_next.entry(id).or_insert(1);
         let member_life = self.control.life(member);
-        if self.is_paused(Host::Member(member)) {
+        if self.is_mute(Host::Member(member)) {
             // The kernel takes the connection, and nobody answers.
             let next = self.control.next_for(id, member);
             self.control.try_next.insert(id, next);
@@ -691,7 +711,8 @@ impl World {
         }
         let (from, to) = (Host::Node(id), Host::Member(member));
         let dark = self.net.is_dark(self.now, Wire { from, to, network: Network::Primary });
-        if dark || !self.control.is_up(member, member_life) {
+        let cannot = self.lacks_descriptor(from);
+        if dark || cannot || !self.control.is_up(member, member_life) {
             let next = self.control.next_for(id, member);
             self.control.try_next.insert(id, next);
             self.control_dial(id, life);

@@ -44,6 +44,11 @@ pub(crate) enum Fault {
     Stop { node: NodeId, away: Duration },
     /// A node's machine loses power and comes back.
     PowerOff { node: NodeId, away: Duration },
+    /// The same in the middle of a write.
+    Tear { node: NodeId, away: Duration },
+    /// A member's machine loses power in the middle of one of the next writes of its log, and comes
+    /// back when whoever watches over it starts it.
+    TearLog { member: u64 },
     /// Nothing passes on these wires for so long; then everything does, unless it `breaks`
     /// connections that TCP gives up before.
     Clog { wires: Vec<Wire>, length: Duration, breaks: bool },
@@ -99,6 +104,14 @@ pub(crate) enum Fault {
     Beyond { loss: Loss },
     /// Nothing passes between this zone and the others.
     CutOff { length: Duration },
+    /// A process gets no further file descriptor for so long.
+    NoDescriptors { host: Host, length: Duration },
+    /// A process gets descriptors again, if no longer want holds.
+    Descriptors { host: Host },
+    /// The disk of a node is put into another one for so long; both processes come back at once.
+    PutDisk { from: NodeId, into: NodeId, length: Duration },
+    /// Whatever disks of others are in a node are taken out, and it is started.
+    TakeDiskOut { node: NodeId },
     /// A node's data core stands still; its beats go on.
     StallCore { node: NodeId, length: Duration },
     /// It goes on, unless it stands still for longer.
@@ -119,6 +132,7 @@ impl Fault {
             Self::Pause { .. } => "pause",
             Self::Stop { .. } => "stop",
             Self::PowerOff { .. } => "power off",
+            Self::Tear { .. } | Self::TearLog { .. } => "tear",
             Self::Clog { breaks: false, .. } => "clog",
             Self::Clog { breaks: true, .. } => "half-open",
             Self::Slow { .. } => "slow",
@@ -149,6 +163,10 @@ impl Fault {
             Self::Drift { .. } => "drift",
             Self::Beyond { loss } => loss.name(),
             Self::CutOff { .. } => "cut off",
+            Self::NoDescriptors { .. } => "no descriptors",
+            Self::Descriptors { .. } => "descriptors again",
+            Self::PutDisk { .. } => "put disk",
+            Self::TakeDiskOut { .. } => "take disk out",
             Self::StallCore { .. } => "stall core",
             Self::CoreGoesOn { .. } => "core goes on",
         }
@@ -215,12 +233,14 @@ impl World {
                     if self.fail_one_store(node, away) {
                         return;
                     }
+                    self.tally.note("processes ended by a failed sync");
                 }
                 self.strike(Fault::Crash { node, away });
             }
             Fault::Crash { node, away } => self.end_for(node, End::Killed, away),
             Fault::Stop { node, away } => self.end_for(node, End::Stopped, away),
             Fault::PowerOff { node, away } => self.end_for(node, End::PowerCut, away),
+            Fault::Tear { node, away } => self.end_for(node, End::Torn, away),
             Fault::CrashAll { away_max } => {
                 for member in self.control.ids() {
                     let away = self.draw_fault_time(away_max);
@@ -269,6 +289,7 @@ impl World {
             of_a_member @ (Fault::CrashMember { .. }
             | Fault::ReplaceMember { .. }
             | Fault::RotLog { .. }
+            | Fault::TearLog { .. }
             | Fault::FillLog { .. }) => self.strike_member(of_a_member),
             of_a_machine => self.strike_machine(of_a_machine),
         }
@@ -300,6 +321,7 @@ impl World {
                 }
                 self.schedule_in(away, Event::Control(ControlEvent::Start { member }));
             }
+            Fault::TearLog { member } => self.control.tear_log(member, &mut self.fault_dice),
             Fault::FillLog { member, length } => {
                 self.control.fill_log(member, !length.is_zero());
                 if !length.is_zero() {
@@ -364,6 +386,10 @@ impl World {
                 self.schedule_in(length, Event::Fault(Fault::CoreGoesOn { node }));
             }
             Fault::CoreGoesOn { node } => self.core_goes_on(node),
+            Fault::NoDescriptors { host, length } => self.no_descriptors(host, length),
+            Fault::Descriptors { host } => self.descriptors_again(host),
+            Fault::PutDisk { from, into, length } => self.put_disk(from, into, length),
+            Fault::TakeDiskOut { node } => self.take_disk_out(node),
             Fault::LoseRecords { node, away } => {
                 self.end_node(node, End::Killed);
                 self.with_store(node, |store, _| store.lose_records());

@@ -313,7 +313,14 @@ impl Tally {
     }
 
     pub(crate) fn note(&mut self, what: &'static str) {
-        *self.counts.entry(what).or_default() += 1;
+        self.add_to(what, 1);
+    }
+
+    /// It happened so often.
+    pub(crate) fn add_to(&mut self, what: &'static str, count: u64) {
+        if count > 0 {
+            *self.counts.entry(what).or_default() += count;
+        }
     }
 
     /// How often it happened, or the largest value of it.

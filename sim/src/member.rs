@@ -5,9 +5,9 @@ use ashlar_controlplane::member::{
     Input, Member, MemberDisks, MemberError, MemberOptions, Now, Output,
 };
 use ashlar_controlplane_core::sharing::PEERS_PER_NODE_MAX;
-use ashlar_env::dice::SeededDice;
+use ashlar_env::dice::{Dice, SeededDice};
 use ashlar_env::disk::Disk;
-use ashlar_env::disk::mem::MemDisk;
+use ashlar_env::disk::mem::{MemDisk, Survivors};
 use ashlar_env::meta::MemStore;
 use ashlar_log::LogOptions;
 use ashlar_types::{Time, ZoneId};
@@ -17,6 +17,8 @@ use std::sync::Arc;
 
 /// Members of the zone.
 pub(crate) const MEMBERS: u64 = 3;
+/// One of so many next changes of a log is the one that power fails in.
+const TEAR_WITHIN: u64 = 4;
 /// Wall clock at the beginning of every run: any moment will do.
 const WALL_MILLIS: u64 = 1_300_000_000_000;
 
@@ -119,12 +121,30 @@ impl SimMember {
         self.snapshots.set_capacity(full.then_some(0));
     }
 
-    /// The process dies; what was not synced may be lost, torn or kept.
-    pub(crate) fn crash(&mut self, dice: &mut SeededDice) {
+    /// It opens no file any more, or does again.
+    pub(crate) fn refuse_files(&self, refused: bool) {
+        self.log.refuse_files(refused);
+        self.snapshots.refuse_files(refused);
+    }
+
+    /// Power fails in the middle of one of the next writes of its log.
+    pub(crate) fn tear_log(&self, dice: &mut SeededDice) {
+        self.log.stop_after(1 + dice.below(TEAR_WITHIN));
+    }
+
+    /// The process dies; what was not synced may be lost, torn or kept. True if power failed in the
+    /// middle of a write: then each file's last write ends within a sector.
+    pub(crate) fn crash(&mut self, dice: &mut SeededDice) -> bool {
         self.process = None;
-        self.log.crash(dice);
+        let torn = self.log.is_powered_off();
+        if torn {
+            self.log.crash_with(Survivors::Torn, dice);
+        } else {
+            self.log.crash(dice);
+        }
         self.snapshots.crash(dice);
         self.meta.crash();
+        torn
     }
 
     /// Gives the process an input, if it runs.

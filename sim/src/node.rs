@@ -74,6 +74,9 @@ pub(crate) enum End {
     Stopped,
     /// Power fails: nothing that was on its way has arrived.
     PowerCut,
+    /// Power fails in the middle of a sector: all that was on its way has arrived but the last record,
+    /// of which a part has. Its checksum says so, and it counts for nothing.
+    Torn,
 }
 
 /// The monotonic clock of a machine: it may run fast or slow against the world's.
@@ -184,14 +187,12 @@ impl SimNode {
         self.core = Some(NodeCore::new(now, self.identity, self.timing, states, out));
     }
 
-    /// The process ends.
-    pub(crate) fn end_process(&mut self, how: End, dice: &mut SeededDice) {
+    /// The process ends. Gives how many records were lost that were not synced.
+    pub(crate) fn end_process(&mut self, how: End, dice: &mut SeededDice) -> u64 {
         self.core = None;
         (self.stalled_until, self.backlog) = (Time::ZERO, Vec::new());
-        self.off = how == End::PowerCut;
-        for store in &mut self.stores {
-            store.end(how, dice);
-        }
+        self.off = matches!(how, End::PowerCut | End::Torn);
+        self.stores.iter_mut().map(|store| store.end(how, dice)).sum()
     }
 
     /// A store's sync has failed: what was on its way has arrived in part, and the process goes on
@@ -213,6 +214,15 @@ impl SimNode {
         if self.stores.len() == 1 {
             self.identity.start = StartNumber(0);
         }
+    }
+
+    /// A disk is taken out, and an empty one stands in its place. The process must be down.
+    pub(crate) fn exchange_disk(&mut self, at: usize, empty: SimStore) -> Option<SimStore> {
+        let disk = core::mem::replace(self.stores.get_mut(at)?, empty);
+        if self.stores.len() == 1 {
+            self.identity.start = StartNumber(0);
+        }
+        Some(disk)
     }
 
     /// Whether reads of all its disks succeed.

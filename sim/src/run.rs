@@ -24,6 +24,7 @@ use ashlar_types::message::data::DataMessage;
 use ashlar_types::{
     ChunkConfig, Epoch, Generation, Geometry, NodeId, ReplicaId, RequestId, SessionId, Time, ZoneId,
 };
+use std::cell::RefCell;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -426,9 +427,7 @@ impl World {
             self.tally.note("reads refused, damage named");
         }
         self.judge_end();
-        let longest = self.client.as_ref().map(|client| client.longest).unwrap_or_default();
-        let longest = u64::try_from(longest.as_millis()).unwrap_or(u64::MAX);
-        self.tally.measure("longest request, ms", longest);
+        self.note_answers();
         if let Some(scenario) = options.scenario.filter(|_| self.script.is_some()) {
             self.judge_script(scenario);
         }
@@ -524,6 +523,8 @@ impl World {
         self.cut_off_until = Time::ZERO;
         self.wake_all();
         self.all_cores_go_on();
+        self.all_descriptors_again();
+        self.take_all_disks_out();
         self.net.heal();
         self.former.rest();
         self.give_up_drains();
@@ -632,14 +633,18 @@ impl World {
             self.judge_liveness("not drained");
             return;
         }
+        let compared = RefCell::new(0);
         let differing = |config: &ChunkConfig| {
             let store = |replica: &ReplicaId| self.nodes.get(&replica.node)?.store(replica.store);
             let stores = config.in_sync.iter().filter_map(store);
             let sums: Vec<_> = stores.map(|store| store.live.sums(config.chunk)).collect();
+            *compared.borrow_mut() += sums.iter().map(|of| of.len() as u64).sum::<u64>();
             let differ = sums.windows(2).any(|pair| matches!(pair, [a, b] if a != b));
             differ.then(|| format!("{}: {sums:?}", config.chunk))
         };
         let details: Vec<String> = self.control.configs().filter_map(differing).collect();
+        self.tally.measure("blocks compared at the end", compared.into_inner());
+        self.note_holes();
         for detail in details {
             self.judge.violated(self.now, "replicas differ", detail);
         }

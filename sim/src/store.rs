@@ -71,14 +71,15 @@ impl SimStore {
         self.media.state.get(chunk).is_some()
     }
 
-    /// The process ends, or goes on without it.
-    pub(crate) fn end(&mut self, how: End, dice: &mut SeededDice) {
+    /// The process ends, or goes on without it. Gives how many records were lost that were not synced.
+    pub(crate) fn end(&mut self, how: End, dice: &mut SeededDice) -> u64 {
         self.waiting.clear();
         let waiting = self.tail.len() as u64;
         let arrived = match how {
             End::Killed => dice.below(waiting + 1),
             End::Stopped => waiting,
             End::PowerCut => 0,
+            End::Torn => waiting.saturating_sub(1),
         };
         for _ in 0..arrived {
             if let Some((_, record)) = self.tail.pop_front() {
@@ -86,6 +87,7 @@ impl SimStore {
             }
         }
         self.tail.clear();
+        waiting - arrived
     }
 
     /// Another disk is in its place, an empty one.

@@ -108,6 +108,9 @@ impl World {
                 }
             }
         }
+        let first = self.watch.configs.keys().next();
+        let possible = first.is_some_and(|chunk| able.contains_key(chunk));
+        self.note_service(possible);
         if let Some(detail) = both {
             self.judge.violated(self.now, "two able to acknowledge", detail);
         }

@@ -45,6 +45,9 @@ impl World {
         if self.nodes.get(&id).is_none_or(SimNode::is_up) || self.lost.nodes.contains(&id) {
             return;
         }
+        if self.start_waits(id) || self.disks_keep_it_down(id) {
+            return;
+        }
         if self.is_off(id) {
             // Its kernel knows nothing of the connections of before, and says so.
             for wire in self.net.wires_of(Host::Node(id)) {
@@ -80,10 +83,14 @@ impl World {
     /// Ends a node's process at once, whether it runs or stands still.
     pub(crate) fn end_node(&mut self, id: NodeId, how: End) {
         let Some(node) = self.nodes.get_mut(&id).filter(|node| node.is_up()) else { return };
-        node.end_process(how, &mut self.dice);
+        let lost = node.end_process(how, &mut self.dice);
+        self.tally.add_to("unsynced records lost", lost);
+        if how == End::Torn && lost > 0 {
+            self.tally.note("writes torn");
+        }
         let host = Host::Node(id);
         self.pauses.forget(host);
-        if how == End::PowerCut {
+        if self.is_off(id) {
             // No word of it: the other ends find out when TCP gives up.
             for wire in self.net.wires_of(host).into_iter().filter(|wire| wire.to == host) {
                 if let Some(connection) = self.net.connection(wire) {
@@ -129,11 +136,12 @@ impl World {
             return;
         }
         let peer = self.nodes.get(&to).filter(|peer| peer.is_up()).map(SimNode::process);
-        let dark = self.net.is_dark(self.now, wire) || self.is_off(to);
+        let cannot = self.lacks_descriptor(wire.from);
+        let dark = cannot || self.net.is_dark(self.now, wire) || self.is_off(to);
         let refused = peer.is_none() && !dark;
         match peer.filter(|_| !dark) {
             // The kernel takes the connection, and nobody answers the hello.
-            Some(_) if self.is_paused(Host::Node(to)) => {
+            Some(_) if self.is_mute(Host::Node(to)) => {
                 self.schedule_in(LOOK_AGAIN, Event::Dial { from, to, network, life });
             }
             Some(process) => {

@@ -8,13 +8,16 @@ use crate::beyond::Lost;
 use crate::client::SimClient;
 use crate::client_side::Asked;
 use crate::control::{ControlEvent, SimControl};
+use crate::descriptors::Descriptors;
 use crate::drain::Drains;
+use crate::effects::Effects;
 use crate::faults::{Fault, Swarm};
 use crate::former::Former;
 use crate::journal::Journal;
 use crate::judge::Judge;
 use crate::kinds::Tally;
 use crate::lines::Lines;
+use crate::misplaced::Misplaced;
 use crate::net::{Host, Net, Wire};
 use crate::node::{ReadFault, SimNode};
 use crate::observer::Observer;
@@ -190,6 +193,7 @@ pub(crate) struct World {
     pub(crate) salvages: Salvages,
     pub(crate) drains: Drains,
     pub(crate) watch: Watch,
+    pub(crate) effects: Effects,
     /// The steps of a scenario that have not struck.
     pub(crate) script: Option<Script>,
     /// Warnings and errors that may be logged: parts of their text.
@@ -197,6 +201,10 @@ pub(crate) struct World {
     /// What the members and what they are made of have logged.
     pub(crate) lines: Lines,
     pub(crate) pauses: Pauses,
+    /// Who gets no file descriptor.
+    pub(crate) descriptors: Descriptors,
+    /// Disks that are in the wrong node.
+    pub(crate) misplaced: Misplaced,
     /// The volume that the client uses.
     pub(crate) volume: Option<VolumeId>,
     /// The client's connections: wire to node and back, by node.
@@ -243,10 +251,13 @@ impl World {
             salvages: Salvages::default(),
             drains: Drains::default(),
             watch: Watch::default(),
+            effects: Effects::default(),
             script: None,
             lines_allowed: Vec::new(),
             lines: Lines::default(),
             pauses: Pauses::default(),
+            descriptors: Descriptors::default(),
+            misplaced: Misplaced::default(),
             volume: None,
             sessions: BTreeMap::new(),
             last_sessions: BTreeMap::new(),
@@ -438,6 +449,7 @@ impl World {
             && let Some(known) = self.nodes.get_mut(&node).and_then(|node| node.store_mut(store))
         {
             known.synced(seq);
+            self.note_synced(node, store);
             self.input(node, node::Input::Durable { store, seq });
         }
     }
@@ -553,10 +565,13 @@ impl World {
             }
             other => other,
         };
-        if let Record::OpenTerm { chunk, term, .. } = &record {
+        if let Record::OpenTerm { chunk, term, overwrite, .. } = &record {
             let config = node.core().and_then(|core| core.config(*chunk));
             if config.is_some_and(|config| config.primary.node == id) {
                 self.judge.term_opened(*chunk, *term, node.end(*chunk));
+                if !overwrite.is_empty() {
+                    self.tally.note("terms opened over uncommitted writes");
+                }
             }
         }
         let now = self.now;

@@ -84,6 +84,7 @@ struct Shared {
     stop_at: Option<u64>,
     faults: Vec<Fault>,
     capacity: Option<u64>,
+    refuses_files: bool,
     lying_syncs: Vec<String>,
     /// Writes down what is done.
     tap: Option<Tap>,
@@ -130,6 +131,12 @@ impl MemDisk {
     /// Limits the sum of file sizes to `bytes` (`None`: no limit).
     pub fn set_capacity(&self, bytes: Option<u64>) {
         self.lock().capacity = bytes;
+    }
+
+    /// Opens and creates no file any more, as for a process without file descriptors, until it is told
+    /// otherwise; what is open goes on.
+    pub fn refuse_files(&self, refused: bool) {
+        self.lock().refuses_files = refused;
     }
 
     /// Makes `sync_data` of files whose name contains `name` do nothing while reporting success,
@@ -326,6 +333,10 @@ impl Disk for MemDisk {
         let mut s = self.lock();
         if s.powered_off {
             return Err(DiskError::PoweredOff);
+        }
+        if s.refuses_files {
+            let none_left = std::io::Error::from_raw_os_error(libc::EMFILE);
+            return Err(super::direct::io_error("open", name, &none_left));
         }
         let exists = s.names.contains_key(name);
         if how.creates() {

@@ -110,10 +110,15 @@ impl World {
             waiting.struck < step.times
         });
         self.script = Some(script);
+        let struck = !faults.is_empty();
         for fault in faults {
             self.journal.remark(now, &format!("strikes: {fault:?}"));
             self.tally.note(fault.name());
+            self.note_strike();
             self.strike(fault);
+        }
+        if struck {
+            self.note_holders_down();
         }
     }
 
@@ -161,14 +166,13 @@ impl World {
                 self.drains.nodes().map(|node| Fault::Drain { node, cancel: true }).collect()
             }
             Verb::RotEverywhere => vec![Fault::RotEverywhere],
+            Verb::PutDisk => self.disk_put(step, &targets),
             verb => targets
                 .iter()
                 .filter_map(|host| match host {
                     Host::Node(node) => self.of_node(verb, *node, step),
                     Host::Member(member) => Self::of_member(verb, *member, step),
-                    Host::Client => {
-                        (verb == Verb::Pause).then_some(Fault::Pause { host: *host, length })
-                    }
+                    Host::Client => Self::of_any(verb, *host, step),
                 })
                 .collect(),
         }
@@ -184,7 +188,7 @@ impl World {
             Verb::Kill => Some(Fault::Crash { node, away }),
             Verb::Stop => Some(Fault::Stop { node, away }),
             Verb::PowerOff => Some(Fault::PowerOff { node, away }),
-            Verb::Pause => Some(Fault::Pause { host, length }),
+            Verb::Tear => Some(Fault::Tear { node, away }),
             Verb::Slow => {
                 Some(Fault::Slow { host, factor: u32::try_from(step.amount).ok()?, length })
             }
@@ -203,7 +207,7 @@ impl World {
             Verb::NewDisk => Some(Fault::NewDisk { node, away }),
             Verb::Drain => Some(Fault::Drain { node, cancel: false }),
             Verb::Drift => Some(Fault::Drift { node, permille: i64::try_from(step.amount).ok()? }),
-            _not_of_a_node => None,
+            of_any => Self::of_any(of_any, host, step),
         }
     }
 
@@ -214,8 +218,8 @@ impl World {
             Verb::Kill | Verb::PowerOff => Some(Fault::CrashMember { member, away }),
             Verb::ReplaceMember => Some(Fault::ReplaceMember { member }),
             Verb::RotLog => Some(Fault::RotLog { member, away }),
+            Verb::Tear => Some(Fault::TearLog { member }),
             Verb::FillDisk => Some(Fault::FillLog { member, length }),
-            Verb::Pause => Some(Fault::Pause { host, length }),
             Verb::Slow => {
                 Some(Fault::Slow { host, factor: u32::try_from(step.amount).ok()?, length })
             }
@@ -223,7 +227,17 @@ impl World {
                 let seconds = i64::try_from(step.amount).ok()?;
                 Some(Fault::JumpClock { member, seconds, length })
             }
-            _not_of_a_member => None,
+            of_any => Self::of_any(of_any, host, step),
+        }
+    }
+
+    /// What strikes every kind of process alike.
+    fn of_any(verb: Verb, host: Host, step: &Step) -> Option<Fault> {
+        let length = step.length;
+        match verb {
+            Verb::Pause => Some(Fault::Pause { host, length }),
+            Verb::NoDescriptors => Some(Fault::NoDescriptors { host, length }),
+            _not_of_all => None,
         }
     }
 

@@ -18,6 +18,9 @@ pub(crate) enum Verb {
     Stop,
     /// The machine loses power: nobody refuses, nothing that was not synced is left.
     PowerOff,
+    /// The same in the middle of a write: what was written last ends within a sector. A member's machine
+    /// loses power at one of the next writes of its log.
+    Tear,
     /// The process stands still for so long.
     Pause,
     /// Nothing passes between `of` and `from`; connections break.
@@ -64,6 +67,11 @@ pub(crate) enum Verb {
     RotLog,
     /// The disk is replaced by an empty one; the process comes back after `for`.
     NewDisk,
+    /// The disk of `of` is put into the node of `from` for so long, and `of` has an empty one.
+    PutDisk,
+    /// The process gets no descriptor for so long: it accepts and opens no connection and no file. What
+    /// is open goes on.
+    NoDescriptors,
     /// The volume is attached elsewhere by force; the former client goes on writing for `for`.
     Reattach,
     /// The client's process dies and comes back under its own attachment.
