@@ -187,6 +187,7 @@ impl World {
     }
 
     fn judge_refusal(&mut self) {
+        self.tally.measure("members lost", self.lost.members.len() as u64);
         let leads = self.control.leader().is_some();
         let stuck = if leads { self.named_stuck() } else { BTreeMap::new() };
         // Of what was ever committed: there may be nobody left to ask.

@@ -617,6 +617,7 @@ impl World {
                 self.control_in(wait, ControlEvent::Probed { member: id, life, node, network });
             }
             Output::Members(members) => self.control.replacements.set_ways(id, members),
+            Output::Leader { serving: true, .. } => self.tally.note("members that began to lead"),
             Output::Leader { .. } => {}
         }
     }

@@ -74,6 +74,7 @@ impl World {
         };
         if let Some(paused) = self.pauses.hosts.get_mut(&host) {
             paused.waiting.push(event);
+            self.tally.note("events that waited for a paused process");
         }
     }
 
@@ -118,7 +119,9 @@ impl World {
     pub(crate) fn core_goes_on(&mut self, id: NodeId) {
         let now = self.now;
         let Some(node) = self.nodes.get_mut(&id) else { return };
-        for input in node.go_on(now) {
+        let waited = node.go_on(now);
+        self.tally.add_to("inputs that waited for a stalled core", waited.len() as u64);
+        for input in waited {
             self.input(id, input);
         }
     }

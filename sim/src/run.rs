@@ -55,6 +55,8 @@ pub enum Sabotage {
     ExpectNoLine,
     /// Nothing is broken; a salvage is expected to lose nothing.
     ExpectNoLoss,
+    /// The faults of a scenario strike, and do nothing.
+    IdleFaults,
     /// The zone's status names no chunk that is stuck.
     HideStuck,
     /// Stores do not hold what they read against its checksum.

@@ -175,6 +175,7 @@ impl World {
                 self.schedule(at, Event::Deliver { wire, connection, message });
             }
             Fate::Broken => {
+                self.tally.note("connections broken");
                 if wire.from == Host::Client || wire.to == Host::Client {
                     self.net.disconnect(wire.back(), false);
                 }
@@ -191,6 +192,7 @@ impl World {
     pub(crate) fn given_up(&mut self, wire: Wire, connection: u64) {
         if self.net.connection(wire) == Some(connection) {
             self.net.disconnect(wire, false);
+            self.tally.note("connections broken");
             self.notice_later(wire);
         }
     }

@@ -1,6 +1,6 @@
 //! Every scenario, with a few seeds each: its faults struck, and no rule broke.
 
-use ashlar_sim::{Options, run, scenarios};
+use ashlar_sim::{Options, Sabotage, run, scenarios};
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -23,6 +23,20 @@ fn every_scenario_is_survived_and_its_faults_struck() {
         }
     }
     assert!(failures.is_empty(), "{} failed:\n{}", failures.len(), failures.join("\n"));
+}
+
+/// What a scenario expects is worth what it notices.
+#[test]
+fn a_scenario_whose_faults_do_nothing_is_noticed() {
+    let mut unnoticed = Vec::new();
+    for scenario in scenarios().unwrap().iter().filter(|scenario| !scenario.has_zones()) {
+        let options = Options::of_scenario(scenario, 1);
+        let outcome = run(Options { sabotage: Sabotage::IdleFaults, ..options });
+        if outcome.violations.is_empty() {
+            unnoticed.push(scenario.name);
+        }
+    }
+    assert!(unnoticed.is_empty(), "{unnoticed:?}");
 }
 
 #[test]

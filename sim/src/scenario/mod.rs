@@ -52,6 +52,14 @@ pub struct Scenario {
     pub(crate) expect: Expect,
 }
 
+impl Scenario {
+    /// Whether it has several zones.
+    #[must_use]
+    pub const fn has_zones(&self) -> bool {
+        self.zones > 1
+    }
+}
+
 /// What the callers of each zone do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Calls {

@@ -5,6 +5,7 @@ use crate::disk::WriteFault;
 use crate::faults::Fault;
 use crate::net::{Host, Rough, Wire};
 use crate::node::SimNode;
+use crate::run::Sabotage;
 use crate::world::World;
 use ashlar_types::message::data::Network;
 use ashlar_types::{ChunkId, ChunkIndex, NodeId, Time};
@@ -115,7 +116,9 @@ impl World {
             self.journal.remark(now, &format!("strikes: {fault:?}"));
             self.tally.note(fault.name());
             self.note_strike();
-            self.strike(fault);
+            if self.sabotage != Sabotage::IdleFaults {
+                self.strike(fault);
+            }
         }
         if struck {
             self.note_holders_down();
