@@ -16,9 +16,21 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Cuts power several times under `subject`; what was lost.
 pub(crate) fn cut_often(subject: &str) -> Vec<String> {
     let cuts = if std::env::var_os("ASHLAR_NIGHTLY").is_some() { 250 } else { 14 };
+    cut(subject, cuts, usize::MAX)
+}
+
+/// Cuts power until something is lost, a few times at most; what was.
+pub(crate) fn cut_until_lost(subject: &str) -> Option<String> {
+    cut(subject, 6, 1).into_iter().next()
+}
+
+fn cut(subject: &str, cuts: usize, enough: usize) -> Vec<String> {
     let mut dice = SeededDice::system();
     let mut lost = Vec::new();
     for cut in 0..cuts {
+        if lost.len() >= enough {
+            break;
+        }
         let file_system = if cut % 2 == 0 { "ext4" } else { "xfs" };
         match cut_once(subject, file_system, &mut dice) {
             Err(why) => {

@@ -17,6 +17,7 @@ mod aligned;
 mod direct;
 mod engine;
 pub mod mem;
+mod unsynced;
 mod uring;
 
 use std::fmt;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 pub use aligned::AlignedBuf;
 pub use direct::RealDisk;
 pub use engine::{BATCH_DEPTH, EngineChoice, IoEngine, IoKind, IoOp};
+pub use unsynced::Unsynced;
 
 /// Alignment of memory, offset and length for files opened `direct`. 4 KiB is a multiple of every
 /// logical sector in use; doubling it would waste half a page per journal header.
