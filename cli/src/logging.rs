@@ -14,6 +14,9 @@ pub(crate) fn start(default: &str) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(colour)
+        // A line that cannot be written is lost. Saying so would go the same way, and panic: a full log
+        // disk must not end a node.
+        .log_internal_errors(false)
         .finish();
     // Fails only when a subscriber is set already, which then stays.
     drop(tracing::subscriber::set_global_default(subscriber));

@@ -1,12 +1,17 @@
 //! The command line as scripts and terminals meet it: exit codes, formats, pipes, refusals.
 #![allow(clippy::unwrap_used, reason = "a test ends by a panic")]
 
+use std::fs::File;
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
+use std::time::Duration;
 
 use ashlar_tests::cluster::Cluster;
 use ashlar_tests::{binary, needs};
+
+/// How long a process may take on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Exit code and standard error of a command that has no cluster to talk to.
 fn alone(arguments: &[&str]) -> (i32, String) {
@@ -104,6 +109,28 @@ fn what_cannot_be_written_and_who_does_not_answer_have_codes_of_their_own() {
     let endpoint = silent.local_addr().unwrap().to_string();
     let (code, error) = alone(&["volume", "list", "--timeout", "1", "--endpoint", &endpoint]);
     assert_eq!(code, 7, "{error}");
+}
+
+/// The disk with the logs is full: lines are lost, and nothing else.
+#[test]
+fn a_log_that_cannot_be_written_ends_no_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = listener.local_addr().unwrap().to_string();
+    let mut daemon = Command::new(binary::ashlar())
+        .args(["attach", "none", "--foreground", "--endpoint", &endpoint])
+        .env("ASHLAR_LOG", "trace")
+        .env("ASHLAR_ATTACH_DIR", folder.path())
+        .stderr(File::options().write(true).open("/dev/full").unwrap())
+        .spawn()
+        .unwrap();
+    // It has logged a lot by the time at which it calls.
+    let (called, calls) = std::sync::mpsc::channel();
+    std::thread::spawn(move || called.send(listener.accept().is_ok()));
+    let has_called = calls.recv_timeout(PATIENCE);
+    daemon.kill().unwrap();
+    assert_eq!(daemon.wait().unwrap().signal(), Some(libc::SIGKILL));
+    assert_eq!(has_called, Ok(true));
 }
 
 #[test]

@@ -164,10 +164,16 @@ fn copy_sources(repository: &Path, to: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Packages that are optimized for the simulation: their own tests are done before that is.
+const CORES: [&str; 2] = ["ashlar-node-core", "ashlar-controlplane-core"];
+
 fn cargo_test(sources: &Path, build: &Path, tests: &[&str], more: &[&str]) -> anyhow::Result<bool> {
+    let of_core = tests.get(1).and_then(|package| CORES.iter().find(|core| *core == package));
+    let quick = of_core.map(|core| format!("--config=profile.dev.package.{core}.opt-level=0"));
     let status = Command::new(env!("CARGO"))
         .current_dir(sources)
         .args(["test", "--quiet"])
+        .args(quick)
         .args(tests)
         .args(more)
         .env("CARGO_TARGET_DIR", build)

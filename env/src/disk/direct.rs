@@ -233,6 +233,8 @@ impl DiskFile for RealFile {
             // Without fallocate the space is allocated at the first write instead.
             Err(nix::errno::Errno::EOPNOTSUPP) => self.truncate(size),
             Err(e) => {
+                // What there was room for is given back: others need it, and a part is of no use.
+                let _stays = self.file.set_len(now);
                 Err(io_error("preallocate", &self.name, &io::Error::from_raw_os_error(e as i32)))
             }
         }

@@ -301,7 +301,7 @@ impl Applier {
         state.map.set_reserved(reserved);
         state.applying = false;
         state.done = Some(job.mark);
-        let space = state.map.space();
+        let space = state.space();
         drop(state);
         self.shared.journal_wake.notify();
         self.reporter.report(StoreEvent::Space(space));

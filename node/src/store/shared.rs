@@ -298,7 +298,7 @@ impl Shared {
         if needed > 0 && needed > room {
             return Err(full);
         }
-        self.make_room(state, needed, full)?;
+        self.make_room(state, needed)?;
         for (chunk, index) in new {
             state.map.reserve(chunk, [index]);
         }

@@ -131,7 +131,7 @@ impl Store {
     /// Room for data.
     #[must_use]
     pub fn space(&self) -> Space {
-        self.shared.lock().map.space()
+        self.shared.lock().space()
     }
 
     /// Begins to verify what the store keeps for itself (map, superblock) and to write anew what has

@@ -25,8 +25,15 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "a longer file is tried again after it failed",
         file: "node/src/store/growth.rs",
-        take_out: "state.growth.failed = outcome.is_err();",
-        put_in: "state.growth.failed |= outcome.is_err();",
+        take_out: "state.growth.failed = false;",
+        put_in: "",
+        tests: STORE,
+    },
+    Mutant {
+        rule: "a store whose file cannot be made longer says that it has no more room",
+        file: "node/src/store/growth.rs",
+        take_out: "if self.growth.failed { self.map.grown() } else { space.total_slots };",
+        put_in: "space.total_slots;",
         tests: STORE,
     },
     Mutant {

@@ -210,11 +210,15 @@ fn a_file_that_cannot_be_made_longer_is_a_full_store_until_it_can() {
     assert_eq!(rig.append([slot(GROW_SLOTS)]), Err(NoSpace::Growing));
     assert!(rig.grow());
     assert!(matches!(rig.append([slot(GROW_SLOTS)]), Err(NoSpace::Full { needed: 1, .. })));
-    // What needs no slot is taken, and offers that are repeated have it tried again.
+    // Others are told, and what needs no slot is taken.
+    let space = rig.parts.shared.lock().space();
+    assert_eq!(space, Space { total_slots: GROW_SLOTS, used_slots: GROW_SLOTS });
     rig.append([zero(0, 0, 256)]).unwrap();
+    assert!(rig.grow(), "it is not tried again");
     disk.set_capacity(None);
     assert!(matches!(rig.append([slot(GROW_SLOTS)]), Err(NoSpace::Full { .. })));
     assert!(rig.grow());
+    assert_eq!(rig.parts.shared.lock().space().total_slots, 1 << 10);
     rig.append([slot(GROW_SLOTS)]).unwrap();
     let more = (1..=GROW_SLOTS).map(|nth| slot(GROW_SLOTS + nth));
     assert_eq!(rig.append(more), Err(NoSpace::Growing));
