@@ -182,6 +182,7 @@ impl Scene {
         drop(file);
         let violations = history::judge(&events);
         assert!(violations.is_empty(), "seed {seed}: {violations:?}; {faults:?}");
+        assert_is_noticed(&events, seed);
         let reads = events.iter().filter(|event| !event.write).count();
         eprintln!(
             "{what}: seed {seed}, {} faults, {} writes and {reads} reads, all in one order",
@@ -192,6 +193,39 @@ impl Scene {
         cluster.must(&["detach", "blocks"]);
         cluster.stop();
     }
+}
+
+/// The judge would have noticed: the same history with one answer turned into one that must not be.
+fn assert_is_noticed(events: &[Event], seed: u64) {
+    let mut dice = SeededDice::stream(seed, "falsified");
+    let mut any = |wanted: &dyn Fn(&Event) -> bool| {
+        let found: Vec<usize> = (0..events.len()).filter(|at| wanted(&events[*at])).collect();
+        found[usize::try_from(dice.below(found.len() as u64)).unwrap()]
+    };
+    let falsified = |at: usize, version: u64| {
+        let mut events = events.to_vec();
+        events[at].version = version;
+        history::judge(&events)
+    };
+    let settled = |read: &Event| {
+        let before = |e: &&Event| e.block == read.block && e.ended < read.began;
+        events.iter().filter(before).map(|e| e.version).max().unwrap_or(0)
+    };
+    // A stale read: what was there before the last write that had been acknowledged.
+    let stale = any(&|event| !event.write && settled(event) > 1);
+    let found = falsified(stale, settled(&events[stale]) - 1);
+    assert!(found.iter().any(|v| v.block == events[stale].block), "a stale read passed");
+    // A lost write: nobody sees it, and the last reads find what was there before.
+    let last_write =
+        |block: u64| events.iter().filter(|e| e.write && e.block == block).count() as u64;
+    let lost = any(&|event| event.write && event.version == last_write(event.block));
+    let write = events[lost];
+    let unseen = events.iter().map(|event| {
+        let sees = !event.write && event.block == write.block && event.version == write.version;
+        Event { version: event.version - u64::from(sees), ..*event }
+    });
+    let found = history::judge(&unseen.collect::<Vec<_>>());
+    assert!(found.iter().any(|v| v.block == write.block), "a lost write passed");
 }
 
 #[test]

@@ -34,9 +34,23 @@ fn count_pair(netns: &Netns, a: &str, b: &str) {
     let (primary, replication) = (way(1, "primary"), way(2, "replication"));
     netns.nft(&format!(
         "table ip ashlar {{ counter primary {{ }}; counter replication {{ }}; \
+         counter clients_primary {{ }}; counter clients_replication {{ }}; \
          chain cut {{ type filter hook input priority 0; }}; \
-         chain count {{ type filter hook input priority 10; {primary} {replication} }}; }}"
+         chain count {{ type filter hook input priority 10; {primary} {replication} \
+         {} {} }}; }}",
+        of_clients(1, "clients_primary"),
+        of_clients(2, "clients_replication"),
     ));
+}
+
+/// Rules that count what nodes send to and get from anybody who is no node, on one network: only what
+/// has content (probes of the control plane connect and leave). Nodes use their own addresses there.
+fn of_clients(role: u32, name: &str) -> String {
+    let nodes = format!("127.{role}.0.0/16");
+    format!(
+        "ip saddr {nodes} ip daddr != {nodes} tcp flags & psh == psh counter name {name}; \
+         ip saddr != {nodes} ip daddr {nodes} tcp flags & psh == psh counter name {name};"
+    )
 }
 
 /// A node that is primary of some chunk, and a secondary of that chunk, by their numbers.
@@ -77,6 +91,8 @@ fn a_pair_without_its_primary_network_goes_on_over_the_other_one() {
     assert_eq!(status["chunks"]["whole"], status["chunks"]["total"], "{status:#}");
     // Nodes dial from their own address of the network; probes of the control plane come and go.
     let sockets = netns.run("ss", &["-tnH", "state", "established", "dst", "127.2.0.0/16"]);
+    assert!(netns.counted("clients_primary") > MIRRORED, "the rules do not see a client");
+    assert_eq!(netns.counted("clients_replication"), 0, "a client's bytes on the wrong network");
     let from = |line: &str| line.split_whitespace().nth(2).map(str::to_owned);
     let client = sockets.lines().filter_map(from).find(|local| !local.starts_with("127.2.1."));
     assert_eq!(client, None, "a client on the replication network");
@@ -89,6 +105,7 @@ fn a_pair_without_its_primary_network_goes_on_over_the_other_one() {
     });
     let seen = writer.finish();
     assert_eq!(seen.error, None);
+    assert_eq!(netns.counted("clients_replication"), 0, "a client's bytes on the wrong network");
     let pause_between = |from: Instant, to: Instant| {
         let within = seen.times.iter().filter(|(at, took)| *at + *took >= from && *at <= to);
         within.map(|(_, took)| *took).max().unwrap_or_default()
