@@ -22,7 +22,7 @@ use crate::connect::{self, Zone, client_token};
 use crate::failure::{Failure, Kind};
 use crate::process::StopSignals;
 use crate::render::{Output, Show, columns};
-use crate::{Global, completion, dev, logging, process, size};
+use crate::{Global, completion, dev, logging, patience, process, size};
 
 /// Where attachments are kept unless the cluster is one of `ashlar dev`.
 const HOST_FOLDER: &str = "/var/lib/ashlar/attach";
@@ -65,9 +65,9 @@ pub(crate) struct Attach {
     /// nodes): the attachment then waits for no node to confirm it. Kept on record with your name.
     #[arg(long)]
     old_client_fenced: bool,
-    /// Answer requests that cannot be carried out with an error after so many seconds (default:
-    /// they wait).
-    #[arg(long, value_name = "SECONDS")]
+    /// Answer requests that cannot be carried out with an error after so long, 30s for example, or never
+    /// (default: as the volume says).
+    #[arg(long, value_name = "TIME", value_parser = patience::parse)]
     error_after: Option<u64>,
     /// Be the daemon, until Ctrl-C or `ashlar detach`.
     #[arg(long)]
@@ -199,10 +199,10 @@ fn config_of(arguments: &Attach, global: &Global) -> Result<DaemonConfig, Failur
         read_only: arguments.read_only,
         force: arguments.force,
         old_client_fenced_by: arguments.old_client_fenced.then(process::operator),
-        policy: match arguments.error_after {
-            Some(seconds) => WaitPolicy::EioAfter(Duration::from_secs(seconds)),
-            None => WaitPolicy::Wait,
-        },
+        policy: arguments.error_after.map(|millis| match millis {
+            0 => WaitPolicy::Wait,
+            millis => WaitPolicy::EioAfter(Duration::from_millis(millis)),
+        }),
         client_name: client_name(),
     })
 }
@@ -266,8 +266,9 @@ fn in_background(
     if let Some(socket) = &arguments.nbd {
         command.arg("--nbd").arg(socket);
     }
-    if let Some(seconds) = arguments.error_after {
-        command.args(["--error-after", &seconds.to_string()]);
+    if let Some(millis) = arguments.error_after {
+        let text = if millis == 0 { "never".to_owned() } else { format!("{millis}ms") };
+        command.args(["--error-after", &text]);
     }
     let flags = [
         (arguments.no_fuse, "--no-fuse"),

@@ -21,6 +21,7 @@ mod logging;
 mod missing;
 mod mount;
 mod node;
+mod patience;
 mod process;
 mod reference;
 mod render;

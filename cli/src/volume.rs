@@ -16,7 +16,7 @@ use crate::failure::{Failure, Kind};
 use crate::missing::{self, MissingZone};
 use crate::render::{Output, Show, columns};
 use crate::transfer::{export, import};
-use crate::{Global, completion, process, size};
+use crate::{Global, completion, patience, process, size};
 use salvage::RiskView;
 
 mod salvage;
@@ -45,6 +45,10 @@ pub(crate) enum Command {
         /// Size of a chunk, a power of two (default: chosen by the zone, 64MiB and up).
         #[arg(long, value_parser = size::parse)]
         chunk_size: Option<u64>,
+        /// Whoever attaches it answers requests that cannot be carried out with an error after so long, 30s
+        /// for example: 5s to 24h (default: never, they wait).
+        #[arg(long, value_name = "TIME", value_parser = patience::parse)]
+        error_after: Option<u64>,
         /// Makes a repeated command the same call (default: made anew for each command).
         #[arg(long)]
         client_token: Option<String>,
@@ -116,6 +120,7 @@ pub(crate) fn run(command: Command, global: &Global, output: &Output) -> Result<
             size,
             copies,
             chunk_size,
+            error_after,
             client_token: token,
             dry_run,
             wait,
@@ -128,6 +133,7 @@ pub(crate) fn run(command: Command, global: &Global, output: &Output) -> Result<
                 client_token: token.unwrap_or_else(client_token),
                 dry_run,
                 zone: zone.meant(named)?,
+                error_after_millis: error_after.unwrap_or(0),
             };
             create(&zone, request, wait, output)
         }
@@ -233,6 +239,8 @@ pub(crate) struct VolumeView {
     attachment: Option<AttachmentView>,
     chunks: ChunksView,
     created_unix_millis: u64,
+    /// Time after which a request that cannot be carried out fails; 0: it waits for ever.
+    error_after_millis: u64,
     /// Chunks that a salvage may have lost writes of.
     chunks_at_risk: u32,
     /// The same one by one, where one volume is shown.
@@ -337,6 +345,7 @@ impl From<&v1::Volume> for VolumeView {
             attachment: volume.attachment.as_ref().map(AttachmentView::from),
             chunks: volume.chunks.as_ref().map(ChunksView::from).unwrap_or_default(),
             created_unix_millis: volume.created_unix_millis,
+            error_after_millis: volume.error_after_millis,
             chunks_at_risk: volume.chunks_at_risk,
             at_risk: volume.at_risk.iter().map(RiskView::from).collect(),
         }
@@ -411,6 +420,7 @@ impl Show for VolumeView {
                 ),
                 pair("chunks", self.chunks.sentence()),
                 pair("attached", attached),
+                pair("on faults", patience::show(self.error_after_millis)),
             ],
         );
         if let Some(sentence) = self.waits_sentence() {

@@ -1,6 +1,7 @@
 //! Calls to the zone's control plane: attach, detach, the map. Any member answers, so endpoints
 //! are tried in turn, beginning with the one that answered last.
 
+use ashlar_client_core::WaitPolicy;
 use ashlar_env::dice::{Dice, SeededDice};
 use ashlar_proto::GRPC_MESSAGE_BYTES_MAX;
 use ashlar_proto::convert::ConvertError;
@@ -36,6 +37,8 @@ pub struct VolumeMap {
     pub name: String,
     /// Its size and that of its chunks.
     pub geometry: Geometry,
+    /// What happens when a request cannot be carried out for a long time, unless the attachment says.
+    pub policy: WaitPolicy,
     /// Generation that the configurations carry.
     pub generation: Generation,
     /// Configuration of every chunk.
@@ -355,6 +358,14 @@ fn refused(status: &Status) -> ControlError {
     }
 }
 
+/// The policy of a volume whose requests fail after so many milliseconds; 0: never.
+pub(crate) const fn policy(error_after_millis: u64) -> WaitPolicy {
+    match error_after_millis {
+        0 => WaitPolicy::Wait,
+        millis => WaitPolicy::EioAfter(Duration::from_millis(millis)),
+    }
+}
+
 fn read_map(wire: &v1::VolumeMap) -> Result<VolumeMap, ControlError> {
     let volume = wire.volume.as_ref().ok_or(ConvertError::Missing("map.volume"))?;
     let geometry = wire.geometry.as_ref().ok_or(ConvertError::Missing("map.geometry"))?;
@@ -374,6 +385,7 @@ fn read_map(wire: &v1::VolumeMap) -> Result<VolumeMap, ControlError> {
         volume: volume.id.parse()?,
         name: volume.name.clone(),
         geometry: geometry.try_into()?,
+        policy: policy(volume.error_after_millis),
         generation: Generation(wire.generation),
         configs,
         addresses,

@@ -71,8 +71,9 @@ pub struct DaemonConfig {
     pub force: bool,
     /// Who states that whoever had it before never writes again.
     pub old_client_fenced_by: Option<String>,
-    /// What happens when a request cannot be carried out for a long time.
-    pub policy: WaitPolicy,
+    /// What happens when a request cannot be carried out for a long time, in place of what the volume
+    /// says.
+    pub policy: Option<WaitPolicy>,
     /// What the client calls itself in the volume's status.
     pub client_name: String,
 }

@@ -31,8 +31,9 @@ pub struct VolumeOptions {
     pub force: bool,
     /// Refuse writes here.
     pub read_only: bool,
-    /// What happens when a request cannot be carried out for a long time.
-    pub policy: WaitPolicy,
+    /// What happens when a request cannot be carried out for a long time, in place of what the volume
+    /// says.
+    pub policy: Option<WaitPolicy>,
 }
 
 impl Default for VolumeOptions {
@@ -41,7 +42,7 @@ impl Default for VolumeOptions {
             client_name: format!("pid {}", std::process::id()),
             force: false,
             read_only: false,
-            policy: WaitPolicy::Wait,
+            policy: None,
         }
     }
 }
@@ -106,7 +107,7 @@ impl Volume {
             geometry: map.geometry,
             generation: map.generation,
             first_session: attachment.first_session,
-            policy: options.policy,
+            policy: options.policy.unwrap_or(map.policy),
         };
         let mut dice = SeededDice::system();
         let core = VolumeCore::new(settings, map.configs, Box::new(move || dice.next_u64()));

@@ -125,11 +125,36 @@ async fn with_all_nodes_gone_requests_wait_and_then_complete() {
 #[tokio::test]
 async fn under_a_time_limit_requests_fail_instead_of_waiting() {
     let zone = Zone::start(SIZE).await;
-    let policy = WaitPolicy::EioAfter(Duration::from_millis(300));
+    let policy = Some(WaitPolicy::EioAfter(Duration::from_millis(300)));
     let options = VolumeOptions { policy, ..Default::default() };
     let volume = Volume::attach(&zone.endpoints(), "demo", options).await.unwrap();
     (1..=3).for_each(|node| zone.kill_node(NodeId(node)));
     assert_eq!(volume.write(0, Bytes::from_static(b"x")).await, Err(IoError::TimedOut));
+}
+
+#[tokio::test]
+async fn the_volumes_own_time_limit_holds_unless_the_attachment_says_otherwise() {
+    let zone = Zone::start(SIZE).await;
+    zone.set_error_after(Duration::from_millis(300));
+    let volume = Volume::attach(&zone.endpoints(), "demo", VolumeOptions::default()).await.unwrap();
+    (1..=3).for_each(|node| zone.kill_node(NodeId(node)));
+    assert_eq!(volume.write(0, Bytes::from_static(b"x")).await, Err(IoError::TimedOut));
+    drop(volume);
+    for node in 1..=3 {
+        zone.start_node(NodeId(node)).await;
+    }
+    let policy = Some(WaitPolicy::Wait);
+    let options = VolumeOptions { policy, force: true, ..Default::default() };
+    let volume = Volume::attach(&zone.endpoints(), "demo", options).await.unwrap();
+    (1..=3).for_each(|node| zone.kill_node(NodeId(node)));
+    let mut write = std::pin::pin!(volume.write(0, Bytes::from_static(b"y")));
+    // Three times the volume's own limit.
+    let waited = tokio::time::timeout(Duration::from_millis(900), &mut write).await;
+    assert!(waited.is_err(), "{waited:?}");
+    for node in 1..=3 {
+        zone.start_node(NodeId(node)).await;
+    }
+    write.await.unwrap();
 }
 
 fn daemon_config(zone: &Zone, dir: &Path) -> DaemonConfig {
@@ -142,7 +167,7 @@ fn daemon_config(zone: &Zone, dir: &Path) -> DaemonConfig {
         read_only: false,
         force: false,
         old_client_fenced_by: None,
-        policy: WaitPolicy::Wait,
+        policy: None,
         client_name: "test".to_owned(),
     }
 }

@@ -4,7 +4,7 @@
 //! one after the other, in zones of several sizes; then a node dies, and each of its chunks finds a home.
 
 use anyhow::Context;
-use ashlar_controlplane_core::command::{Action, Command, NodeRecord};
+use ashlar_controlplane_core::command::{Action, Command, ErrorAfter, NodeRecord};
 use ashlar_controlplane_core::observe::Observations;
 use ashlar_controlplane_core::place::{Space, Wanted, place_volume};
 use ashlar_controlplane_core::state::ZoneState;
@@ -82,6 +82,7 @@ fn measure(nodes: u32, racks: u32) -> anyhow::Result<String> {
             copies_wanted,
             copies_min,
             placement,
+            error_after: ErrorAfter::default(),
         };
         state.apply(&Command { at_millis: 1, action }).answer?;
     }

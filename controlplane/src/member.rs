@@ -520,6 +520,7 @@ impl Member {
                 | Key::Salvaged(_)
                 | Key::Fenced(_)
                 | Key::Draining(_)
+                | Key::ErrorAfter(_)
                 | Key::ZoneKey => None,
             })
             .collect();

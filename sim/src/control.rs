@@ -729,7 +729,7 @@ impl World {
             start: identity.start,
             primary_address: format!("127.1.1.{}:1", id.0),
             replication_address: format!("127.2.1.{}:1", id.0),
-            rack: String::new(),
+            rack: self.rack_of(id),
         };
         let session = SessionKey(self.control.number());
         let known = Session { node: id, node_life: life, member, member_life, spoken: false };

@@ -28,6 +28,7 @@ mod node;
 mod observer;
 mod pause;
 mod queue;
+mod racks;
 mod region;
 mod replace;
 mod run;

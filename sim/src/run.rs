@@ -150,6 +150,8 @@ pub struct Options {
     pub nodes: u32,
     /// Stores of each: what strikes a disk strikes one of them.
     pub stores: u32,
+    /// Racks that the nodes of a zone stand in, in turn; 0: they have no labels.
+    pub racks: u32,
     /// Simulated time during which faults strike.
     pub storm: Duration,
     /// Simulated time after which everything must be writable again, and every request answered.
@@ -178,6 +180,7 @@ impl Options {
             zones: 1,
             nodes: Scene::Busy.nodes(),
             stores: 1,
+            racks: 0,
             storm: Scene::Busy.storm(),
             calm: Duration::from_secs(60),
             kinds: Kinds::ALL,
@@ -209,6 +212,7 @@ impl Options {
             zones: scenario.zones,
             nodes: scenario.nodes,
             stores: scenario.stores,
+            racks: scenario.racks,
             storm: scenario.storm.max(longest(&scenario.steps)),
             kinds: Kinds::NONE,
             scenario: Some(scenario),
@@ -423,7 +427,7 @@ impl World {
             self.judge_liveness("not writable");
         }
         let whole = self.now + REFILL_WITHIN;
-        self.run_until(whole, |world| world.is_whole() && world.is_drained());
+        self.run_until(whole, |world| world.is_whole() && world.is_drained() && world.is_apart());
         self.note_drained();
         for _ in 0..self.judge.reads_refused {
             self.tally.note("reads refused, damage named");
@@ -633,6 +637,10 @@ impl World {
         }
         if !self.is_drained() {
             self.judge_liveness("not drained");
+            return;
+        }
+        if !self.is_apart() {
+            self.judge_liveness("copies share a rack");
             return;
         }
         let compared = RefCell::new(0);

@@ -74,6 +74,9 @@ impl World {
         for _ in 0..promoted {
             self.tally.note("promotions");
         }
+        if self.is_crowded(&config) {
+            self.tally.note("two copies in a rack");
+        }
         let known = known.clone();
         self.note_for_salvage(&known, &config);
         let config_keeps = config.is_in_sync(known.primary);

@@ -185,6 +185,8 @@ pub(crate) struct World {
     pub(crate) swarm: Swarm,
     pub(crate) net: Net,
     pub(crate) nodes: BTreeMap<NodeId, SimNode>,
+    /// Racks that they stand in; 0: nobody says.
+    pub(crate) racks: u32,
     pub(crate) control: SimControl,
     pub(crate) client: Option<SimClient>,
     pub(crate) observer: Observer,
@@ -244,6 +246,7 @@ impl World {
             swarm,
             net,
             nodes: BTreeMap::new(),
+            racks: options.racks,
             control,
             client: None,
             observer: Observer::default(),

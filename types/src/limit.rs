@@ -64,6 +64,12 @@ pub fn is_rack_label(text: &str) -> bool {
     text.len() <= RACK_BYTES_MAX && text.chars().all(plain)
 }
 
+/// Shortest and longest time after which a volume's requests that cannot be carried out fail, in
+/// milliseconds: a fail-over takes some seconds and is no reason to fail; longer than a day is for ever.
+pub const ERROR_AFTER_MILLIS_MIN: u64 = 5_000;
+/// See [`ERROR_AFTER_MILLIS_MIN`].
+pub const ERROR_AFTER_MILLIS_MAX: u64 = 24 * 60 * 60 * 1_000;
+
 /// Most bytes of a volume name.
 pub const VOLUME_NAME_BYTES_MAX: usize = 64;
 /// Most bytes of a client token (design.md section 9, idempotency).

@@ -71,6 +71,7 @@ pub(crate) async fn ensure_volume(cluster: &Cluster) -> Result<(), Failure> {
             client_token: format!("dev-{VOLUME}"),
             dry_run: false,
             zone: first.clone(),
+            error_after_millis: 0,
         };
         async move { VolumeServiceClient::new(channel).create_volume(request).await }
     });

@@ -215,6 +215,7 @@ impl Plan<'_> {
             client_token: token.to_owned(),
             dry_run: false,
             zone: self.in_zone.clone(),
+            error_after_millis: 0,
         };
         let answer = zone.call(&self.what, zone.within(), |channel| {
             let request = request.clone();

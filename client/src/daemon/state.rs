@@ -10,8 +10,9 @@
 //! Everything is written to a second file, synced and renamed. One daemon per folder: a second
 //! one is refused by the lock.
 
-use crate::control::VolumeMap;
+use crate::control::{VolumeMap, policy};
 use crate::task::Whereabouts;
+use ashlar_client_core::WaitPolicy;
 use ashlar_types::codec::{decode, encode};
 use ashlar_types::{ChunkConfig, Generation, Geometry, NodeId, SessionId, VolumeId};
 use nix::fcntl::{Flock, FlockArg};
@@ -83,6 +84,9 @@ pub(super) struct KeptAttachment {
     pub(super) generation: u64,
     size_bytes: u64,
     chunk_bytes: u64,
+    /// The volume's policy: milliseconds after which a request fails; 0: it waits for ever.
+    #[serde(default)]
+    error_after_millis: u64,
     token: Vec<u8>,
 }
 
@@ -128,6 +132,10 @@ impl KeptAttachment {
             generation: map.generation.0,
             size_bytes: map.geometry.size_bytes(),
             chunk_bytes: map.geometry.chunk_bytes(),
+            error_after_millis: match map.policy {
+                WaitPolicy::Wait => 0,
+                WaitPolicy::EioAfter(limit) => u64::try_from(limit.as_millis()).unwrap_or(0),
+            },
             token: token.to_vec(),
         }
     }
@@ -151,6 +159,7 @@ impl KeptAttachment {
             name: self.name.clone(),
             geometry: Geometry::new(self.size_bytes, self.chunk_bytes)
                 .map_err(|error| damaged(error.to_string()))?,
+            policy: policy(self.error_after_millis),
             generation: Generation(self.generation),
             configs: Vec::new(),
             addresses: BTreeMap::new(),
@@ -354,6 +363,7 @@ mod tests {
             volume: "vol-a-00000000000000000000000000000007".parse().unwrap(),
             name: "demo".to_owned(),
             geometry: Geometry::new(1 << 20, 65_536).unwrap(),
+            policy: WaitPolicy::EioAfter(std::time::Duration::from_secs(7)),
             generation: Generation(generation),
             configs: vec![],
             addresses: BTreeMap::new(),

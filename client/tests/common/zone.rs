@@ -16,6 +16,7 @@ use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -29,6 +30,8 @@ pub(crate) struct World {
     geometry: Geometry,
     pub(crate) generation: u64,
     attached: bool,
+    /// The volume's policy; 0: its requests wait.
+    error_after_millis: u64,
     tokens: BTreeMap<String, u64>,
     pub(crate) configs: Vec<ChunkConfig>,
     blocks: BTreeMap<(u32, u32), (u32, Bytes)>,
@@ -74,6 +77,7 @@ impl Zone {
             geometry,
             generation: 0,
             attached: false,
+            error_after_millis: 0,
             tokens: BTreeMap::new(),
             configs: configs.collect(),
             blocks: BTreeMap::new(),
@@ -146,6 +150,12 @@ impl Zone {
     /// The node is gone; its chunks get the next node as primary, if asked to.
     pub(crate) fn kill_node(&self, node: NodeId) {
         self.nodes.lock().unwrap().remove(&node).unwrap().cancel();
+    }
+
+    /// Requests of the volume fail after so long.
+    pub(crate) fn set_error_after(&self, time: Duration) {
+        let millis = u64::try_from(time.as_millis()).unwrap();
+        self.world.lock().unwrap().error_after_millis = millis;
     }
 
     pub(crate) fn elect_away_from(&self, node: NodeId) {
@@ -264,6 +274,7 @@ impl World {
             name: "demo".to_owned(),
             geometry: Some(self.geometry.into()),
             generation: self.generation,
+            error_after_millis: self.error_after_millis,
             ..Default::default()
         };
         v1::VolumeMap {

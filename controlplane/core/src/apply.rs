@@ -375,6 +375,7 @@ impl ZoneState {
             copies_wanted,
             copies_min,
             placement,
+            error_after,
             ..
         } = action
         else {
@@ -408,6 +409,10 @@ impl ZoneState {
             .ok_or(Refusal::Placement)?;
         self.put_volume(volume.clone());
         changed.insert(Key::Volume(*id));
+        if error_after.millis > 0 {
+            self.error_after.insert(*id, error_after.millis);
+            changed.insert(Key::ErrorAfter(*id));
+        }
         for chunk in chunks {
             changed.insert(Key::Chunk(chunk.config.chunk));
             self.put_chunk(chunk);
@@ -463,6 +468,9 @@ impl ZoneState {
             self.names.remove(&volume.name);
         }
         self.creating.remove(&id);
+        if self.error_after.remove(&id).is_some() {
+            changed.insert(Key::ErrorAfter(id));
+        }
         self.forget_statement(id, changed);
         self.forget_salvages(id, changed);
         changed.insert(Key::Volume(id));

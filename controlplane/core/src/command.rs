@@ -24,7 +24,7 @@ use thiserror::Error;
 /// Version of the command's bytes that this build writes, and the newest that it reads.
 /// Version 4: nodes with several stores, and placement by store. Version 5: salvage. Version 6:
 /// replicas that are away with their store. Version 7: what an operator states of an attachment.
-/// Version 8: drain. Version 9: racks of nodes.
+/// Version 8: drain. Version 9: racks of nodes, how long requests of a volume wait.
 pub const COMMAND_VERSION: u16 = 9;
 
 /// Most chunk changes in one command: some 60 bytes each keep it far below a Raft message.
@@ -63,6 +63,8 @@ pub enum Action {
         copies_min: u8,
         /// For each chunk where it is held, primary first.
         placement: Placement,
+        /// How long its requests wait.
+        error_after: ErrorAfter,
     },
     /// Delete a volume; its replicas become erasures.
     DeleteVolume {
@@ -296,8 +298,8 @@ impl Wire for Placement {
         stores.put(out);
     }
 
-    /// The last field of its command: up to version 3 it named nodes alone, which had one store each.
-    /// Store 0 stands for that.
+    /// The last field of its command up to version 8: up to version 3 it named nodes alone, which had one
+    /// store each. Store 0 stands for that.
     fn get(from: &mut Reader<'_>) -> Result<Self, CodecError> {
         let nodes = Vec::<Vec<NodeId>>::get(from)?;
         let stores = if from.left() > 0 { Vec::<Vec<StoreId>>::get(from)? } else { Vec::new() };
@@ -316,6 +318,26 @@ impl Wire for Placement {
 impl Placement {
     fn each<T>(&self, what: impl Fn(&Place) -> T) -> Vec<Vec<T>> {
         self.0.iter().map(|places| places.iter().map(&what).collect()).collect()
+    }
+}
+
+/// How long a request that cannot be carried out waits before its client answers it with an error
+/// (design.md section 4.9).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ErrorAfter {
+    /// Milliseconds; 0: for ever.
+    pub millis: u64,
+}
+
+impl Wire for ErrorAfter {
+    fn put(&self, out: &mut impl BufMut) {
+        self.millis.put(out);
+    }
+
+    /// The last field of its command: up to version 8 all waited for ever.
+    fn get(from: &mut Reader<'_>) -> Result<Self, CodecError> {
+        let millis = if from.left() > 0 { Wire::get(from)? } else { 0 };
+        Ok(Self { millis })
     }
 }
 
@@ -497,7 +519,9 @@ wire_enum! { ChangeKind {
 } }
 wire_enum! { Action {
     0 => RegisterNode { node },
-    1 => CreateVolume { token, volume, name, geometry, copies_wanted, copies_min, placement },
+    1 => CreateVolume {
+        token, volume, name, geometry, copies_wanted, copies_min, placement, error_after,
+    },
     2 => DeleteVolume { token, volume, force },
     3 => Attach { token, volume, client_name, force },
     4 => Detach { token, volume, generation, force },

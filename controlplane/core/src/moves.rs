@@ -1,4 +1,5 @@
-//! Moves of copies between nodes that all work (decisions/0014): now, away from nodes that are drained.
+//! Moves of copies between nodes that all work (decisions/0014): away from nodes that are drained, and
+//! out of a rack that has two of one chunk, once another has room (decisions/0015).
 //!
 //! ```text
 //! whole --AddSpare--> one is being filled --promoted--> one more in sync than wanted
@@ -17,20 +18,23 @@
 //!
 //! Nothing here is remembered: what is under way stands in the configurations.
 
-use crate::command::{CHANGES_PER_COMMAND_MAX, ChangeKind, ChunkChange};
+use crate::command::{CHANGES_PER_COMMAND_MAX, ChangeKind, ChunkChange, Place};
 use crate::observe::{Observations, SILENT_DOUBT_MILLIS, is_down};
 use crate::place::{Space, Wanted};
 use crate::plan::{Judge, Plan, owns};
 use crate::state::ZoneState;
 use crate::verdict::{Verdict, Verdicts};
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use ashlar_types::{ChunkConfig, NodeId, ReplicaId};
+use ashlar_types::{ChunkConfig, ChunkId, NodeId, ReplicaId};
 
 /// Moves under way in which one node copies, or is filled.
 pub const MOVES_PER_NODE_MAX: usize = 2;
+
+/// How a place is found for a copy that moves.
+type Take<'a> = fn(&mut Space<'a>, &Wanted) -> Option<Place>;
 
 /// How far the move of one copy is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,12 +146,33 @@ pub(crate) fn no_home(bytes: u64, not: &[NodeId], space: &Space<'_>) -> String {
     format!("no node can take another replica: {}", reasons.join("; "))
 }
 
-/// Who leaves a chunk that has one more in sync than is wanted: what is on a drained node, otherwise who
-/// joined last. None while that is the primary: it agrees to follow first.
+/// Who leaves a chunk that has one more in sync than is wanted: what is on a drained node, otherwise one of
+/// two in a rack, otherwise who joined last. None while that is the primary: it agrees to follow first.
 fn leaver(config: &ChunkConfig, state: &ZoneState) -> Option<ReplicaId> {
-    let drained = config.in_sync.iter().find(|replica| state.is_draining(replica.node));
-    let last = config.in_sync.iter().rev().find(|replica| **replica != config.primary);
-    drained.or(last).copied().filter(|replica| *replica != config.primary)
+    let drained = config.in_sync.iter().find(|replica| state.is_draining(replica.node)).copied();
+    let last = config.in_sync.iter().rev().find(|replica| **replica != config.primary).copied();
+    let leaver = drained.or_else(|| crowding(config, state)).or(last);
+    leaver.filter(|replica| *replica != config.primary)
+}
+
+/// The last in-sync secondary whose rack has another copy in sync.
+fn crowding(config: &ChunkConfig, state: &ZoneState) -> Option<ReplicaId> {
+    let rack = |replica: &ReplicaId| state.node(replica.node).map_or("", |node| &node.rack);
+    let shares = |one: &ReplicaId| {
+        let same = |other: &ReplicaId| other.node != one.node && rack(other) == rack(one);
+        !rack(one).is_empty() && config.in_sync.iter().any(same)
+    };
+    config.in_sync.iter().rev().find(|r| **r != config.primary && shares(r)).copied()
+}
+
+/// Chunks with two copies in sync in one rack. Looks at all, if any node has a label.
+#[must_use]
+pub fn crowded_chunks(state: &ZoneState) -> BTreeSet<ChunkId> {
+    if state.nodes().all(|node| node.rack.is_empty()) {
+        return BTreeSet::new();
+    }
+    let crowded = state.configs().filter(|config| crowding(config, state).is_some());
+    crowded.map(|config| config.chunk).collect()
 }
 
 /// Replicas whose place another has taken.
@@ -179,37 +204,59 @@ pub(crate) fn release(
     }
 }
 
-impl Judge<'_> {
-    /// Begins moves away from drained nodes, as many as the budget allows.
+impl<'a> Judge<'a> {
+    /// Begins moves away from drained nodes, then out of crowded racks, as many as the budget allows.
     pub(crate) fn begin_moves(&mut self, plan: &mut Plan) {
-        let allowed = self.seen.moves_allowed(self.now, self.search);
+        let (state, seen) = (self.state, self.seen);
+        let allowed = seen.moves_allowed(self.now, self.search);
+        if allowed == 0 {
+            return;
+        }
         let mut busy = self.busy_nodes();
+        let drained = state.draining().flat_map(|record| {
+            let held = state.configs_of_node(record.node);
+            held.map(|config| (config, record.node, Space::take_one as Take<'a>))
+        });
+        let crowded = seen.crowded().filter_map(|chunk| {
+            let config = state.config(chunk)?;
+            Some((config, crowding(config, state)?.node, Space::take_apart as Take<'a>))
+        });
+        for (config, node, take) in drained.chain(crowded) {
+            if plan.moves >= allowed || plan.changes.len() >= CHANGES_PER_COMMAND_MAX {
+                return;
+            }
+            self.begin_move(config, node, take, &mut busy, plan);
+        }
+    }
+
+    /// Begins the move of a node's copy of a chunk, unless something stands against it now.
+    fn begin_move(
+        &mut self,
+        config: &ChunkConfig,
+        node: NodeId,
+        take: Take<'a>,
+        busy: &mut BTreeMap<NodeId, usize>,
+        plan: &mut Plan,
+    ) {
         let has_room = |busy: &BTreeMap<NodeId, usize>, node| {
             busy.get(&node).copied().unwrap_or(0) < MOVES_PER_NODE_MAX
         };
-        for node in self.state.draining().map(|record| record.node) {
-            for config in self.state.configs_of_node(node) {
-                if plan.moves >= allowed || plan.changes.len() >= CHANGES_PER_COMMAND_MAX {
-                    return;
-                }
-                let primary = config.primary.node;
-                if !has_room(&busy, primary) || plan.is_busy(config, self.seen) {
-                    continue;
-                }
-                let stage = stage(config, node, self.state, self.seen, self.verdicts, &self.space);
-                if stage != Stage::Due {
-                    continue;
-                }
-                let mut wanted = wanted(config, self.state, self.seen);
-                wanted.not.extend(busy.keys().copied().filter(|node| !has_room(&busy, *node)));
-                let Some(place) = self.space.take_one(&wanted) else { continue };
-                *busy.entry(primary).or_default() += 1;
-                *busy.entry(place.node).or_default() += 1;
-                plan.moves += 1;
-                let kind = ChangeKind::AddSpare { place };
-                plan.changes.push(ChunkChange { chunk: config.chunk, epoch: config.epoch, kind });
-            }
+        let primary = config.primary.node;
+        if !has_room(busy, primary) || plan.is_busy(config, self.seen) {
+            return;
         }
+        let stage = stage(config, node, self.state, self.seen, self.verdicts, &self.space);
+        if stage != Stage::Due {
+            return;
+        }
+        let mut wanted = wanted(config, self.state, self.seen);
+        wanted.not.extend(busy.keys().copied().filter(|node| !has_room(busy, *node)));
+        let Some(place) = take(&mut self.space, &wanted) else { return };
+        *busy.entry(primary).or_default() += 1;
+        *busy.entry(place.node).or_default() += 1;
+        plan.moves += 1;
+        let kind = ChangeKind::AddSpare { place };
+        plan.changes.push(ChunkChange { chunk: config.chunk, epoch: config.epoch, kind });
     }
 
     /// In how many fills each node takes part.

@@ -171,6 +171,8 @@ pub struct Observations {
     hidden: BTreeMap<NodeId, Time>,
     /// When the next move of a copy may begin.
     move_at: Time,
+    /// Chunks with two copies in one rack, as of the last look at all.
+    crowded: BTreeSet<ChunkId>,
     /// What commands that were handed to Raft place, by their index in the log.
     placing: BTreeMap<u64, Vec<Placing>>,
 }
@@ -194,6 +196,7 @@ impl Observations {
             slow: BTreeMap::new(),
             hidden: BTreeMap::new(),
             move_at: now,
+            crowded: BTreeSet::new(),
             placing: BTreeMap::new(),
         }
     }
@@ -494,6 +497,16 @@ impl Observations {
         for chunk in stuck {
             self.stuck_since.entry(*chunk).or_insert(now);
         }
+    }
+
+    /// Remembers which chunks have two copies in one rack.
+    pub fn note_crowded(&mut self, crowded: BTreeSet<ChunkId>) {
+        self.crowded = crowded;
+    }
+
+    /// Chunks that had two copies in one rack when all were looked at last.
+    pub fn crowded(&self) -> impl Iterator<Item = ChunkId> {
+        self.crowded.iter().copied()
     }
 
     /// Since when a chunk is stuck.

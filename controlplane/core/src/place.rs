@@ -193,6 +193,15 @@ impl<'a> Space<'a> {
 
     /// A place for one more replica, which is claimed. There is one whenever a node has room.
     pub fn take_one(&mut self, wanted: &Wanted) -> Option<Place> {
+        self.take(wanted, &RULES)
+    }
+
+    /// The same, but in a rack of its own or nowhere.
+    pub fn take_apart(&mut self, wanted: &Wanted) -> Option<Place> {
+        self.take(wanted, RULES.get(..Bound::ALL.len()).unwrap_or_default())
+    }
+
+    fn take(&mut self, wanted: &Wanted, rules: &[Rule]) -> Option<Place> {
         let mut sharing = self.sharing();
         let holders = wanted.holders.iter().copied();
         let mut chosen =
@@ -201,7 +210,7 @@ impl<'a> Space<'a> {
         chosen.racks = racks.filter_map(|at| self.homes.get(at)).map(|home| home.rack).collect();
         let skip = |at: usize| self.homes.get(at).is_none_or(|h| wanted.not.contains(&h.node));
         let next = |rule: &Rule| self.next(&sharing, &chosen, *rule, wanted.bytes, &skip);
-        let found = RULES.iter().find_map(next);
+        let found = rules.iter().find_map(next);
         let place = found.and_then(|at| self.widen(&mut chosen, at, &mut sharing));
         if let Some(place) = place {
             sharing.place(&chosen.circle, self.state);

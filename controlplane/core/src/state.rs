@@ -6,8 +6,8 @@
 //!
 //! ```text
 //! key    byte 0: kind (1 clock, 2 volume, 3 chunk, 4 node, 5 token, 6 erasure, 7 member, 8 zone
-//!        key, 9 revoked store, 10 salvaged chunk, 11 statement about an attachment, 12 drained node), then
-//!        the id, big-endian so that keys sort as ids do
+//!        key, 9 revoked store, 10 salvaged chunk, 11 statement about an attachment, 12 drained node,
+//!        13 patience of a volume), then the id, big-endian so that keys sort as ids do
 //! value  byte 0: version; then the fields (types/src/codec.rs)
 //! ```
 
@@ -27,7 +27,7 @@ use ashlar_types::{
 use thiserror::Error;
 
 /// Version of every value that this build writes, and the newest that it reads.
-/// Version 2: nodes with several stores. Version 3: racks of nodes.
+/// Version 2: nodes with several stores. Version 3: racks of nodes, patience of volumes.
 pub const VALUE_VERSION: u8 = 3;
 /// Version of the list of entries in a snapshot.
 pub const SNAPSHOT_VERSION: u16 = 1;
@@ -142,6 +142,8 @@ pub enum Key {
     Fenced(VolumeId),
     /// A node that is drained.
     Draining(NodeId),
+    /// How long requests of a volume wait, if not for ever.
+    ErrorAfter(VolumeId),
 }
 
 impl Key {
@@ -204,6 +206,10 @@ impl Key {
                 out.push(12);
                 out.extend(id.0.to_be_bytes());
             }
+            Self::ErrorAfter(id) => {
+                out.push(13);
+                volume(&mut out, *id);
+            }
         }
         out
     }
@@ -264,6 +270,8 @@ pub struct ZoneState {
     pub(crate) fenced: BTreeMap<VolumeId, Fenced>,
     /// Nodes that are to hold nothing.
     pub(crate) draining: BTreeMap<NodeId, DrainRecord>,
+    /// How long requests of volumes wait, in milliseconds: of those where it is not for ever.
+    pub(crate) error_after: BTreeMap<VolumeId, u64>,
     /// Volumes that are not ready yet.
     pub(crate) creating: BTreeSet<VolumeId>,
     /// Chunks with stale replicas.
@@ -300,6 +308,7 @@ impl ZoneState {
             salvaged: BTreeMap::new(),
             fenced: BTreeMap::new(),
             draining: BTreeMap::new(),
+            error_after: BTreeMap::new(),
             creating: BTreeSet::new(),
             with_stale: BTreeSet::new(),
             in_motion: BTreeSet::new(),
@@ -352,6 +361,12 @@ impl ZoneState {
     pub fn fenced(&self, volume: VolumeId) -> Option<&Fenced> {
         let present = self.volumes.get(&volume)?.generation;
         self.fenced.get(&volume).filter(|said| said.generation == present)
+    }
+
+    /// How long a request of the volume that cannot be carried out waits, in milliseconds; 0: for ever.
+    #[must_use]
+    pub fn error_after_millis(&self, volume: VolumeId) -> u64 {
+        self.error_after.get(&volume).copied().unwrap_or(0)
     }
 
     /// Volumes whose primaries have not all served yet.
@@ -557,6 +572,7 @@ impl ZoneState {
             Key::Salvaged(id) => self.salvaged.get(id).map(|risk| versioned(&(*id, risk.clone()))),
             Key::Fenced(id) => self.fenced.get(id).map(|said| versioned(&(*id, said.clone()))),
             Key::Draining(id) => self.draining.get(id).map(versioned),
+            Key::ErrorAfter(id) => self.error_after.get(id).map(|ms| versioned(&(*id, *ms))),
         }
     }
 
@@ -573,7 +589,8 @@ impl ZoneState {
             .chain(self.revoked.iter().map(|place| Key::Revoked(*place)))
             .chain(self.salvaged.keys().map(|id| Key::Salvaged(*id)))
             .chain(self.fenced.keys().map(|id| Key::Fenced(*id)))
-            .chain(self.draining.keys().map(|id| Key::Draining(*id)));
+            .chain(self.draining.keys().map(|id| Key::Draining(*id)))
+            .chain(self.error_after.keys().map(|id| Key::ErrorAfter(*id)));
         keys.filter_map(|key| self.value(&key).map(|value| (key.encode(), value)))
     }
 
@@ -644,6 +661,10 @@ impl ZoneState {
             12 => {
                 let record: DrainRecord = codec::decode(body)?;
                 self.draining.insert(record.node, record);
+            }
+            13 => {
+                let (volume, millis) = codec::decode(body)?;
+                self.error_after.insert(volume, millis);
             }
             other => return Err(StateError::Kind(other)),
         }

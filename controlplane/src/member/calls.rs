@@ -8,7 +8,7 @@ use super::members::{self, Planned};
 use super::{CallId, Member, Now, Output, Reply, Request, view};
 use crate::errors::{self, api_error};
 use ashlar_controlplane_core::apply::{Answer, Refusal};
-use ashlar_controlplane_core::command::{Action, Placement, TokenUse, request_hash};
+use ashlar_controlplane_core::command::{Action, ErrorAfter, Placement, TokenUse, request_hash};
 use ashlar_controlplane_core::describe;
 use ashlar_controlplane_core::place;
 use ashlar_controlplane_core::state::Volume;
@@ -17,7 +17,8 @@ use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::token::{Grant, Rights, Signs, TOKEN_LIFE_SECONDS, Verifies};
 use ashlar_proto::v1;
 use ashlar_types::limit::{
-    CHUNK_BYTES_MIN, CHUNKS_AT_CREATION_MAX, CLIENT_TOKEN_BYTES_MAX, VOLUME_NAME_BYTES_MAX,
+    CHUNK_BYTES_MIN, CHUNKS_AT_CREATION_MAX, CLIENT_TOKEN_BYTES_MAX, ERROR_AFTER_MILLIS_MAX,
+    ERROR_AFTER_MILLIS_MIN, VOLUME_NAME_BYTES_MAX,
 };
 use ashlar_types::{Generation, Geometry, GeometryError, Time, VolumeId};
 use std::collections::BTreeSet;
@@ -154,20 +155,12 @@ impl Member {
     }
 
     fn create(&mut self, now: Now, request: &v1::CreateVolumeRequest) -> Result<Step, ApiError> {
-        let token = token(
-            &request.client_token,
-            1,
-            &[
-                request.name.as_bytes(),
-                &request.size_bytes.to_le_bytes(),
-                &request.copies.to_le_bytes(),
-                &request.chunk_bytes.to_le_bytes(),
-            ],
-        )?;
+        let token = creation_token(request)?;
         if let Some(answer) = self.replayed(token.as_ref())? {
             return Ok(Step::Done(self.created(now, answer)));
         }
         check_name(&request.name)?;
+        let error_after = error_after(request.error_after_millis)?;
         let geometry =
             geometry(request.size_bytes, request.chunk_bytes, self.options.small_chunks)?;
         let copies = if request.copies == 0 { COPIES_DEFAULT } else { request.copies };
@@ -208,7 +201,7 @@ impl Member {
                 attachment: None,
                 created_millis: now.wall_millis,
             };
-            return Ok(Step::Done(self.planned(now, &planned, &placement)));
+            return Ok(Step::Done(self.planned(now, &planned, &placement, error_after)));
         }
         let name = request.name.clone();
         let action = Action::CreateVolume {
@@ -219,15 +212,25 @@ impl Member {
             copies_wanted,
             copies_min,
             placement,
+            error_after,
         };
         Ok(Step::Commit(CallKind::Create, action))
     }
 
     /// The answer of a dry run.
-    fn planned(&self, now: Now, volume: &Volume, placement: &Placement) -> Reply {
+    fn planned(
+        &self,
+        now: Now,
+        volume: &Volume,
+        placement: &Placement,
+        error_after: ErrorAfter,
+    ) -> Reply {
         let nodes: BTreeSet<u32> = placement.0.iter().flatten().map(|place| place.node.0).collect();
         Reply::CreateVolume(v1::CreateVolumeResponse {
-            volume: Some(self.view(now).volume(volume)),
+            volume: Some(v1::Volume {
+                error_after_millis: error_after.millis,
+                ..self.view(now).volume(volume)
+            }),
             dry_run: true,
             nodes: nodes.into_iter().collect(),
         })
@@ -634,6 +637,32 @@ pub(super) fn token(
     }
     let request_hash = request_hash(call, parameters);
     Ok(Some(TokenUse { token: text.to_owned(), request_hash }))
+}
+
+/// What is bound to the caller's token. What earlier releases did not know counts only where it is said,
+/// so that a call that is repeated across an update is the same one.
+fn creation_token(request: &v1::CreateVolumeRequest) -> Result<Option<TokenUse>, ApiError> {
+    let numbers = (request.size_bytes.to_le_bytes(), request.copies.to_le_bytes());
+    let (chunk, error_after) =
+        (request.chunk_bytes.to_le_bytes(), request.error_after_millis.to_le_bytes());
+    let mut parameters: Vec<&[u8]> = vec![request.name.as_bytes(), &numbers.0, &numbers.1, &chunk];
+    if request.error_after_millis != 0 {
+        parameters.push(&error_after);
+    }
+    token(&request.client_token, 1, &parameters)
+}
+
+/// How long requests of the volume wait, if that is a time that can be meant.
+fn error_after(millis: u64) -> Result<ErrorAfter, ApiError> {
+    let range = ERROR_AFTER_MILLIS_MIN..=ERROR_AFTER_MILLIS_MAX;
+    if millis == 0 || range.contains(&millis) {
+        return Ok(ErrorAfter { millis });
+    }
+    let problem = format!(
+        "{millis} ms: give it {ERROR_AFTER_MILLIS_MIN} (a fail-over takes some seconds) to \
+         {ERROR_AFTER_MILLIS_MAX}, or 0 to wait for ever"
+    );
+    Err(api_error::invalid("error_after_millis", problem))
 }
 
 fn check_name(name: &str) -> Result<(), ApiError> {

@@ -10,6 +10,7 @@ use ashlar_controlplane_core::describe;
 use ashlar_controlplane_core::drain::Expected;
 use ashlar_controlplane_core::elect::{Elections, elections};
 use ashlar_controlplane_core::interruption::{Interruption, lost_nodes};
+use ashlar_controlplane_core::moves;
 use ashlar_controlplane_core::observe::Observations;
 use ashlar_controlplane_core::place::{self, Space};
 use ashlar_controlplane_core::plan::{Plan, plan};
@@ -224,7 +225,8 @@ impl Lead {
                 | Key::Token(_)
                 | Key::Salvaged(_)
                 | Key::Fenced(_)
-                | Key::Draining(_) => {}
+                | Key::Draining(_)
+                | Key::ErrorAfter(_) => {}
             }
         }
     }
@@ -358,6 +360,7 @@ impl Member {
             let verdicts = verdict::judge_all(now.time, &self.state, &lead.seen);
             let stuck = describe::stuck_chunks(&self.state, &lead.seen, &verdicts);
             lead.seen.note_stuck(now.time, &stuck);
+            lead.seen.note_crowded(moves::crowded_chunks(&self.state));
         }
         if now.time.since(lead.erase_repeated) >= REPEAT_ERASE_EVERY {
             lead.erase_repeated = now.time;

@@ -70,6 +70,7 @@ impl<'a> View<'a> {
             chunks_at_risk: u32::try_from(self.state.at_risk(volume.id).count())
                 .unwrap_or(u32::MAX),
             at_risk: Vec::new(),
+            error_after_millis: self.state.error_after_millis(volume.id),
         }
     }
 

@@ -186,6 +186,28 @@ async fn bad_input_gets_a_typed_error_that_names_the_field() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_long_requests_wait_is_within_bounds_and_shown_and_part_of_the_call() {
+    let mut zone = Zone::start(1, 3).await;
+    let with = |error_after_millis, token: &str| v1::CreateVolumeRequest {
+        error_after_millis,
+        ..create("v", token)
+    };
+    for millis in [1, 4_999, 86_400_001, u64::MAX] {
+        let status = zone.volumes(1).create_volume(with(millis, "")).await.unwrap_err();
+        let error = ApiError::from_status(&status).unwrap();
+        assert_eq!(error.reason, Reason::InvalidParameter);
+        assert_eq!(error.fields[0].0, "error_after_millis");
+    }
+    let made = zone.volumes(1).create_volume(with(5_000, "t")).await.unwrap().into_inner();
+    assert_eq!(made.volume.unwrap().error_after_millis, 5_000);
+    let shown = zone.volumes(1).get_volume(named("v")).await.unwrap().into_inner();
+    assert_eq!(shown.volume.unwrap().error_after_millis, 5_000);
+    let other = zone.volumes(1).create_volume(with(6_000, "t")).await;
+    assert_eq!(reason(other), Reason::IdempotentParameterMismatch);
+    zone.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_zone_outlives_its_leader_and_a_restart_of_all() {
     let mut zone = Zone::start(3, 4).await;
     zone.volumes(1).create_volume(create("kept", "k")).await.unwrap();

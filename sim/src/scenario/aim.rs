@@ -20,6 +20,8 @@ pub(crate) enum Aim {
     Learner,
     /// The first node that the zone has agreed to drain.
     Drained,
+    /// Every node in the rack of the primary.
+    RackOfPrimary,
     /// Every node with a replica in sync.
     Holders,
     Leader,
@@ -58,6 +60,9 @@ impl World {
             Aim::Learner => of_config(&|config| config.learners.first().map(|r| r.node)),
             Aim::Drained => one(self.drains.nodes().next()),
             Aim::Outsider => of_config(&|config| self.outsiders(config).first().copied()),
+            Aim::RackOfPrimary => {
+                config.map(|config| self.beside(config.primary.node)).unwrap_or_default()
+            }
             Aim::Holders => config
                 .iter()
                 .flat_map(|config| config.in_sync.iter().map(|r| Host::Node(r.node)))

@@ -45,6 +45,8 @@ pub struct Scenario {
     pub(crate) nodes: u32,
     /// Stores of each node.
     pub(crate) stores: u32,
+    /// Racks that the nodes stand in, in turn; 0: they have no labels.
+    pub(crate) racks: u32,
     /// In which time nodes scrub everything, if they scrub at all.
     pub(crate) scrub: Option<Duration>,
     pub(crate) load: Load,

@@ -108,6 +108,8 @@ struct File {
     nodes: u32,
     #[serde(default = "one")]
     stores: u32,
+    #[serde(default)]
+    racks: u32,
     scrub: Option<String>,
     #[serde(default)]
     load: LoadText,
@@ -199,6 +201,9 @@ fn scenario_of(name: &'static str, text: &str) -> Result<Scenario, String> {
     if !(3..=16).contains(&file.nodes) {
         return Err(format!("nodes = {}: 3 to 16 are possible", file.nodes));
     }
+    if file.racks > file.nodes {
+        return Err(format!("racks = {}: there are {} nodes", file.racks, file.nodes));
+    }
     if ![1, 3].contains(&file.zones) {
         return Err(format!("zones = {}: 1 or 3 are possible", file.zones));
     }
@@ -237,6 +242,7 @@ fn scenario_of(name: &'static str, text: &str) -> Result<Scenario, String> {
         calls,
         nodes: file.nodes,
         stores: file.stores,
+        racks: file.racks,
         scrub: file.scrub.as_deref().map(span).transpose()?,
         load,
         steps,
@@ -290,6 +296,7 @@ mod tests {
             (GOOD.replace("for", "during"), "during"),
             ("nodes = 2\n".to_owned() + GOOD, "nodes = 2"),
             ("zones = 2\n".to_owned() + GOOD, "zones = 2"),
+            ("racks = 5\n".to_owned() + GOOD, "racks = 5"),
             (GOOD.to_owned() + "[calls]\nper-second = 5\ncreates = 1\n", "zones = 3"),
             ("about = 'x'\nfaults = []\nstep = []\n".to_owned(), "at least one step"),
             (GOOD.to_owned() + "[load]\nreads = 101\n", "at most 100"),

@@ -39,8 +39,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "what is on the drained node leaves, not who joined last",
         file: MOVES,
-        take_out: "drained.or(last).copied()",
-        put_in: "last.or(drained).copied()",
+        take_out: "let leaver = drained.or_else(|| crowding(config, state)).or(last);",
+        put_in: "let leaver = last.or(drained).or_else(|| crowding(config, state));",
         tests: CORE,
     },
     Mutant {

@@ -52,6 +52,34 @@ fn a_node_is_written_as_version_9_has_it_and_read_as_version_8_had_it() {
     holds(NODE_OF_VERSION_8, 8, Action::RegisterNode { node });
 }
 
+/// Version 9: how long requests of a volume wait. Before, its places were the last that was said.
+const CREATION_OF_VERSION_9: &str = "\
+    09000900000000000000010061000000000000000100000000000000000000000000000001000000\
+    76000000040000000000000004000000000201010000000200000001000000020000000100000002\
+    00000001000000000000000000000000000000020000000000000000000000000000003075000000\
+    000000";
+const CREATION_OF_VERSION_8: &str = "\
+    08000900000000000000010061000000000000000100000000000000000000000000000001000000\
+    76000000040000000000000004000000000201010000000200000001000000020000000100000002\
+    0000000100000000000000000000000000000002000000000000000000000000000000";
+
+#[test]
+fn a_volume_is_written_as_version_9_has_it_and_read_as_version_8_had_it() {
+    let place = |node: u32| Place { node: NodeId(node), store: StoreId(node.into()) };
+    let creation = |millis| Action::CreateVolume {
+        token: None,
+        volume: volume_id(1),
+        name: "v".into(),
+        geometry: Geometry::new(64 * MIB, 64 * MIB).unwrap(),
+        copies_wanted: 2,
+        copies_min: 1,
+        placement: crate::command::Placement([[place(1), place(2)].into()].into()),
+        error_after: ErrorAfter { millis },
+    };
+    holds(CREATION_OF_VERSION_9, 9, creation(30_000));
+    holds(CREATION_OF_VERSION_8, 8, creation(0));
+}
+
 #[test]
 fn replicas_that_are_away_are_written_as_version_6_has_them() {
     let replica = |node: u32| ReplicaId {

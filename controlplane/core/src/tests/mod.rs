@@ -14,7 +14,7 @@ mod scenes;
 mod stores;
 
 use crate::apply::{Answer, Applied, Refusal};
-use crate::command::{Action, ChangeKind, ChunkChange, Command, NodeRecord, TokenUse};
+use crate::command::{Action, ChangeKind, ChunkChange, Command, ErrorAfter, NodeRecord, TokenUse};
 use crate::elect::{Elections, elections};
 use crate::observe::{Observations, ProbeResult};
 use crate::plan::{Plan, plan};
@@ -164,6 +164,7 @@ impl Zone {
             copies_wanted: 3,
             copies_min: 2,
             placement,
+            error_after: ErrorAfter::default(),
         }
     }
 

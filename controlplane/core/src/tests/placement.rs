@@ -47,6 +47,7 @@ fn creation(zone: &Zone, chunks: u64, copies: u8) -> Action {
         copies_wanted: copies,
         copies_min: copies.min(2),
         placement,
+        error_after: ErrorAfter::default(),
     }
 }
 
@@ -160,6 +161,32 @@ fn in_a_zone_of_a_hundred_nodes_none_shares_with_more_than_the_bound_and_all_are
 }
 
 #[test]
+fn a_node_that_comes_alone_into_full_groups_takes_nothing_until_others_come_with_it() {
+    let mut zone = Zone::of((1..=33).map(record));
+    let come = |zone: &mut Zone, node: u32| {
+        zone.apply(Action::RegisterNode { node: record(node) }).answer.unwrap();
+        zone.seen.on_connected(zone.now, NodeId(node));
+        zone.beating.insert(node);
+        heard(zone, 1 << 40);
+    };
+    heard(&mut zone, 1 << 40);
+    let action = creation(&zone, 1_024, 3);
+    commit(&mut zone, action);
+    // All share with all: nobody may share with one more.
+    assert_eq!(most_peers(&zone), PEERS_PER_NODE_MAX);
+    come(&mut zone, 34);
+    let action = creation(&zone, 128, 3);
+    commit(&mut zone, action);
+    assert_eq!(most_peers(&zone), PEERS_PER_NODE_MAX);
+    assert_eq!(zone.state.replicas_on(NodeId(34)), 0);
+    (35..=36).for_each(|node| come(&mut zone, node));
+    let action = creation(&zone, 128, 3);
+    commit(&mut zone, action);
+    assert_eq!(most_peers(&zone), PEERS_PER_NODE_MAX);
+    assert!(zone.state.replicas_on(NodeId(34)) > 0);
+}
+
+#[test]
 fn after_a_death_new_homes_are_spread_over_the_peers_and_the_bound_holds() {
     let mut zone = racks(100, &["a", "b", "c", "d", "e"]);
     heard(&mut zone, 1 << 40);
@@ -222,6 +249,7 @@ fn a_bound_that_cannot_be_kept_keeps_no_copy_from_being_made() {
         copies_wanted: 3,
         copies_min: 2,
         placement,
+        error_after: ErrorAfter::default(),
     };
     zone.apply(action).answer.unwrap();
     let mut groups: BTreeSet<usize> = BTreeSet::new();
@@ -299,10 +327,46 @@ fn who_is_away_shares_as_others_do_and_the_count_is_the_same_however_the_state_c
     let (proposer, lost) = (config.primary, config.secondaries().next().unwrap());
     let evidence = crate::command::Evidence::Unreachable {};
     zone.change(0, ChangeKind::RemoveSecondary { proposer, replica: lost, evidence }).unwrap();
-    assert_eq!(zone.state.peers_of(lost.node), 2);
+    assert!(config.in_sync.iter().all(|replica| zone.state.peers_of(replica.node) == 2));
     let again = ZoneState::from_snapshot(zone_id(), &zone.state.to_snapshot()).unwrap();
     assert_eq!(again, zone.state);
     let volume = volume_id(1);
     zone.apply(Action::DeleteVolume { token: None, volume, force: true }).answer.unwrap();
     assert!(zone.state.nodes().all(|node| zone.state.peers_of(node.node) == 0));
+}
+
+#[test]
+fn a_copy_leaves_a_rack_that_has_another_once_one_elsewhere_has_room_and_only_then() {
+    // Racks x and y only; then a node of a third comes.
+    let mut zone = racks(4, &["x", "y"]);
+    let action = creation(&zone, 1, 3);
+    zone.apply(action).answer.unwrap();
+    let crowded = |zone: &mut Zone| {
+        let crowded = crate::moves::crowded_chunks(&zone.state);
+        zone.seen.note_crowded(crowded.clone());
+        crowded.len()
+    };
+    assert_eq!(crowded(&mut zone), 1);
+    assert!(zone.plan().changes.is_empty(), "nobody of another rack is there");
+    let before = zone.config(0);
+    zone.apply(Action::RegisterNode { node: in_rack(5, "z") }).answer.unwrap();
+    zone.seen.on_connected(zone.now, NodeId(5));
+    zone.beating.insert(5);
+    zone.run(900);
+    let plan = zone.carry_out();
+    let [ChunkChange { kind: ChangeKind::AddSpare { place }, .. }] = &plan.changes[..] else {
+        panic!("{plan:?}")
+    };
+    assert_eq!(place.node, NodeId(5));
+    let (proposer, replica) = (before.primary, zone.config(0).learners[0]);
+    zone.change(0, ChangeKind::PromoteLearner { proposer, replica, durable: FILLED }).unwrap();
+    // One of the two that share leaves, never the primary, nor the one that has just come.
+    for replica in zone.config(0).in_sync {
+        zone.report(0, replica, ReplicaState::Following);
+    }
+    zone.carry_out();
+    let after = zone.config(0);
+    assert_eq!(racks_of(&zone, &after).len(), 3, "{after:?}");
+    assert_eq!(after.primary, before.primary);
+    assert_eq!(crowded(&mut zone), 0);
 }

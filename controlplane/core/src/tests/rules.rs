@@ -487,3 +487,22 @@ fn a_learner_goes_to_a_known_node_only() {
     let result = next(&chunk, &change, |node| zone.state.node(node), |_| false);
     assert_eq!(result, Err(ChangeRefusal::UnknownNode));
 }
+
+#[test]
+fn how_long_requests_of_a_volume_wait_is_kept_with_it_and_goes_with_it() {
+    let mut zone = Zone::new();
+    let mut action = zone.creation("v");
+    if let Action::CreateVolume { error_after, .. } = &mut action {
+        error_after.millis = 30_000;
+    }
+    zone.apply(action).answer.unwrap();
+    let waits = |zone: &Zone, volume| zone.state.error_after_millis(volume);
+    assert_eq!(waits(&zone, volume_id(1)), 30_000);
+    zone.create(None, "w").unwrap();
+    assert_eq!(waits(&zone, volume_id(2)), 0);
+    let again = ZoneState::from_snapshot(zone_id(), &zone.state.to_snapshot()).unwrap();
+    assert_eq!(again.error_after_millis(volume_id(1)), 30_000);
+    let volume = volume_id(1);
+    zone.apply(Action::DeleteVolume { token: None, volume, force: false }).answer.unwrap();
+    assert_eq!(waits(&zone, volume), 0);
+}
