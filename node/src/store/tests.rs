@@ -6,6 +6,7 @@ mod faults;
 mod large;
 mod points;
 mod running;
+mod stored;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
