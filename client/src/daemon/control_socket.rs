@@ -20,6 +20,8 @@ use tokio::sync::{mpsc, oneshot};
 const LINE_BYTES_MAX: usize = 1024;
 /// Longest answer that a caller reads.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
+/// Pause when the process has no more descriptors: some are closed meanwhile.
+const NO_FILES_PAUSE: Duration = Duration::from_millis(100);
 /// Time for a caller to say what it wants.
 const ASK_WITHIN: Duration = Duration::from_secs(5);
 
@@ -66,7 +68,14 @@ pub(super) async fn serve(socket: &Path, asked: mpsc::Sender<Asked>) -> io::Resu
     let listener = UnixListener::bind(socket)?;
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
     loop {
-        let (stream, _) = listener.accept().await?;
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a caller of the control socket");
+                tokio::time::sleep(NO_FILES_PAUSE).await;
+                continue;
+            }
+        };
         let asked = asked.clone();
         spawn_named("client-control", async move {
             if let Err(error) = answer_one(stream, asked).await {
