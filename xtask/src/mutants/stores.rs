@@ -75,7 +75,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         file: "controlplane/core/src/place.rs",
         take_out: "let mut tried = chosen.homes.clone();",
         put_in: "let mut tried: Vec<usize> = Vec::new();",
-        tests: CONTROL,
+        tests: &["-p", "ashlar-controlplane-core", "placement::"],
     },
     Mutant {
         rule: "replicas of a store that its node comes without are gone",
