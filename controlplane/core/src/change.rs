@@ -80,6 +80,9 @@ pub enum ChangeRefusal {
     /// The replica is said to be away with its store, and its node has that.
     #[error("the node has the replica's store")]
     StoreThere,
+    /// The replica went with its store: what a leader had planned before the node said so.
+    #[error("the node does not have the replica's store any more")]
+    StoreGone,
     /// A replica is to give way to one on another node.
     #[error("the replica is on another node than the one that is to take its place")]
     OtherNode,
@@ -127,6 +130,7 @@ pub fn next<'a>(
         }
         ChangeKind::Elect { primary, evidence } => {
             may_be_said(*evidence, is_gone(old.primary))?;
+            is_there(*primary, &is_gone)?;
             elect(&mut next.chunk.config, *primary, *evidence, old.epoch)?;
         }
         ChangeKind::ReadoptStale { proposer, replica } => {
@@ -157,7 +161,7 @@ pub fn next<'a>(
             add_learner_on(&mut next.chunk.config, *place, node(place.node))?;
         }
         ChangeKind::Release { replica } => {
-            release(&mut next.chunk.config, *replica, old.epoch)?;
+            release(&mut next.chunk.config, *replica, old.epoch, &is_gone)?;
         }
         ChangeKind::RemoveLearner { proposer, replica } => {
             by_primary(old, *proposer)?;
@@ -169,10 +173,11 @@ pub fn next<'a>(
             if durable.term.elected != old.elected {
                 return Err(ChangeRefusal::OtherElection);
             }
+            is_there(*replica, &is_gone)?;
             promote(&mut next.chunk, *replica)?;
         }
         ChangeKind::Retire { replica } => {
-            retire(&mut next.chunk.config, *replica)?;
+            retire(&mut next.chunk.config, *replica, &is_gone)?;
             next.forgotten = Some(*replica);
         }
     }
@@ -240,6 +245,17 @@ const fn may_be_said(evidence: Evidence, is_away: bool) -> Result<(), ChangeRefu
         | Evidence::ReportedGone {}
         | Evidence::Agreed { .. } => Ok(()),
     }
+}
+
+/// A leader plans by what it has heard of a node, which may be overtaken by what the node registers.
+fn is_there(replica: ReplicaId, is_gone: &impl Fn(ReplicaId) -> bool) -> Result<(), ChangeRefusal> {
+    if is_gone(replica) { Err(ChangeRefusal::StoreGone) } else { Ok(()) }
+}
+
+/// Whether as many copies as are wanted are in sync on stores that are there.
+fn is_whole(config: &ChunkConfig, is_gone: &impl Fn(ReplicaId) -> bool) -> bool {
+    let there = config.in_sync.iter().filter(|replica| !is_gone(**replica)).count();
+    there >= usize::from(config.copies_wanted)
 }
 
 /// Takes a replica out of the in-sync set and remembers it as stale. One that is away with its store
@@ -358,6 +374,7 @@ fn release(
     config: &mut ChunkConfig,
     replica: ReplicaId,
     last_in_sync: Epoch,
+    is_gone: &impl Fn(ReplicaId) -> bool,
 ) -> Result<(), ChangeRefusal> {
     if replica == config.primary {
         return Err(ChangeRefusal::IsPrimary);
@@ -366,7 +383,7 @@ fn release(
         return Err(ChangeRefusal::NotInSync);
     }
     config.in_sync.retain(|r| *r != replica);
-    if config.in_sync.len() < usize::from(config.copies_wanted) {
+    if !is_whole(config, is_gone) {
         return Err(ChangeRefusal::NotWhole { copies_wanted: config.copies_wanted });
     }
     config.stale.push((replica, StaleInfo { last_in_sync, suspect: false }));
@@ -408,9 +425,13 @@ fn promote(chunk: &mut Chunk, replica: ReplicaId) -> Result<(), ChangeRefusal> {
 /// Gives a stale replica up. Its name is never used again: another replica on that node would have
 /// another incarnation. So whoever is asked to erase it by its full name, however late, erases
 /// nothing that is needed.
-fn retire(config: &mut ChunkConfig, replica: ReplicaId) -> Result<(), ChangeRefusal> {
+fn retire(
+    config: &mut ChunkConfig,
+    replica: ReplicaId,
+    is_gone: &impl Fn(ReplicaId) -> bool,
+) -> Result<(), ChangeRefusal> {
     let at = config.stale.iter().position(|(r, _)| *r == replica).ok_or(ChangeRefusal::NotStale)?;
-    if config.in_sync.len() < usize::from(config.copies_wanted) {
+    if !is_whole(config, is_gone) {
         return Err(ChangeRefusal::NotWhole { copies_wanted: config.copies_wanted });
     }
     config.stale.remove(at);

@@ -401,7 +401,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "a stale replica is retired only while as many as are wanted are in sync",
         file: "controlplane/core/src/change.rs",
-        take_out: ".ok_or(ChangeRefusal::NotStale)?;\n    if config.in_sync.len() < usize::from(config.copies_wanted) {",
+        take_out: ".ok_or(ChangeRefusal::NotStale)?;\n    if !is_whole(config, is_gone) {",
         put_in: ".ok_or(ChangeRefusal::NotStale)?;\n    if false {",
         tests: CORE,
     },
@@ -424,6 +424,27 @@ pub(super) const MUTANTS: &[Mutant] = &[
         file: "controlplane/core/src/apply.rs",
         take_out: "if !self.is_revoked(replica.node, replica.store) {",
         put_in: "if !self.is_store_gone(replica) {",
+        tests: CORE,
+    },
+    Mutant {
+        rule: "who is gone with its store is not elected",
+        file: "controlplane/core/src/change.rs",
+        take_out: "            is_there(*primary, &is_gone)?;\n",
+        put_in: "",
+        tests: CORE,
+    },
+    Mutant {
+        rule: "who is gone with its store is not promoted",
+        file: "controlplane/core/src/change.rs",
+        take_out: "            is_there(*replica, &is_gone)?;\n",
+        put_in: "",
+        tests: CORE,
+    },
+    Mutant {
+        rule: "who is gone with its store does not count as a copy",
+        file: "controlplane/core/src/change.rs",
+        take_out: "filter(|replica| !is_gone(**replica)).count();",
+        put_in: "filter(|replica| !is_gone(**replica) || true).count();",
         tests: CORE,
     },
     Mutant {

@@ -11,15 +11,15 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "a replica is released only while as many as are wanted are in sync without it",
         file: CHANGE,
-        take_out: "    config.in_sync.retain(|r| *r != replica);\n    if config.in_sync.len() < usize::from(config.copies_wanted) {",
+        take_out: "    config.in_sync.retain(|r| *r != replica);\n    if !is_whole(config, is_gone) {",
         put_in: "    config.in_sync.retain(|r| *r != replica);\n    if config.in_sync.is_empty() {",
         tests: CORE,
     },
     Mutant {
         rule: "a primary is never released",
         file: CHANGE,
-        take_out: "    last_in_sync: Epoch,\n) -> Result<(), ChangeRefusal> {\n    if replica == config.primary {",
-        put_in: "    last_in_sync: Epoch,\n) -> Result<(), ChangeRefusal> {\n    if false && replica == config.primary {",
+        take_out: "    is_gone: &impl Fn(ReplicaId) -> bool,\n) -> Result<(), ChangeRefusal> {\n    if replica == config.primary {",
+        put_in: "    is_gone: &impl Fn(ReplicaId) -> bool,\n) -> Result<(), ChangeRefusal> {\n    if false && replica == config.primary {",
         tests: CORE,
     },
     Mutant {

@@ -347,6 +347,39 @@ fn that_a_store_is_away_is_no_ones_word_but_what_its_node_registered() {
     assert_eq!(zone.config(0).stale[1], (config.primary, stale_since(2)));
 }
 
+/// A leader plans by what it hears; what the node registers meanwhile is committed first.
+#[test]
+fn who_is_gone_with_its_store_is_neither_elected_nor_promoted_nor_counted() {
+    let gone = || Err("the node does not have the replica's store any more".into());
+    let mut zone = Zone::with_volume();
+    let config = zone.config(0);
+    let (member, other) = (config.secondaries().next().unwrap(), config.secondaries().nth(1));
+    come_with(&mut zone, member.node.0, &[77]);
+    let elect = |primary| ChangeKind::Elect { primary, evidence: Evidence::NodeDead {} };
+    assert_eq!(zone.change(0, elect(member)), gone());
+    zone.change(0, elect(other.unwrap())).unwrap();
+
+    let mut zone = Zone::with_volume();
+    let config = zone.config(0);
+    let (proposer, member) = (config.primary, config.secondaries().next().unwrap());
+    let kind = remove(&zone, 0, Evidence::Unreachable {});
+    zone.change(0, kind).unwrap();
+    let spare = (1..=4).map(NodeId).find(|n| config.replicas().all(|r| r.node != *n)).unwrap();
+    zone.change(0, ChangeKind::AddLearner { proposer, node: spare }).unwrap();
+    let replica = zone.config(0).learners[0];
+    let promote = ChangeKind::PromoteLearner { proposer, replica, durable: FILLED };
+    come_with(&mut zone, spare.0, &[78]);
+    assert_eq!(zone.change(0, promote.clone()), gone());
+    come_with(&mut zone, spare.0, &[u128::from(spare.0)]);
+    zone.change(0, promote).unwrap();
+    // Three are in sync, and one of them is not there: nobody is given up.
+    come_with(&mut zone, spare.0, &[78]);
+    let not_whole = Err("fewer than 3 replicas are in sync".into());
+    assert_eq!(zone.change(0, ChangeKind::Retire { replica: member }), not_whole);
+    come_with(&mut zone, spare.0, &[u128::from(spare.0)]);
+    zone.change(0, ChangeKind::Retire { replica: member }).unwrap();
+}
+
 fn stale_since(epoch: u64) -> ashlar_types::StaleInfo {
     ashlar_types::StaleInfo { last_in_sync: Epoch(epoch), suspect: false }
 }
