@@ -43,7 +43,7 @@ fn the_file_reads_writes_and_gives_space_back_like_a_disk() {
     let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&path).unwrap();
     drop(file);
     let (mounted, error) = mounted.unmount().unwrap_err();
-    assert_eq!(error.kind(), std::io::ErrorKind::ResourceBusy);
+    assert_eq!(error.kind(), ErrorKind::ResourceBusy);
     drop(direct);
     unmount(mounted);
     assert!(!path.exists());
