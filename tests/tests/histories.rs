@@ -202,7 +202,7 @@ fn assert_is_noticed(events: &[Event], seed: u64) {
     let mut any = |wanted: &dyn Fn(&Event) -> bool| {
         let from = usize::try_from(dice.below(events.len() as u64)).unwrap();
         let found = (from..events.len()).chain(0..from).find(|at| wanted(&events[*at]));
-        found.expect("such an event")
+        found.unwrap()
     };
     let falsified = |at: usize, version: u64| {
         let mut events = events.to_vec();
