@@ -14,8 +14,10 @@ use crate::failure::{Failure, Kind};
 use crate::missing::{self, MissingZone};
 use crate::render::{Output, Show, columns};
 use crate::{Global, completion, process, size};
+use balance::BalanceView;
 use drain::DrainView;
 
+mod balance;
 mod drain;
 
 /// Commands about nodes.
@@ -201,6 +203,10 @@ pub(crate) struct NodeView {
     peers: u32,
     /// It is drained, or being drained.
     drain: Option<DrainView>,
+    /// Bytes promised on its stores.
+    promised_bytes: u64,
+    /// Copies move from it or to it for balance.
+    balance: Option<BalanceView>,
     #[serde(skip)]
     number: u32,
 }
@@ -228,6 +234,8 @@ impl From<&v1::Node> for NodeView {
             rack: node.rack.clone(),
             peers: node.peers,
             drain: node.drain.as_ref().map(DrainView::from),
+            promised_bytes: node.promised_bytes,
+            balance: node.balance.as_ref().map(BalanceView::from),
             number: node.id,
         }
     }
@@ -253,6 +261,12 @@ impl NodeView {
         self.state == "up"
     }
 
+    /// How far its drain is, and what moves for balance, in words; nothing, if nothing moves.
+    pub(crate) fn move_sentences(&self) -> Vec<String> {
+        let balance = self.balance.as_ref().map(|balance| balance.sentence(&self.id));
+        self.drain_sentences().into_iter().chain(balance).collect()
+    }
+
     /// How far its drain is, in words; nothing, if it is not drained.
     pub(crate) fn drain_sentences(&self) -> Vec<String> {
         self.drain.as_ref().map(|drain| drain.sentences(&self.id)).unwrap_or_default()
@@ -263,6 +277,7 @@ impl NodeView {
         [
             self.id.clone(),
             match &self.drain {
+                None if self.balance.is_some() => format!("{}, balancing", self.state),
                 None => self.state.to_owned(),
                 Some(drain) if drain.is_done() => format!("{}, drained", self.state),
                 Some(_) => format!("{}, draining", self.state),
@@ -284,7 +299,7 @@ impl Show for NodeView {
         let node = columns(Self::HEADER, [self.row()]);
         let stores = columns(StoreView::HEADER, self.stores.iter().map(StoreView::row));
         let mut parts = vec![node, stores];
-        parts.extend(self.drain_sentences());
+        parts.extend(self.move_sentences());
         parts.join("\n")
     }
 }
@@ -320,7 +335,7 @@ impl Show for NodeList {
             cause,
         ];
         let mut parts = vec![columns(header, self.nodes.iter().map(in_zone))];
-        parts.extend(self.nodes.iter().flat_map(NodeView::drain_sentences));
+        parts.extend(self.nodes.iter().flat_map(NodeView::move_sentences));
         missing::below(parts.join("\n"), &self.unreachable_zones)
     }
 }

@@ -218,7 +218,7 @@ impl Show for StatusView {
         parts.extend(self.members.iter().filter_map(MemberView::forgetful_sentence));
         parts.push(String::new());
         parts.push(columns(NodeView::HEADER, self.nodes.iter().map(NodeView::row)));
-        parts.extend(self.nodes.iter().flat_map(NodeView::drain_sentences));
+        parts.extend(self.nodes.iter().flat_map(NodeView::move_sentences));
         parts.push(String::new());
         parts.extend(self.interruption.as_ref().map(InterruptionView::sentence));
         parts.push(self.chunks.sentence());

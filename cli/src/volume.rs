@@ -1,4 +1,4 @@
-//! `ashlar volume`: creates, lists, shows, deletes and salvages volumes.
+//! `ashlar volume`: creates, lists, shows, grows, deletes and salvages volumes.
 //!
 //! Translates between the command line and `ashlar.v1.VolumeService`; decides nothing about
 //! volumes. The shape printed as JSON is this file's `VolumeView`, not the wire's message, so that
@@ -19,6 +19,7 @@ use crate::transfer::{export, import};
 use crate::{Global, completion, patience, process, size};
 use salvage::RiskView;
 
+mod grow;
 mod salvage;
 mod status;
 
@@ -87,6 +88,11 @@ pub(crate) enum Command {
     /// The volume is read back and compared at the end. What was interrupted goes on with the same
     /// command: what had been written is compared with the file first.
     Import(import::Arguments),
+    /// Make a volume larger, while it is in use if need be.
+    ///
+    /// Whoever has it attached takes the new size over within seconds; a mount's device grows with it, and
+    /// resize2fs or xfs_growfs makes the file system on it larger. NBD clients see it when they connect anew.
+    Grow(grow::Arguments),
     /// Delete a volume and every copy of it.
     Delete {
         /// Id or name.
@@ -146,6 +152,7 @@ pub(crate) fn run(command: Command, global: &Global, output: &Output) -> Result<
         Command::Status { volume } => output.show(&status::read(&zone, &volume)?),
         Command::Export(arguments) => export::run(&arguments, &zone, output),
         Command::Import(arguments) => import::run(&arguments, &zone, output),
+        Command::Grow(arguments) => grow::run(&zone, arguments, output),
         Command::Delete { volume, force, dry_run } => {
             delete(&zone, volume, (force, dry_run), output)
         }
@@ -231,6 +238,8 @@ pub(crate) struct VolumeView {
     id: String,
     name: String,
     size_bytes: u64,
+    /// While it grows: its size once the new chunks serve. 0: it does not grow.
+    growing_to_bytes: u64,
     chunk_bytes: u64,
     state: &'static str,
     copies_wanted: u32,
@@ -332,6 +341,7 @@ impl From<&v1::Volume> for VolumeView {
             id: volume.id.clone(),
             name: volume.name.clone(),
             size_bytes: geometry.size_bytes,
+            growing_to_bytes: volume.growing_to_bytes,
             chunk_bytes: geometry.chunk_bytes,
             state: match volume.state() {
                 v1::VolumeState::Unspecified => "unknown",
@@ -364,6 +374,14 @@ impl VolumeView {
             self.chunks.health().to_owned(),
             client.to_owned(),
         ]
+    }
+
+    /// Its size, and the one that it grows to, if it does.
+    fn size(&self) -> String {
+        match self.growing_to_bytes {
+            0 => size::show(self.size_bytes),
+            to => format!("{}, grows to {}", size::show(self.size_bytes), size::show(to)),
+        }
     }
 
     /// Why its attachment waits, in words.
@@ -411,7 +429,7 @@ impl Show for VolumeView {
             [
                 pair("name", self.name.clone()),
                 pair("id", self.id.clone()),
-                pair("size", size::show(self.size_bytes)),
+                pair("size", self.size()),
                 pair("chunk size", size::show(self.chunk_bytes)),
                 pair("state", self.state.to_owned()),
                 pair(

@@ -99,6 +99,11 @@ impl Bytewise {
         }
     }
 
+    /// The volume is larger now.
+    pub(crate) const fn grow(&mut self, geometry: Geometry) {
+        self.geometry = geometry;
+    }
+
     /// Bytes of content held for requests in progress.
     pub(crate) const fn bytes(&self) -> usize {
         self.bytes

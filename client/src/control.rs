@@ -269,6 +269,23 @@ impl ControlPlane {
         Ok(Attached { map, token: answer.token })
     }
 
+    /// The size of a volume in bytes: much less to ask for than its map.
+    ///
+    /// # Errors
+    /// What the control plane refused, or nobody answered within `within`.
+    pub async fn size(&mut self, volume: VolumeId, within: Duration) -> Result<u64, ControlError> {
+        let request = v1::GetVolumeRequest { volume: volume.to_string() };
+        let answer = self
+            .call(within, ANSWER_WITHIN, |mut client, left| {
+                let mut request = Request::new(request.clone());
+                request.set_timeout(left);
+                async move { client.get_volume(request).await }
+            })
+            .await?;
+        let geometry = answer.volume.and_then(|volume| volume.geometry);
+        Ok(geometry.ok_or(ConvertError::Missing("volume.geometry"))?.size_bytes)
+    }
+
     async fn call<T, F, R>(
         &mut self,
         within: Duration,

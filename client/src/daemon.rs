@@ -217,6 +217,8 @@ async fn attach(
         match control.map(&attached.volume, &attached.token(), CONFIRM_WITHIN).await {
             Ok(Attached { map, token }) if map.generation == cached.generation => {
                 attached.renew(token);
+                // It may have grown while no daemon ran.
+                state.keep_size(map.geometry.size_bytes())?;
                 return Ok((attached, map));
             }
             // Another attachment or a detach has ended ours: begin anew, by the usual rules.
@@ -259,6 +261,8 @@ struct Daemon {
     state: Arc<State>,
     volume: Option<Volume>,
     map: VolumeMap,
+    /// Of the volume; its changes are what the host is told of.
+    size: watch::Receiver<u64>,
     fuse: Option<FuseFile>,
     nbd_socket: PathBuf,
     stop_exports: CancellationToken,
@@ -302,6 +306,7 @@ impl Daemon {
         Ok(Self {
             config,
             state: Arc::new(state),
+            size: volume.device().size,
             volume: Some(volume),
             map,
             fuse,
@@ -355,6 +360,7 @@ impl Daemon {
                     }
                     return Ok(());
                 }
+                Ok(()) = self.size.changed() => self.on_grown(),
                 Some(Asked { question, answer, written }) = self.asked.recv() => {
                     let (reply, over) = match question {
                         Question::Status => (Answer::Status(Box::new(self.status().await)), false),
@@ -378,6 +384,35 @@ impl Daemon {
         }
     }
 
+    /// The volume has grown: that is kept, and then the kernel is told, the devices over the file away from
+    /// this task, as an export that is stuck would hold it up.
+    fn on_grown(&mut self) {
+        let size_bytes = *self.size.borrow_and_update();
+        if let Err(error) = self.state.keep_size(size_bytes) {
+            tracing::warn!(%error, "the new size is not kept");
+        }
+        let file = self.fuse_file();
+        if let Some(Err(error)) = self.fuse.as_ref().map(FuseFile::note_grown) {
+            tracing::warn!(%error, "the kernel is not told of the new size");
+        }
+        let tell = move || {
+            for (device, taken) in file.as_deref().map(crate::mount::grown).unwrap_or_default() {
+                let device = device.display();
+                match taken {
+                    Ok(()) => tracing::info!(
+                        %device, size_bytes,
+                        "the device has grown; a file system on it grows by resize2fs or xfs_growfs"
+                    ),
+                    Err(error) => tracing::warn!(
+                        %device, %error,
+                        "the device has not grown: `losetup --set-capacity` makes it take the new size"
+                    ),
+                }
+            }
+        };
+        drop(tokio::task::spawn_blocking(tell));
+    }
+
     async fn status(&self) -> DaemonStatus {
         let volume = match &self.volume {
             Some(volume) => volume.status().await,
@@ -388,7 +423,7 @@ impl Daemon {
         DaemonStatus {
             volume: self.map.volume.to_string(),
             name: self.map.name.clone(),
-            size_bytes: self.map.geometry.size_bytes(),
+            size_bytes: *self.size.borrow(),
             generation: self.map.generation.0,
             pid: std::process::id(),
             nbd_socket: self.nbd_socket.clone(),

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use std::fmt;
 use std::sync::Arc;
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// Batches that may wait for the task of a volume. A batch holds what one reading of a socket
 /// gave.
@@ -20,8 +20,18 @@ pub const SUBMISSIONS_MAX: usize = 256;
 pub struct BlockDevice {
     /// What it is.
     pub info: Arc<DeviceInfo>,
+    /// Bytes, a multiple of 4096; it may grow.
+    pub size: watch::Receiver<u64>,
     /// Where requests go. Closed once the device is gone.
     pub queue: mpsc::Sender<Submission>,
+}
+
+impl BlockDevice {
+    /// Bytes that it has now.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        *self.size.borrow()
+    }
 }
 
 /// What a device is.
@@ -29,8 +39,6 @@ pub struct BlockDevice {
 pub struct DeviceInfo {
     /// Name for exports: the volume's name, or its id.
     pub name: String,
-    /// Bytes, a multiple of 4096.
-    pub size_bytes: u64,
     /// Writes are refused.
     pub read_only: bool,
 }

@@ -219,6 +219,19 @@ pub fn mounts_of(file: &Path) -> Vec<PathBuf> {
     points.collect()
 }
 
+/// A volume's file has become larger: the loop devices over it become so too. File systems on them do
+/// not: that is for whoever mounted them (`resize2fs`, `xfs_growfs`). Gives what became larger, and what
+/// could not.
+#[must_use]
+pub fn grown(file: &Path) -> Vec<(PathBuf, io::Result<()>)> {
+    // The kernel knows the new size of the file once it was asked for it.
+    if let Err(error) = std::fs::metadata(file) {
+        return vec![(file.to_owned(), Err(error))];
+    }
+    let devices = loopdev::devices_over(file).into_iter();
+    devices.map(|device| (device.clone(), loopdev::take_size(&device))).collect()
+}
+
 /// Unmounts `dir` and takes its loop device away. Returns the volume's file: the daemon that
 /// presents it can be stopped next.
 ///

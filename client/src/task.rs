@@ -13,7 +13,7 @@ use ashlar_client_core::{Effect, Input, Outbox, VolumeCore, VolumeStatus};
 use ashlar_env::clock::{Clock, SystemClock};
 use ashlar_env::task::{Task, spawn_named};
 use ashlar_proto::frame::{FrameQueue, push_message};
-use ashlar_types::{ChunkConfig, NodeId, SessionId, Time, ZoneId};
+use ashlar_types::{ChunkConfig, NodeId, SessionId, Time, VolumeId};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -32,9 +32,12 @@ const MAP_WITHIN: Duration = Duration::from_secs(4);
 /// How often the attachment's token is renewed: several times in its life of a day.
 const RENEW_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
 
-/// How often the control plane is asked where its members are: more often than an operator can
-/// replace all of them, one after another.
-const MEMBERS_EVERY: Duration = Duration::from_secs(10);
+/// How often the control plane is asked whether the volume has grown. Who grows a volume looks for the new
+/// size a moment later; half of it would double what idle volumes cost a control plane.
+const SIZE_EVERY: Duration = Duration::from_secs(5);
+/// How often, in such turns, it is asked where its members are: more often than an operator can replace
+/// all of them, one after another.
+const MEMBERS_EVERY_TURNS: u32 = 2;
 
 /// What may be asked of the task besides I/O.
 #[derive(Debug)]
@@ -79,6 +82,8 @@ pub(crate) struct VolumeTask {
     pub(crate) control: ControlPlane,
     pub(crate) queue: mpsc::Receiver<Submission>,
     pub(crate) asks: mpsc::Receiver<Ask>,
+    /// Its size, for exports.
+    pub(crate) size: watch::Sender<u64>,
     /// Newest whereabouts, for whoever keeps them.
     pub(crate) whereabouts: watch::Sender<Arc<Whereabouts>>,
 }
@@ -98,18 +103,44 @@ struct Running {
     closing: Option<oneshot::Sender<()>>,
 }
 
-/// Asks now and then where the members of the control plane are, away from the volume's own task.
-fn ask_members(
+/// What is heard beside the map.
+#[derive(Debug)]
+enum News {
+    /// Where the members of the control plane are.
+    Members(Vec<String>),
+    /// The volume is larger than it is here: the map says where.
+    Larger,
+}
+
+/// Asks now and then whether the volume has grown and where the members of the control plane are, away
+/// from the volume's own task.
+fn ask_around(
     mut control: ControlPlane,
-    zone: ZoneId,
-    news: mpsc::Sender<Vec<String>>,
+    volume: VolumeId,
+    size: watch::Receiver<u64>,
+    news: mpsc::Sender<News>,
 ) -> Task<()> {
     let ask = async move {
-        loop {
-            tokio::time::sleep(MEMBERS_EVERY).await;
-            match control.ask_members(zone, MAP_WITHIN).await {
+        for turn in 1_u32.. {
+            tokio::time::sleep(SIZE_EVERY).await;
+            let heard = match control.size(volume, MAP_WITHIN).await {
+                Ok(now) if now > *size.borrow() => news.send(News::Larger).await,
+                Ok(_) => Ok(()),
+                Err(error) => {
+                    tracing::debug!(%error, "the size of the volume is not known");
+                    Ok(())
+                }
+            };
+            if heard.is_err() {
+                return;
+            }
+            if !turn.is_multiple_of(MEMBERS_EVERY_TURNS) {
+                continue;
+            }
+            match control.ask_members(volume.zone, MAP_WITHIN).await {
                 Ok(members) => {
-                    if control.learn(&members) && news.send(members).await.is_err() {
+                    let is_news = control.learn(&members);
+                    if is_news && news.send(News::Members(members)).await.is_err() {
                         return;
                     }
                 }
@@ -117,7 +148,7 @@ fn ask_members(
             }
         }
     };
-    spawn_named("client-members", ask).abort_on_drop()
+    spawn_named("client-news", ask).abort_on_drop()
 }
 
 impl VolumeTask {
@@ -127,8 +158,9 @@ impl VolumeTask {
         let (maps, mut maps_in) = mpsc::channel(1);
         let clock = SystemClock;
         let renew_at = Time::from_nanos(clock.now_nanos()) + RENEW_EVERY;
-        let (members, mut members_in) = mpsc::channel(1);
-        let _members = ask_members(self.control.clone(), self.identity.volume.zone, members);
+        let (news, mut news_in) = mpsc::channel(1);
+        let _around =
+            ask_around(self.control.clone(), self.identity.volume, self.size.subscribe(), news);
         let mut running = Running {
             task: self,
             clock,
@@ -168,7 +200,7 @@ impl VolumeTask {
                     }
                 }
                 Some(map) = maps_in.recv() => running.on_map(map),
-                Some(members) = members_in.recv() => running.on_members(&members),
+                Some(news) = news_in.recv() => running.on_news(&news),
                 ask = running.task.asks.recv() => {
                     match ask {
                         Some(Ask::Status(answer)) => running.tell_status(answer),
@@ -267,8 +299,12 @@ impl Running {
                 }
                 self.task.addresses = map.addresses;
                 self.task.control.learn(&map.members);
+                // First the room for new chunks, then who has them, and then everybody may know.
+                self.give(now, Input::Grow { geometry: map.geometry });
+                self.task.bytewise.grow(self.task.core.geometry());
                 self.give(now, Input::Map { configs: map.configs });
                 self.publish();
+                self.publish_size();
             }
             Err(error) => {
                 tracing::info!(%error, "no map from the control plane");
@@ -359,10 +395,12 @@ impl Running {
         });
     }
 
-    /// The control plane has other members now.
-    fn on_members(&mut self, members: &[String]) {
-        if self.task.control.learn(members) {
-            self.publish();
+    /// The control plane has other members now, or the volume has grown.
+    fn on_news(&mut self, news: &News) {
+        match news {
+            News::Members(members) if self.task.control.learn(members) => self.publish(),
+            News::Members(_) => {}
+            News::Larger => self.refresh_map(),
         }
     }
 
@@ -414,6 +452,18 @@ impl Running {
             members: self.task.control.members(),
         };
         self.task.whereabouts.send_replace(Arc::new(whereabouts));
+    }
+
+    fn publish_size(&self) {
+        let size_bytes = self.task.core.geometry().size_bytes();
+        let is_news = self.task.size.send_if_modified(|known| {
+            let differs = *known != size_bytes;
+            *known = size_bytes;
+            differs
+        });
+        if is_news {
+            tracing::info!(volume = %self.task.identity.volume, size_bytes, "the volume has grown");
+        }
     }
 
     fn end(mut self) {

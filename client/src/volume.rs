@@ -68,6 +68,7 @@ pub struct Volume {
     whereabouts: watch::Receiver<Arc<Whereabouts>>,
     control: ControlPlane,
     id: VolumeId,
+    /// As it was opened.
     geometry: Geometry,
     generation: Generation,
     _task: Task<()>,
@@ -114,8 +115,10 @@ impl Volume {
         let (queue, queue_in) = mpsc::channel(SUBMISSIONS_MAX);
         let (asks, asks_in) = mpsc::channel(16);
         let (whereabouts_out, whereabouts) = watch::channel(Arc::new(Whereabouts::default()));
+        let (size_out, size) = watch::channel(map.geometry.size_bytes());
         let task = VolumeTask {
             core,
+            size: size_out,
             bytewise: Bytewise::new(map.geometry, options.read_only),
             identity: Identity {
                 volume: map.volume,
@@ -129,13 +132,9 @@ impl Volume {
             whereabouts: whereabouts_out,
         };
         let name = if map.name.is_empty() { map.volume.to_string() } else { map.name };
-        let info = DeviceInfo {
-            name,
-            size_bytes: map.geometry.size_bytes(),
-            read_only: options.read_only,
-        };
+        let info = DeviceInfo { name, read_only: options.read_only };
         Self {
-            device: BlockDevice { info: Arc::new(info), queue },
+            device: BlockDevice { info: Arc::new(info), size, queue },
             calls: Arc::new(Calls::default()),
             asks,
             whereabouts,
@@ -159,10 +158,11 @@ impl Volume {
         self.id
     }
 
-    /// Its size and that of its chunks.
+    /// Its size and that of its chunks, as far as this client knows: it may have grown a moment ago.
     #[must_use]
     pub fn geometry(&self) -> Geometry {
-        self.geometry
+        let (size, chunk) = (self.device.size_bytes(), self.geometry.chunk_bytes());
+        Geometry::new(size, chunk).unwrap_or(self.geometry)
     }
 
     /// Generation of the attachment.

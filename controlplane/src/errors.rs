@@ -3,6 +3,7 @@
 use ashlar_controlplane_core::apply::Refusal;
 use ashlar_controlplane_core::bulkhead;
 use ashlar_controlplane_core::drain::DrainRefusal;
+use ashlar_controlplane_core::grow::GrowthRefusal;
 use ashlar_controlplane_core::place::NoPlacement;
 use ashlar_controlplane_core::rescue::{ChunkRescue, Step, WishRefusal};
 use ashlar_controlplane_core::salvage::SalvageRefusal;
@@ -182,6 +183,7 @@ pub(crate) fn refusal(refusal: &Refusal, volume: Option<VolumeId>) -> ApiError {
         Refusal::Salvage { chunk, cause } => {
             salvage_refusal(*cause, text).with("chunk", chunk.to_string())
         }
+        Refusal::Growth(refusal) => not_grown(refusal),
         Refusal::NothingToSalvage => ApiError::new(Reason::NothingToSalvage, text),
         Refusal::StartBack { .. } => ApiError::new(Reason::InvalidRegistration, text),
         Refusal::UnknownNode(node) => return api_error::node_not_found(*node),
@@ -309,6 +311,38 @@ pub(crate) fn not_drained(refusal: &DrainRefusal) -> ApiError {
                 error = error.with(&one.node.to_string(), one.why.clone());
             }
             error
+        }
+    }
+}
+
+/// A volume that cannot grow so, with what to do about it.
+fn not_grown(refusal: &GrowthRefusal) -> ApiError {
+    let size = |remedy: String| {
+        let text = format!("{refusal}; {remedy}");
+        ApiError::field(Reason::UnsupportedSize, "size_bytes", text)
+    };
+    match refusal {
+        GrowthRefusal::Shrinks { size_bytes } => size(format!(
+            "name a size of more than {size_bytes} bytes, or copy what is needed to a smaller volume \
+             (`ashlar volume create`)"
+        ))
+        .with("size_bytes", size_bytes.to_string()),
+        GrowthRefusal::TooManyChunks { largest_bytes, .. } => size(
+            "make a new volume of that size, which has larger chunks, and copy the content (`ashlar \
+             volume export`, `ashlar volume import`)"
+                .to_owned(),
+        )
+        .with("largest_bytes", largest_bytes.to_string()),
+        GrowthRefusal::TooManyAtOnce { largest_bytes } => size(format!(
+            "grow it to {largest_bytes} bytes first, and when it has them, on"
+        ))
+        .with("largest_bytes", largest_bytes.to_string()),
+        GrowthRefusal::Size(error) => {
+            ApiError::field(Reason::UnsupportedSize, "size_bytes", error.to_string())
+        }
+        GrowthRefusal::Creating | GrowthRefusal::Growing { .. } => {
+            let text = format!("{refusal}; try again when `ashlar volume show` says that it is done");
+            ApiError::new(Reason::IncorrectState, text).retry_after(Duration::from_secs(1))
         }
     }
 }

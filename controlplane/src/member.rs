@@ -16,6 +16,7 @@
 
 mod calls;
 mod drain;
+mod grow;
 mod lead;
 mod members;
 mod relay;
@@ -79,6 +80,7 @@ pub struct Now {
 pub enum Request {
     CreateVolume(v1::CreateVolumeRequest),
     DeleteVolume(v1::DeleteVolumeRequest),
+    GrowVolume(v1::GrowVolumeRequest),
     ListVolumes(v1::ListVolumesRequest),
     GetVolume(v1::GetVolumeRequest),
     AttachVolume(v1::AttachVolumeRequest),
@@ -113,6 +115,7 @@ impl Request {
             Self::RemoveMember(request) => !request.client_token.is_empty(),
             Self::CreateVolume(request) => !request.client_token.is_empty(),
             Self::DeleteVolume(request) => !request.client_token.is_empty(),
+            Self::GrowVolume(request) => !request.client_token.is_empty(),
             Self::AttachVolume(request) => !request.client_token.is_empty(),
             Self::DetachVolume(request) => !request.client_token.is_empty(),
             Self::SalvageVolume(request) => !request.client_token.is_empty(),
@@ -128,6 +131,7 @@ impl Request {
 pub enum Reply {
     CreateVolume(v1::CreateVolumeResponse),
     DeleteVolume(v1::DeleteVolumeResponse),
+    GrowVolume(v1::GrowVolumeResponse),
     ListVolumes(v1::ListVolumesResponse),
     GetVolume(v1::GetVolumeResponse),
     AttachVolume(v1::AttachVolumeResponse),
@@ -521,6 +525,7 @@ impl Member {
                 | Key::Fenced(_)
                 | Key::Draining(_)
                 | Key::ErrorAfter(_)
+                | Key::Growth(_)
                 | Key::ZoneKey => None,
             })
             .collect();

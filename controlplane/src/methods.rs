@@ -87,6 +87,7 @@ calls! {
     volume_service_server VolumeService, VolumeServiceClient:
         create_volume CreateVolume CreateVolumeRequest CreateVolumeResponse,
         delete_volume DeleteVolume DeleteVolumeRequest DeleteVolumeResponse,
+        grow_volume GrowVolume GrowVolumeRequest GrowVolumeResponse,
         list_volumes ListVolumes ListVolumesRequest ListVolumesResponse,
         get_volume GetVolume GetVolumeRequest GetVolumeResponse,
         attach_volume AttachVolume AttachVolumeRequest AttachVolumeResponse,

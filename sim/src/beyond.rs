@@ -106,6 +106,13 @@ pub(crate) struct Lost {
     drawn: Option<Loss>,
 }
 
+impl Lost {
+    /// Whether the seed loses more than is promised to be survived.
+    pub(crate) const fn is_drawn(&self) -> bool {
+        self.drawn.is_some()
+    }
+}
+
 impl World {
     /// Draws what is lost, when, and whether an operator acts.
     pub(crate) fn schedule_loss(&mut self, seed: u64, storm: Duration) {

@@ -9,7 +9,7 @@ use ashlar_client_core::{
 use ashlar_env::dice::{Dice, SeededDice};
 use ashlar_types::message::data::DataMessage;
 use ashlar_types::{
-    BLOCK_SIZE, BlockRange, ChunkConfig, ChunkId, ChunkIndex, Generation, SessionId, Time,
+    BLOCK_SIZE, BlockRange, ChunkConfig, ChunkId, ChunkIndex, Generation, Geometry, SessionId, Time,
 };
 use bytes::{Bytes, BytesMut};
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +33,8 @@ pub(crate) struct SimClient {
     settings: VolumeSettings,
     load: Load,
     blocks: u64,
+    /// Blocks before it grew for the first time.
+    first_size: Option<u64>,
     chunk_blocks: u64,
     pending: BTreeMap<OpId, Pending>,
     begun: BTreeMap<OpId, Time>,
@@ -71,6 +73,7 @@ impl SimClient {
             settings: kept,
             load,
             blocks,
+            first_size: None,
             chunk_blocks,
             pending: BTreeMap::new(),
             begun: BTreeMap::new(),
@@ -88,6 +91,18 @@ impl SimClient {
 
     pub(crate) fn handle(&mut self, now: Time, input: Input, out: &mut Outbox) {
         self.core.handle(now, input, out);
+    }
+
+    /// Size of the volume as its core knows it.
+    pub(crate) const fn geometry(&self) -> Geometry {
+        self.core.geometry()
+    }
+
+    /// The volume is larger than it was: its workload goes up to the new end.
+    pub(crate) fn grown(&mut self) {
+        self.settings.geometry = self.core.geometry();
+        self.first_size.get_or_insert(self.blocks);
+        self.blocks = self.settings.geometry.size_bytes() / BLOCK_SIZE as u64;
     }
 
     /// The attachment that it writes under.
@@ -110,6 +125,7 @@ impl SimClient {
         next.unreadable = self.unreadable.clone();
         next.zeroed = core::mem::take(&mut self.zeroed);
         next.next_op = self.next_op;
+        next.first_size = self.first_size;
         next.answers = self.answers;
         next.took = self.took.take();
         next.resting = self.resting;
@@ -227,6 +243,8 @@ impl SimClient {
             let span = if hot { self.load.hot_blocks } else { self.blocks };
             let starts = span.min(self.blocks).saturating_sub(count).max(1);
             let first = self.dice.below(starts);
+            let is_beyond = self.first_size.is_some_and(|size| first + count > size);
+            self.answers.beyond += u64::from(is_beyond);
             let Load { reads, zeroes, .. } = self.load;
             let (request, pending) = match self.dice.below(100) {
                 drawn if drawn < reads => self.read(first, count, judge),

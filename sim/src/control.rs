@@ -740,7 +740,7 @@ impl World {
 
     /// A node's store says what room it has.
     pub(crate) fn tell_space(&mut self, id: NodeId) {
-        let capacity_bytes = 1 << 40;
+        let capacity_bytes = self.room_bytes;
         let short = self.short_of_space.contains(&id);
         let used_bytes = if short { capacity_bytes } else { self.used_bytes };
         let up = self.nodes.get(&id).filter(|node| node.is_up());
@@ -846,6 +846,12 @@ impl World {
             Request::DrainNode(_) => {
                 self.drain_answered(request, None);
             }
+            Request::GrowVolume(_) => {
+                self.growth_answered(request, None);
+            }
+            Request::CreateVolume(_) | Request::DeleteVolume(_) => {
+                self.passing_answered(request, None);
+            }
             _attaching => self.schedule_in(REDIAL_MAX, Event::AttachAgain),
         }
     }
@@ -857,7 +863,10 @@ impl World {
             }
             return;
         };
-        if self.salvage_answered(&request, &result) || self.drain_answered(&request, Some(&result))
+        if self.salvage_answered(&request, &result)
+            || self.drain_answered(&request, Some(&result))
+            || self.growth_answered(&request, Some(&result))
+            || self.passing_answered(&request, Some(&result))
         {
             return;
         }
@@ -869,9 +878,7 @@ impl World {
         match result {
             Ok(Reply::GetVolumeMap(v1::GetVolumeMapResponse { map: Some(map), .. })) => {
                 self.client_learns(&map.members);
-                let configs =
-                    map.chunks.iter().filter_map(|c| ChunkConfig::try_from(c).ok()).collect();
-                self.client_input(client::Input::Map { configs });
+                self.client_maps(&map);
             }
             Ok(Reply::AttachVolume(v1::AttachVolumeResponse { map: Some(map), .. })) => {
                 self.client_learns(&map.members);

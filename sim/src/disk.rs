@@ -137,6 +137,14 @@ impl DiskFaults {
         })
     }
 
+    /// Whether anything lies in a wrong place of a chunk, or will, or reads get what was there before.
+    pub(crate) fn gives_wrong(&self, now: Time, chunk: ChunkId) -> bool {
+        let (from, to) = ((chunk, 0), (chunk, u32::MAX));
+        self.next_write.is_some()
+            || self.wrong.range(from..=to).next().is_some()
+            || self.stale.as_ref().is_some_and(|(until, _)| now < *until)
+    }
+
     /// What lies in the place of a block instead of what was written there.
     pub(crate) fn given(&self, chunk: ChunkId, block: u32) -> Option<Bytes> {
         self.wrong.get(&(chunk, block)).cloned().flatten()

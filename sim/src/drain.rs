@@ -6,7 +6,7 @@ use crate::world::{Event, World};
 use ashlar_controlplane::member::{Reply, Request};
 use ashlar_proto::reason::{ApiError, Reason};
 use ashlar_proto::v1;
-use ashlar_types::NodeId;
+use ashlar_types::{NodeId, ReplicaId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -90,11 +90,27 @@ impl World {
     fn holds_nothing(&self, node: NodeId) -> bool {
         let named = self.control.configs().any(|c| c.replicas().any(|r| r.node == node));
         let erasing = self.control.state().is_some_and(|state| {
+            // What was on a disk that is gone is not there to be erased.
+            let is_here =
+                |replica: ReplicaId| replica.node == node && !state.is_store_gone(replica);
             let mut erasures = state.erasures();
-            erasures.any(|(_, replica)| replica.node == node)
+            erasures.any(|(_, replica)| is_here(replica))
         });
         let core = self.nodes.get(&node).and_then(SimNode::core);
         !named && !erasing && core.is_none_or(|core| core.reports().count() == 0)
+    }
+
+    /// How far the drains are, as the zone says it itself, and what waits to be erased.
+    pub(crate) fn what_holds_drains(&mut self) -> String {
+        let request = Request::ListNodes(v1::ListNodesRequest::default());
+        let listed = match self.ask_until_done(&request) {
+            Ok(Reply::ListNodes(listed)) => listed.nodes,
+            other => return format!("{other:?}"),
+        };
+        let drains: Vec<_> =
+            listed.into_iter().filter_map(|node| Some((node.id, node.drain?))).collect();
+        let erasures = self.control.state().map(|state| state.erasures().collect::<Vec<_>>());
+        format!("{drains:?}; to be erased: {erasures:?}; {}", self.control.describe())
     }
 
     /// Counts the nodes that are drained at the end.

@@ -33,6 +33,8 @@ pub(crate) struct Answers {
     pub(crate) zeroings: u64,
     /// Most of them in progress together.
     pub(crate) most_open: usize,
+    /// Requests that reach beyond the size that the volume had at first.
+    pub(crate) beyond: u64,
 }
 
 fn millis(time: Duration) -> u64 {
@@ -105,12 +107,15 @@ impl World {
 
     /// What the client's requests came to.
     pub(crate) fn note_answers(&mut self) {
-        let Answers { longest, all, zeroings, most_open } =
+        let Answers { longest, all, zeroings, most_open, beyond } =
             self.client.as_ref().map(SimClient::answers).unwrap_or_default();
         self.tally.measure("longest request, ms", millis(longest));
         self.tally.measure("requests answered", all);
         self.tally.measure("zeroings acknowledged", zeroings);
         self.tally.measure("most requests in progress", most_open as u64);
+        if beyond > 0 {
+            self.tally.measure("requests beyond the first size", beyond);
+        }
     }
 
     /// A member cannot start, or cannot go on.

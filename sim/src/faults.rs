@@ -96,10 +96,16 @@ pub(crate) enum Fault {
     Salvage,
     /// An operator asks for a node to be drained, or for that to be cancelled.
     Drain { node: NodeId, cancel: bool },
+    /// An operator asks for a volume that is larger by so many chunks.
+    Grow { chunks: u64 },
+    /// A node comes that was not there at first.
+    Join { node: NodeId },
     /// A member's wall clock goes wrong by so many seconds for a while.
     JumpClock { member: u64, seconds: i64, length: Duration },
     /// A node's clock gains so many thousandths from now on.
     Drift { node: NodeId, permille: i64 },
+    /// Another volume is made, and deleted after so long.
+    ShortLived { length: Duration },
     /// More is lost than is promised to be survived.
     Beyond { loss: Loss },
     /// Nothing passes between this zone and the others.
@@ -158,7 +164,10 @@ impl Fault {
             Self::RestartClient => "restart client",
             Self::Salvage => "salvage",
             Self::Drain { cancel: false, .. } => "drain",
+            Self::Grow { .. } => "grow",
             Self::Drain { cancel: true, .. } => "cancel drain",
+            Self::ShortLived { .. } => "short-lived volume",
+            Self::Join { .. } => "join",
             Self::JumpClock { .. } => "jump clock",
             Self::Drift { .. } => "drift",
             Self::Beyond { loss } => loss.name(),
@@ -175,6 +184,8 @@ impl Fault {
 
 /// Longest time that a process or a connection of a pair of faults stays away.
 const PAIRED_AWAY_MAX: Duration = Duration::from_secs(3);
+/// After which they are asked again, if there is none.
+const DRAW_AGAIN: Duration = Duration::from_millis(50);
 /// How often the dice are asked for a target that the fault may have.
 const DRAWS_MAX: u32 = 30;
 
@@ -195,13 +206,19 @@ impl Swarm {
     pub(crate) fn draw(dice: &mut SeededDice, allowed: Kinds) -> Self {
         let all_on = dice.chance(1, 8);
         let mut kinds = Kinds::NONE;
-        for kind in FaultKind::ALL {
+        for kind in FaultKind::ALL.into_iter().filter(|kind| !FaultKind::LATER.contains(kind)) {
             if dice.chance(1, 2) || all_on {
                 kinds = kinds.with(kind);
             }
         }
         let calm_max = Duration::from_millis(300 + dice.below(3_000));
         let away_max = Duration::from_millis(500 + dice.below(6_000));
+        // Behind all else: seeds draw what they drew before there were these.
+        for kind in FaultKind::LATER {
+            if dice.chance(1, 2) || all_on {
+                kinds = kinds.with(kind);
+            }
+        }
         Self { kinds: kinds.and(allowed), calm_max, away_max }
     }
 
@@ -227,16 +244,7 @@ impl World {
         match fault {
             Fault::Draw => self.draw_fault(),
             Fault::Drawn { kind } => self.strike_drawn(kind),
-            Fault::FailSync { node, away } => {
-                if self.nodes.get(&node).is_some_and(SimNode::is_up) {
-                    self.node_logs(node, Line::StoreEnds, "a sync failed");
-                    if self.fail_one_store(node, away) {
-                        return;
-                    }
-                    self.tally.note("processes ended by a failed sync");
-                }
-                self.strike(Fault::Crash { node, away });
-            }
+            Fault::FailSync { node, away } => self.fail_sync(node, away),
             Fault::Crash { node, away } => self.end_for(node, End::Killed, away),
             Fault::Stop { node, away } => self.end_for(node, End::Stopped, away),
             Fault::PowerOff { node, away } => self.end_for(node, End::PowerCut, away),
@@ -270,6 +278,8 @@ impl World {
             Fault::CutOff { length } => self.cut_off_until = self.now + length,
             Fault::Salvage => self.begin_salvage(),
             Fault::Drain { node, cancel } => self.begin_drain(node, cancel),
+            Fault::Grow { chunks } => self.begin_growth(chunks),
+            Fault::ShortLived { length } => self.begin_passing(length),
             of_a_disk @ (Fault::RotEverywhere
             | Fault::SpoilWrite { .. }
             | Fault::ShowOld { .. }
@@ -293,6 +303,18 @@ impl World {
             | Fault::FillLog { .. }) => self.strike_member(of_a_member),
             of_a_machine => self.strike_machine(of_a_machine),
         }
+    }
+
+    /// A sync of one of a node's stores fails: the process ends, unless it has another store.
+    fn fail_sync(&mut self, node: NodeId, away: Duration) {
+        if self.nodes.get(&node).is_some_and(SimNode::is_up) {
+            self.node_logs(node, Line::StoreEnds, "a sync failed");
+            if self.fail_one_store(node, away) {
+                return;
+            }
+            self.tally.note("processes ended by a failed sync");
+        }
+        self.strike(Fault::Crash { node, away });
     }
 
     /// A node's process ends, and is started again after a while.
@@ -371,6 +393,7 @@ impl World {
 
     fn strike_machine(&mut self, fault: Fault) {
         match fault {
+            Fault::Join { node } => self.join(node),
             Fault::JumpClock { member, seconds, length } => {
                 self.control.set_wall_clock(member, seconds);
                 if seconds != 0 {
@@ -547,9 +570,10 @@ impl World {
     fn draw_fault(&mut self) {
         let swarm = self.swarm;
         let Some(kind) = swarm.pick(&mut self.fault_dice) else { return };
-        if let Some(fault) = self.fault_of(kind, swarm.away_max) {
+        let drawn = self.fault_of(kind, swarm.away_max);
+        if let Some(fault) = drawn.filter(|fault| self.may_strike(fault)) {
             self.tally.note(kind.name());
-            self.strike(fault);
+            self.strike_told(fault);
         }
         let wait = self.draw_fault_time(swarm.calm_max);
         self.schedule_in(wait, Event::Fault(Fault::Draw));
@@ -557,10 +581,28 @@ impl World {
 
     fn strike_drawn(&mut self, kind: FaultKind) {
         let fault = (0..DRAWS_MAX).find_map(|_| self.fault_of(kind, PAIRED_AWAY_MAX));
-        if let Some(fault) = fault {
-            self.tally.note(kind.name());
-            self.strike(fault);
-        }
+        let Some(fault) = fault else {
+            // All nodes are down: as soon as there is one that it may strike.
+            let again = Event::Fault(Fault::Drawn { kind });
+            return self.schedule_in(DRAW_AGAIN, again);
+        };
+        self.tally.note(kind.name());
+        self.strike_told(fault);
+    }
+
+    /// What the dice have drawn strikes: the log says what it is.
+    fn strike_told(&mut self, fault: Fault) {
+        let text = match &fault {
+            // One host and all others: too many to read.
+            Fault::Cut { wires, length } | Fault::Clog { wires, length, .. } if wires.len() > 2 => {
+                let from = wires.first().map(|wire| wire.from.to_string()).unwrap_or_default();
+                format!("{} of {} wires around {from} for {length:?}", fault.name(), wires.len())
+            }
+            few => format!("{few:?}"),
+        };
+        self.journal.remark(self.now, &format!("struck: {text}"));
+        self.note_taken(&fault);
+        self.strike(fault);
     }
 
     /// Two kinds of faults within a second, once the load runs.
@@ -692,8 +734,30 @@ impl World {
                 let permille = i64::try_from(self.fault_dice.below(201)).unwrap_or(0) - 100;
                 Some(Fault::Drift { node, permille })
             }
+            FaultKind::Drain => {
+                let cancel = self.drains.nodes().any(|drained| drained == node);
+                Some(Fault::Drain { node, cancel })
+            }
+            FaultKind::BadDisk => self.spoil(node, away),
+            FaultKind::ShortLived => Some(Fault::ShortLived { length: away }),
             _drawn_before => None,
         }
+    }
+
+    /// Something that a disk does to what it was given. It is the same disk all along.
+    fn spoil(&mut self, node: NodeId, away: Duration) -> Option<Fault> {
+        let how = self.fault_dice.below(4);
+        let node = self.promise.bad_disk.unwrap_or(node);
+        if !self.may_spoil(node) {
+            return None;
+        }
+        self.promise.bad_disk = Some(node);
+        Some(match how {
+            0 => Fault::Rot { node },
+            1 => Fault::SpoilWrite { node, how: WriteFault::Lost },
+            2 => Fault::SpoilWrite { node, how: WriteFault::Misdirected },
+            _ => Fault::ShowOld { node, length: away / 10 },
+        })
     }
 
     /// Wires of a host with one other host, or with all others.
@@ -714,19 +778,6 @@ impl World {
             .flat_map(|other| networks.map(|network| both_ways(host, other, network)))
             .flatten()
             .collect()
-    }
-
-    /// Whether the zone promises to survive the loss of a node's disk now: it is the first one, and
-    /// each of its chunks has two other copies in sync, on nodes that are up: one that is away may be
-    /// about to be removed, and this node be the only one that is left. (Members that run may not
-    /// know yet that it is: what was ever committed counts.)
-    fn may_lose(&self, node: NodeId) -> bool {
-        let is_up = |node: &NodeId| self.nodes.get(node).is_some_and(SimNode::is_up);
-        self.tally.of(FaultKind::NewDisk.name()) == 0
-            && self.watch.configs().all(|config| {
-                let others = config.in_sync.iter().filter(|replica| replica.node != node);
-                others.filter(|replica| is_up(&replica.node)).count() >= 2
-            })
     }
 }
 

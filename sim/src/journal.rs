@@ -148,7 +148,9 @@ impl fmt::Display for Line<'_> {
             }
             Event::AttachAgain => f.write_str("the volume is attached elsewhere"),
             Event::SalvageAgain => f.write_str("the operator asks for a salvage again"),
+            Event::PassingAgain { name } => write!(f, "the operator asks again for {name}"),
             Event::DrainAgain { node } => write!(f, "the operator asks again to drain {node}"),
+            Event::GrowAgain => f.write_str("the operator, or the client, asks again for the size"),
             Event::GivenUp { wire, connection } => {
                 write!(f, "{wire} #{connection}: given up if nothing got through")
             }

@@ -10,7 +10,9 @@
 //!   the chunk under a later term (3);
 //! - `replicas differ`: after healing, in-sync replicas of a chunk are not byte-identical (6);
 //! - `logged`: a warning or an error that was not to be expected;
-//! - `not writable`, `not whole`: after faults stop, requests or replicas stay unfinished (10).
+//! - `a size before its chunks`: the client is told of a size before the new chunks have served;
+//! - `not writable`, `not whole`, `not grown`: after faults stop, requests, replicas or growths stay
+//!   unfinished (10).
 //!
 //! Writes of one client to one block are ordered by the client library, so the history of a block
 //! is a list of versions and linearizability is two bounds on the version that a read returns.

@@ -62,6 +62,12 @@ pub enum FaultKind {
     Drift,
     /// A node's data core stands still, while it goes on beating.
     StallCore,
+    /// An operator has a node drained, or that cancelled.
+    Drain,
+    /// The disk of one node lets a block rot, loses or misplaces a write, or shows old content.
+    BadDisk,
+    /// Another volume is made, and deleted after a while.
+    ShortLived,
 }
 
 /// What the node's table says of a store that it goes on without.
@@ -69,7 +75,7 @@ const LOST: &str = "the node goes on without a store that failed";
 
 impl FaultKind {
     /// All kinds, in the order of their declaration.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 30] = [
         Self::CrashNode,
         Self::CrashMember,
         Self::CrashAll,
@@ -97,7 +103,13 @@ impl FaultKind {
         Self::JumpClock,
         Self::Drift,
         Self::StallCore,
+        Self::Drain,
+        Self::BadDisk,
+        Self::ShortLived,
     ];
+
+    /// Those that came when many seeds had a meaning.
+    pub(crate) const LATER: [Self; 3] = [Self::Drain, Self::BadDisk, Self::ShortLived];
 
     /// Its name on the command line and in the tally of a run.
     #[must_use]
@@ -130,6 +142,9 @@ impl FaultKind {
             Self::JumpClock => "jump-clock",
             Self::Drift => "drift",
             Self::StallCore => "stall-core",
+            Self::Drain => "drain",
+            Self::BadDisk => "bad-disk",
+            Self::ShortLived => "short-lived",
         }
     }
 
@@ -138,6 +153,12 @@ impl FaultKind {
     pub(crate) const fn lines(self) -> &'static [&'static str] {
         match self {
             Self::FailReads => &["a read of the store failed", "Unreadable", "Repaired"],
+            Self::BadDisk => &[
+                "blocks at rest fail their checksum",
+                "a read of the store failed",
+                "Unreadable",
+                "Repaired",
+            ],
             // A node with several stores goes on with the others, and introduces itself anew.
             Self::FailSync => &["the store ends", LOST, "the node comes without a store"],
             // With its disk exchanged it comes back while its former process counts as up: it asks
@@ -193,6 +214,9 @@ impl FaultKind {
             | Self::JumpClock
             | Self::ShortOfSpace
             | Self::FailReads
+            | Self::Drain
+            | Self::BadDisk
+            | Self::ShortLived
             | Self::Drift => 1,
             // Weather: always there where it is on.
             Self::Loss => 0,

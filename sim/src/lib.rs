@@ -6,6 +6,7 @@
 //!
 //! Not simulated: the shells (sockets, gRPC, files), which the tests in `tests/` run for real.
 
+mod balance;
 mod beyond;
 mod blocks;
 mod client;
@@ -17,6 +18,7 @@ mod drain;
 mod effects;
 mod faults;
 mod former;
+mod grow;
 mod journal;
 mod judge;
 mod kinds;
@@ -26,7 +28,9 @@ mod misplaced;
 mod net;
 mod node;
 mod observer;
+mod passing;
 mod pause;
+mod promise;
 mod queue;
 mod racks;
 mod region;

@@ -14,7 +14,7 @@ use crate::scenario::{Load, Scenario, Script, longest};
 use crate::watch::LOOK_EVERY;
 use crate::world::{Event, World};
 use ashlar_client_core::{VolumeSettings, WaitPolicy};
-use ashlar_controlplane::member::{Reply, Request};
+use ashlar_controlplane::member::{Member, Reply, Request};
 use ashlar_env::dice::{Dice, SeededDice};
 use ashlar_node_core::Timing;
 use ashlar_proto::v1;
@@ -220,6 +220,12 @@ impl Options {
         }
     }
 
+    /// Nodes that are not there at first: the last ones.
+    pub(crate) fn late_nodes(&self) -> impl Iterator<Item = NodeId> + use<> {
+        let late = self.scenario.map_or(0, |scenario| scenario.late);
+        (self.nodes.saturating_sub(late) + 1..=self.nodes).map(NodeId)
+    }
+
     /// Two kinds of faults within a second (F23): only judged.
     #[must_use]
     pub const fn of_pair(pair: (FaultKind, FaultKind), seed: u64) -> Self {
@@ -379,7 +385,9 @@ pub(crate) fn build(options: &Options, zone: ZoneId, lines: Lines) -> World {
     for number in 1..=options.nodes {
         let node = NodeId(number);
         world.nodes.insert(node, SimNode::new(zone, node, timing, options.stores, &mut dice));
-        world.schedule(Time::from_millis(1), Event::Start { node });
+        if !world.late.contains(&node) {
+            world.schedule(Time::from_millis(1), Event::Start { node });
+        }
     }
     if options.scenario.is_some_and(|scenario| scenario.scrub.is_some()) {
         world.used_bytes = 3 * CHUNK_BYTES_FLOOR;
@@ -427,7 +435,15 @@ impl World {
             self.judge_liveness("not writable");
         }
         let whole = self.now + REFILL_WITHIN;
-        self.run_until(whole, |world| world.is_whole() && world.is_drained() && world.is_apart());
+        let is_done = |world: &Self| {
+            world.is_whole()
+                && world.is_drained()
+                && world.is_cleared()
+                && world.is_apart()
+                && world.is_grown()
+                && world.is_balanced()
+        };
+        self.run_until(whole, is_done);
         self.note_drained();
         for _ in 0..self.judge.reads_refused {
             self.tally.note("reads refused, damage named");
@@ -462,11 +478,14 @@ impl World {
         // Otherwise the first nodes to come would hold everything.
         let patience = self.now + Duration::from_secs(2);
         let registered = |world: &Self| world.control.state().map_or(0, |s| s.nodes().count());
-        while registered(self) < self.nodes.len() && self.step(patience) {}
-        let chunk_bytes = CHUNK_BYTES_FLOOR;
+        let there = self.nodes.len() - self.late.len();
+        while registered(self) < there && self.step(patience) {}
+        let (chunks, chunk_bytes) = options
+            .scenario
+            .map_or((3, CHUNK_BYTES_FLOOR), |scenario| (scenario.chunks, scenario.chunk_bytes));
         let create = v1::CreateVolumeRequest {
             name: "demo".into(),
-            size_bytes: 3 * chunk_bytes,
+            size_bytes: chunks * chunk_bytes,
             copies: 3,
             chunk_bytes,
             client_token: "create".into(),
@@ -488,7 +507,7 @@ impl World {
             map.chunks.iter().filter_map(|config| ChunkConfig::try_from(config).ok()).collect();
         let first = configs.first().ok_or("the volume has no chunks")?;
         let geometry =
-            Geometry::new(3 * chunk_bytes, chunk_bytes).map_err(|error| error.to_string())?;
+            Geometry::new(chunks * chunk_bytes, chunk_bytes).map_err(|error| error.to_string())?;
         let settings = VolumeSettings {
             volume: first.chunk.volume,
             geometry,
@@ -534,6 +553,7 @@ impl World {
         self.net.heal();
         self.former.rest();
         self.give_up_drains();
+        self.give_up_passing();
         if let Some(script) = &mut self.script {
             script.end();
         }
@@ -612,6 +632,20 @@ impl World {
             })
     }
 
+    /// Members that have applied the same entries and hold different states, by whatever way each came
+    /// to it.
+    fn members_differ(&self) -> Option<String> {
+        let running = || self.control.members().filter_map(|(id, m)| Some((id, m.process()?)));
+        let differs = |one: &Member, other: &Member| {
+            one.applied_index() == other.applied_index()
+                && !one.state().entries().eq(other.state().entries())
+        };
+        running().find_map(|(id, one)| {
+            let (other, _) = running().find(|(_, other)| differs(one, other))?;
+            Some(format!("members {id} and {other} at entry {}", one.applied_index()))
+        })
+    }
+
     /// Something is unfinished that should not be.
     fn judge_liveness(&mut self, rule: &'static str) {
         let client = self.client.as_ref().map(SimClient::describe).unwrap_or_default();
@@ -631,16 +665,33 @@ impl World {
         if !self.judge.violations.is_empty() {
             return;
         }
+        if let Some(detail) = self.members_differ() {
+            self.judge.violated(self.now, "members differ", detail);
+            return;
+        }
         if !self.is_whole() {
             self.judge_liveness("not whole");
             return;
         }
         if !self.is_drained() {
-            self.judge_liveness("not drained");
+            let detail = self.what_holds_drains();
+            self.judge.violated(self.now, "not drained", detail);
+            return;
+        }
+        if !self.is_cleared() {
+            self.judge_liveness("something is left of a deleted volume");
+            return;
+        }
+        if !self.is_grown() {
+            self.judge_liveness("not grown");
             return;
         }
         if !self.is_apart() {
             self.judge_liveness("copies share a rack");
+            return;
+        }
+        if !self.is_balanced() {
+            self.judge_liveness("not balanced");
             return;
         }
         let compared = RefCell::new(0);

@@ -6,7 +6,7 @@ use crate::run::Sabotage;
 use crate::scenario::Moment;
 use crate::world::World;
 use ashlar_types::message::cluster::{Change, ControlUp, ReplicaState};
-use ashlar_types::{ChunkConfig, ChunkId, NodeId, Term, Time};
+use ashlar_types::{ChunkConfig, ChunkId, NodeId, Term, Time, VolumeId};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -29,6 +29,11 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
+    /// A volume is deleted: nothing is promised of its chunks any more.
+    pub(crate) fn forget(&mut self, volume: VolumeId) {
+        self.configs.retain(|chunk, _| chunk.volume != volume);
+    }
+
     /// The newest configuration of every chunk that was ever committed, whoever has forgotten it.
     pub(crate) fn configs(&self) -> impl Iterator<Item = &ChunkConfig> {
         self.configs.values()
@@ -56,6 +61,9 @@ impl World {
 
     /// A committed configuration may have changed.
     fn watch_config(&mut self, config: ChunkConfig) {
+        if self.passing.is_deleted(config.chunk.volume) {
+            return;
+        }
         let Some(known) = self.watch.configs.get(&config.chunk) else {
             self.watch.configs.insert(config.chunk, config);
             return;
@@ -111,6 +119,9 @@ impl World {
                 }
             }
         }
+        let serving = self.nodes.values().filter_map(SimNode::core).flat_map(|core| core.reports());
+        let serving = serving.filter(|report| report.state == ReplicaState::Serving);
+        self.growth.note_served(serving.map(|report| report.chunk));
         let first = self.watch.configs.keys().next();
         let possible = first.is_some_and(|chunk| able.contains_key(chunk));
         self.note_service(possible);

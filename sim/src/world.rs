@@ -4,6 +4,7 @@
 //! seed. Ties are broken by the order in which events were scheduled. What is for a process that
 //! stands still waits (`pause.rs`).
 
+use crate::balance::ROOM_USUAL;
 use crate::beyond::Lost;
 use crate::client::SimClient;
 use crate::client_side::Asked;
@@ -13,6 +14,7 @@ use crate::drain::Drains;
 use crate::effects::Effects;
 use crate::faults::{Fault, Swarm};
 use crate::former::Former;
+use crate::grow::Growth;
 use crate::journal::Journal;
 use crate::judge::Judge;
 use crate::kinds::Tally;
@@ -21,7 +23,9 @@ use crate::misplaced::Misplaced;
 use crate::net::{Host, Net, Wire};
 use crate::node::{ReadFault, SimNode};
 use crate::observer::Observer;
+use crate::passing::Passing;
 use crate::pause::Pauses;
+use crate::promise::Promise;
 use crate::queue::Queue;
 use crate::run::{Options, Sabotage};
 use crate::salvage::Salvages;
@@ -121,6 +125,10 @@ pub(crate) enum Event {
     DrainAgain {
         node: NodeId,
     },
+    GrowAgain,
+    PassingAgain {
+        name: String,
+    },
     GivenUp {
         wire: Wire,
         connection: u64,
@@ -158,6 +166,8 @@ impl Event {
             | Self::AttachAgain
             | Self::SalvageAgain
             | Self::DrainAgain { .. }
+            | Self::GrowAgain
+            | Self::PassingAgain { .. }
             | Self::GivenUp { .. }
             | Self::Fault(_)
             | Self::Resume { .. } => None,
@@ -187,6 +197,12 @@ pub(crate) struct World {
     pub(crate) nodes: BTreeMap<NodeId, SimNode>,
     /// Racks that they stand in; 0: nobody says.
     pub(crate) racks: u32,
+    /// Stores of each.
+    pub(crate) stores_each: u32,
+    /// What each store can hold.
+    pub(crate) room_bytes: u64,
+    /// Nodes that have not come yet.
+    pub(crate) late: BTreeSet<NodeId>,
     pub(crate) control: SimControl,
     pub(crate) client: Option<SimClient>,
     pub(crate) observer: Observer,
@@ -194,6 +210,8 @@ pub(crate) struct World {
     pub(crate) former: Former,
     pub(crate) salvages: Salvages,
     pub(crate) drains: Drains,
+    pub(crate) growth: Growth,
+    pub(crate) passing: Passing,
     pub(crate) watch: Watch,
     pub(crate) effects: Effects,
     /// The steps of a scenario that have not struck.
@@ -229,6 +247,8 @@ pub(crate) struct World {
     pub(crate) short_of_space: BTreeSet<NodeId>,
     /// Who never comes back.
     pub(crate) lost: Lost,
+    /// What a swarm may still take.
+    pub(crate) promise: Promise,
     /// Nothing passes between this zone and others until then.
     pub(crate) cut_off_until: Time,
     /// What a node's core wants, while it is carried out.
@@ -247,12 +267,17 @@ impl World {
             net,
             nodes: BTreeMap::new(),
             racks: options.racks,
+            stores_each: options.stores,
+            room_bytes: options.scenario.and_then(|s| s.room_bytes).unwrap_or(ROOM_USUAL),
+            late: options.late_nodes().collect(),
             control,
             client: None,
             observer: Observer::default(),
             former: Former::default(),
             salvages: Salvages::default(),
             drains: Drains::default(),
+            growth: Growth::default(),
+            passing: Passing::default(),
             watch: Watch::default(),
             effects: Effects::default(),
             script: None,
@@ -274,6 +299,7 @@ impl World {
             used_bytes: 0,
             short_of_space: BTreeSet::new(),
             lost: Lost::default(),
+            promise: Promise::default(),
             cut_off_until: Time::ZERO,
             outbox: node::Outbox::default(),
         }
@@ -326,15 +352,7 @@ impl World {
             return;
         }
         match event {
-            Event::NodeTick { node, life } => {
-                if self.lives(node, life) {
-                    if !self.is_core_stalled(node) {
-                        self.retry_full(node);
-                    }
-                    self.input(node, node::Input::Tick);
-                    self.schedule_in(NODE_TICK, Event::NodeTick { node, life });
-                }
-            }
+            Event::NodeTick { node, life } => self.node_ticks(node, life),
             Event::Start { node } => self.start_node(node),
             Event::Dial { from, to, network, life } => self.dial(from, to, network, life),
             Event::LinkLost { wire, life } => self.link_lost(wire, life),
@@ -386,10 +404,22 @@ impl World {
             Event::AttachAgain => self.attach_again(),
             Event::SalvageAgain => self.salvage_again(),
             Event::DrainAgain { node } => self.drain_again(node),
+            Event::GrowAgain => self.grow_again(),
+            Event::PassingAgain { name } => self.passing_again(name),
             Event::GivenUp { wire, connection } => self.given_up(wire, connection),
             Event::Control(event) => self.control_event(event),
             Event::Fault(fault) => self.strike(fault),
             Event::Resume { host, number } => self.resume(host, number),
+        }
+    }
+
+    fn node_ticks(&mut self, node: NodeId, life: u64) {
+        if self.lives(node, life) {
+            if !self.is_core_stalled(node) {
+                self.retry_full(node);
+            }
+            self.input(node, node::Input::Tick);
+            self.schedule_in(NODE_TICK, Event::NodeTick { node, life });
         }
     }
 

@@ -26,6 +26,26 @@ fn what_is_lost_for_ever_is_refused_with_its_cause_and_nothing_wrong_is_shown() 
     }
 }
 
+/// Seeds that failed once, with what they found.
+const SEEDS: &[(u64, &str)] = &[
+    (19, "service demanded of a chunk with fewer copies than writes need"),
+    (42, "service demanded of a chunk whose lost copy nobody can remove"),
+    (54, "an answer to another call taken for the status"),
+    (80, "a client without a map, as it started while no member answered"),
+    (81, "a client without a map, as it started while no member answered"),
+    (118, "a client without a map, as it started while no member answered"),
+];
+
+#[test]
+fn no_seed_that_failed_once_fails_again() {
+    for (seed, found) in SEEDS {
+        let outcome = run(options(*seed));
+        let shown: Vec<String> = outcome.violations.iter().map(ToString::to_string).collect();
+        let command = options(*seed).replay_command();
+        assert!(shown.is_empty(), "{found}: {command} --log\n{shown:#?}");
+    }
+}
+
 /// With a rule taken out, one of the first seeds must break that of the judge.
 fn must_break(rule: &str, sabotage: Sabotage) {
     let kinds = Kinds::NONE.with(FaultKind::CrashNode);

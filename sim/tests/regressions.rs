@@ -42,6 +42,25 @@ const SEEDS: &[(u64, &str, u64, &str)] = &[
         10_000,
         "an opening that read its own disk once only, with nobody else in sync",
     ),
+    (
+        51804,
+        "all",
+        10_000,
+        "a swarm that took two processes behind a disk before anybody could know",
+    ),
+    (16, "crash-node,drain", 10_000, "the last home of what is drained, drained itself"),
+    (
+        145,
+        "new-disk,drain",
+        10_000,
+        "two drains decided at once; what was on a lost disk, waited for",
+    ),
+    (
+        208,
+        "crash-node,crash-member,isolate,new-disk,drain,bad-disk",
+        10_000,
+        "members that started again had forgotten drains, statements, policies",
+    ),
 ];
 
 #[test]

@@ -13,6 +13,9 @@ pub const CHUNK_BYTES_FLOOR: u64 = 64 << 10;
 pub const CHUNKS_AT_CREATION_MAX: u64 = 1_024;
 /// Most chunks that a volume may grow to.
 pub const CHUNKS_MAX: u64 = 65_536;
+/// Most chunks that a volume grows by at a time: they are one entry of the log, of some 100 bytes each,
+/// which stays below half of a Raft message.
+pub const GROWTH_CHUNKS_MAX: u64 = 4_096;
 /// Largest volume, in bytes: 64 TiB keeps a chunk below 64 GiB and so block numbers in 32 bits.
 pub const VOLUME_BYTES_MAX: u64 = 64 << 40;
 /// Most blocks with data in one request, mirror or copy frame (1 MiB). Twice as much would double
@@ -79,5 +82,6 @@ const _: () = assert!(CHUNK_BYTES_MIN.is_power_of_two() && CHUNK_BYTES_FLOOR.is_
 const _: () = assert!(CHUNK_BYTES_FLOOR <= CHUNK_BYTES_MIN);
 const _: () =
     assert!(VOLUME_BYTES_MAX / CHUNKS_AT_CREATION_MAX / (BLOCK_SIZE as u64) < u32::MAX as u64);
+const _: () = assert!(GROWTH_CHUNKS_MAX <= CHUNKS_MAX);
 const _: () = assert!(WRITES_IN_FLIGHT_PER_CHUNK_MAX * 3 < UNCOMMITTED_RANGES_MAX);
 const _: () = assert!((IO_BYTES_MAX as u64) <= CHUNK_BYTES_MIN);

@@ -145,6 +145,11 @@ pub enum Input {
     },
     /// [`Effect::RefreshMap`] could not be carried out.
     MapFailed,
+    /// The volume has this size now, and the chunks for it serve. It never shrinks: a smaller one is old.
+    Grow {
+        /// Its size and that of its chunks.
+        geometry: Geometry,
+    },
     /// Time has passed. Due at [`crate::VolumeCore::next_wake`]; an early tick is harmless.
     Tick,
 }

@@ -17,7 +17,7 @@ use crate::slab::Slab;
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;
-use ashlar_types::{ChunkConfig, ChunkIndex, Epoch, NodeId, SessionId, Time};
+use ashlar_types::{ChunkConfig, ChunkIndex, Epoch, Geometry, NodeId, SessionId, Time};
 use core::fmt;
 use core::time::Duration;
 
@@ -126,10 +126,28 @@ impl VolumeCore {
             }
             Input::Map { configs } => self.on_map(now, configs, out),
             Input::MapFailed => self.on_map_failed(now),
+            Input::Grow { geometry } => self.on_grow(geometry),
             Input::Tick => self.on_tick(now, out),
         }
         #[cfg(debug_assertions)]
         self.check();
+    }
+
+    /// Requests up to the new end are taken from now on; what is in progress is not touched.
+    fn on_grow(&mut self, geometry: Geometry) {
+        let known = self.settings.geometry;
+        let is_larger = geometry.size_bytes() > known.size_bytes();
+        if is_larger && geometry.chunk_bytes() == known.chunk_bytes() {
+            self.settings.geometry = geometry;
+            let count = usize::try_from(geometry.chunk_count()).unwrap_or(self.chunks.len());
+            self.chunks.resize_with(count, Chunk::default);
+        }
+    }
+
+    /// Size of the volume, and of its chunks.
+    #[must_use]
+    pub const fn geometry(&self) -> Geometry {
+        self.settings.geometry
     }
 
     /// When [`Input::Tick`] is due at the latest; `None` while nothing is in progress.

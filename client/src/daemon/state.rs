@@ -3,7 +3,7 @@
 //! | file | content | durable before |
 //! |---|---|---|
 //! | `lock` | nothing; held exclusively while the daemon lives | |
-//! | `attachment.json` | client token, then volume and generation | the attach call; the first use |
+//! | `attachment.json` | client token, then volume, generation and size | the attach call; the first use |
 //! | `session` | how often this attachment was opened | the first connection |
 //! | `map.json` | configurations, addresses, newest token: a cache | never |
 //!
@@ -201,6 +201,18 @@ impl State {
 
     pub(super) fn save(&self, kept: &Kept) -> Result<(), StateError> {
         self.write("attachment.json", &to_json(kept))
+    }
+
+    /// The volume has grown: whoever resumes without a control plane goes on with this size.
+    pub(super) fn keep_size(&self, size_bytes: u64) -> Result<(), StateError> {
+        let Some(mut kept) = self.load()? else { return Ok(()) };
+        match &mut kept.attached {
+            Some(attached) if attached.size_bytes != size_bytes => {
+                attached.size_bytes = size_bytes;
+                self.save(&kept)
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Forgets the attachment: it was given back, or is over.
@@ -440,6 +452,21 @@ mod tests {
         assert_eq!(later.token(), b"first");
         std::fs::write(dir.path().join("map.json"), b"{").unwrap();
         assert!(state.load_map(&mut ours).unwrap().addresses.is_empty());
+    }
+
+    #[test]
+    fn a_volume_that_has_grown_is_resumed_with_its_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = State::open(dir.path()).unwrap();
+        state.keep_size(7).unwrap();
+        assert_eq!(state.load().unwrap(), None, "nothing is attached");
+        let mut kept = Kept::new("demo", false);
+        kept.attached = Some(KeptAttachment::new(&map(4), b"first"));
+        state.save(&kept).unwrap();
+        let grown = 2 * map(4).geometry.size_bytes();
+        state.keep_size(grown).unwrap();
+        let mut attached = state.load().unwrap().unwrap().attached.unwrap();
+        assert_eq!(state.load_map(&mut attached).unwrap().geometry.size_bytes(), grown);
     }
 
     #[test]

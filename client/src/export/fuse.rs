@@ -31,7 +31,7 @@ pub const SOURCE_PREFIX: &str = "ashlar-";
 const WRITE_BYTES_MAX: u32 = 1 << 20;
 /// Asynchronous requests that the kernel may have open.
 const BACKGROUND_MAX: u16 = 256;
-/// What the kernel may keep of names and attributes; nothing of it ever changes.
+/// What the kernel may keep of names and attributes; nothing of it changes but the size, and then it is told.
 const KEEP: Duration = Duration::from_secs(3600);
 
 /// Time for the kernel to end the session after the unmount.
@@ -92,6 +92,15 @@ impl FuseFile {
             tracing::info!(%error, "end of the FUSE session");
         }
         Ok(())
+    }
+
+    /// Tells the kernel that the file has another size; what it keeps of it is asked for anew.
+    ///
+    /// # Errors
+    /// The session is over.
+    pub(crate) fn note_grown(&self) -> io::Result<()> {
+        // Before the first byte: the attributes alone.
+        self.session.notifier().inval_inode(FILE, -1, 0)
     }
 
     /// Whether the kernel has ended it (unmounted by somebody else).
@@ -192,9 +201,9 @@ impl VolumeFile {
         let (kind, perm, nlink, size) = match ino {
             ROOT => (FileType::Directory, 0o555, 2, 0),
             FILE if self.device.info.read_only => {
-                (FileType::RegularFile, 0o400, 1, self.device.info.size_bytes)
+                (FileType::RegularFile, 0o400, 1, self.device.size_bytes())
             }
-            FILE => (FileType::RegularFile, 0o600, 1, self.device.info.size_bytes),
+            FILE => (FileType::RegularFile, 0o600, 1, self.device.size_bytes()),
             _ => return None,
         };
         Some(FileAttr {
@@ -218,7 +227,7 @@ impl VolumeFile {
 
     /// The part of a range that lies within the file.
     fn within(&self, offset: u64, len: u64) -> u64 {
-        self.device.info.size_bytes.saturating_sub(offset).min(len)
+        self.device.size_bytes().saturating_sub(offset).min(len)
     }
 }
 
@@ -407,7 +416,7 @@ impl Filesystem for VolumeFile {
     }
 
     fn statfs(&self, _req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        reply.statfs(self.device.info.size_bytes / 4096, 0, 0, 2, 0, 4096, 255, 4096);
+        reply.statfs(self.device.size_bytes() / 4096, 0, 0, 2, 0, 4096, 255, 4096);
     }
 
     /// The kernel's own answer (everything is data) is right.

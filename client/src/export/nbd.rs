@@ -124,7 +124,7 @@ pub async fn serve_on(
 async fn connection(device: BlockDevice, mut stream: UnixStream) -> Result<(), ConnectionError> {
     let export = Export {
         name: device.info.name.clone(),
-        size_bytes: device.info.size_bytes,
+        size_bytes: device.size_bytes(),
         read_only: device.info.read_only,
     };
     let mut input = BytesMut::with_capacity(READ_BYTES);

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4c82;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4c0a;
 const LOOP_CLR_FD: libc::Ioctl = 0x4c01;
+const LOOP_SET_CAPACITY: libc::Ioctl = 0x4c07;
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_DIRECT_IO: u32 = 16;
 const BLOCK_BYTES: u32 = 4096;
@@ -157,6 +158,12 @@ pub(super) fn devices_over(file: &Path) -> Vec<PathBuf> {
         .filter_map(|entry| Some(Path::new("/dev").join(entry.ok()?.file_name())))
         .filter(|device| backing_file(device).as_deref() == Some(file))
         .collect()
+}
+
+/// Has a loop device take over the size that its file has now (`losetup --set-capacity`).
+pub(super) fn take_size(device: &Path) -> io::Result<()> {
+    let opened = OpenOptions::new().read(true).open(device)?;
+    ioctl(&opened, LOOP_SET_CAPACITY, 0).map(|_| ())
 }
 
 /// Takes a loop device away from its file; one that is free already is no error.

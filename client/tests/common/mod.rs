@@ -33,8 +33,9 @@ impl Server {
     pub(crate) fn start(size_bytes: u64, read_only: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (queue, mut submissions) = tokio::sync::mpsc::channel::<Submission>(64);
-        let info = DeviceInfo { name: "demo".to_owned(), size_bytes, read_only };
-        let device = BlockDevice { info: Arc::new(info), queue };
+        let info = DeviceInfo { name: "demo".to_owned(), read_only };
+        let (_, size) = tokio::sync::watch::channel(size_bytes);
+        let device = BlockDevice { info: Arc::new(info), size, queue };
         let stop = CancellationToken::new();
         let (stopped, exported, socket) =
             (stop.clone(), device.clone(), dir.path().join("nbd.sock"));

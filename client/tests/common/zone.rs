@@ -371,6 +371,13 @@ impl VolumeService for Zone {
         Err(Status::unimplemented("not in this zone"))
     }
 
+    async fn grow_volume(
+        &self,
+        _request: Request<v1::GrowVolumeRequest>,
+    ) -> Result<Response<v1::GrowVolumeResponse>, Status> {
+        Err(Status::unimplemented("not in this zone"))
+    }
+
     async fn delete_volume(
         &self,
         _request: Request<v1::DeleteVolumeRequest>,

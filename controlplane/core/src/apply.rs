@@ -7,6 +7,7 @@
 use crate::change::{self, ChangeRefusal};
 use crate::codec::wire_enum;
 use crate::command::{Action, ChunkChange, Command, NodeRecord, Place, TokenUse};
+use crate::grow::GrowthRefusal;
 use crate::salvage::SalvageRefusal;
 use crate::state::{
     Attachment, CHUNKS_PER_ZONE_MAX, Chunk, Fenced, Key, TOKEN_LIFE_MILLIS, TOKENS_MAX,
@@ -145,6 +146,9 @@ pub enum Refusal {
         /// Why.
         cause: SalvageRefusal,
     },
+    /// The volume cannot grow so.
+    #[error(transparent)]
+    Growth(GrowthRefusal),
     /// Nothing was named to salvage.
     #[error("no chunk was named to salvage")]
     NothingToSalvage,
@@ -225,7 +229,12 @@ impl ZoneState {
             | Action::Detach { token, .. }
             | Action::Salvage { token, .. }
             | Action::AcknowledgeSalvage { token, .. }
-            | Action::Drain { token, .. } => self.act_once(token.as_ref(), action, changed),
+            | Action::Drain { token, .. }
+            | Action::GrowVolume { token, .. } => self.act_once(token.as_ref(), action, changed),
+            Action::FinishGrowth { grown } => {
+                grown.iter().for_each(|(id, size)| self.finish_growth(*id, *size, changed));
+                Ok(Answer::Done {})
+            }
             Action::MarkReady { volumes } => {
                 volumes.iter().for_each(|id| self.mark_ready(*id, changed));
                 Ok(Answer::Done {})
@@ -285,7 +294,11 @@ impl ZoneState {
             Action::Salvage { .. } => self.salvage(action, changed),
             Action::AcknowledgeSalvage { volume, .. } => self.acknowledge_salvage(*volume, changed),
             Action::Drain { node, cancel, .. } => self.drain(*node, *cancel, changed),
-            Action::RegisterNode { .. }
+            Action::GrowVolume { volume, size_bytes, placement, .. } => {
+                self.grow(*volume, *size_bytes, placement, changed)
+            }
+            Action::FinishGrowth { .. }
+            | Action::RegisterNode { .. }
             | Action::MarkReady { .. }
             | Action::Change { .. }
             | Action::SetZoneKey { .. }
@@ -421,7 +434,12 @@ impl ZoneState {
     }
 
     /// A new chunk: nothing is written yet, so all its replicas are in sync.
-    fn first_chunk(&self, volume: &Volume, index: ChunkIndex, places: &[Place]) -> Option<Chunk> {
+    pub(crate) fn first_chunk(
+        &self,
+        volume: &Volume,
+        index: ChunkIndex,
+        places: &[Place],
+    ) -> Option<Chunk> {
         let replica = |place: &Place| {
             let known = self.nodes.get(&place.node)?;
             // Named by the node alone, as up to command version 3: its only store is meant.
@@ -464,6 +482,7 @@ impl ZoneState {
                 self.erase(chunk, replica, changed);
             }
         }
+        self.forget_growth(id, changed);
         if let Some(volume) = self.volumes.remove(&id) {
             self.names.remove(&volume.name);
         }
@@ -531,7 +550,7 @@ impl ZoneState {
             .filter_map(|config| self.chunks.get(&config.chunk))
             .map(|chunk| change::with_generation(chunk, generation))
             .collect();
-        assert_eq!(next.len(), volume.geometry.chunk_count() as usize, "{id} lacks chunks");
+        assert!(next.len() >= volume.geometry.chunk_count() as usize, "{id} lacks chunks");
         for chunk in next {
             changed.insert(Key::Chunk(chunk.config.chunk));
             self.put_chunk(chunk);

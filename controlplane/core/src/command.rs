@@ -24,8 +24,8 @@ use thiserror::Error;
 /// Version of the command's bytes that this build writes, and the newest that it reads.
 /// Version 4: nodes with several stores, and placement by store. Version 5: salvage. Version 6:
 /// replicas that are away with their store. Version 7: what an operator states of an attachment.
-/// Version 8: drain. Version 9: racks of nodes, how long requests of a volume wait.
-pub const COMMAND_VERSION: u16 = 9;
+/// Version 8: drain. Version 9: racks of nodes, how long requests of a volume wait. Version 10: growth.
+pub const COMMAND_VERSION: u16 = 10;
 
 /// Most chunk changes in one command: some 60 bytes each keep it far below a Raft message.
 pub const CHANGES_PER_COMMAND_MAX: usize = 4_096;
@@ -182,6 +182,22 @@ pub enum Action {
         node: NodeId,
         /// It is of use again.
         cancel: bool,
+    },
+    /// Chunks for a larger volume: see [`crate::grow`].
+    GrowVolume {
+        /// Protection against repetition.
+        token: Option<TokenUse>,
+        /// The volume.
+        volume: VolumeId,
+        /// Its size once they serve.
+        size_bytes: u64,
+        /// For each new chunk where it is held, primary first.
+        placement: Placement,
+    },
+    /// Every primary of the new chunks serves: clients are told of the size.
+    FinishGrowth {
+        /// The volumes, each with the size that was judged.
+        grown: Vec<(VolumeId, u64)>,
     },
     /// A member's store is damaged or empty: it cannot take part. Or it does again.
     NoteLost {
@@ -537,6 +553,8 @@ wire_enum! { Action {
     13 => AcknowledgeSalvage { token, volume },
     14 => StateFenced { volume, generation, by },
     15 => Drain { token, node, cancel },
+    16 => GrowVolume { token, volume, size_bytes, placement },
+    17 => FinishGrowth { grown },
 } }
 
 /// Why bytes of the log are no command of this build.

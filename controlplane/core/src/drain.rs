@@ -14,7 +14,7 @@ use crate::observe::Observations;
 use crate::place::{Rejected, Space, Wanted};
 use crate::state::{Key, ZoneState};
 use crate::verdict::Verdicts;
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use ashlar_types::{ChunkConfig, ChunkId, NodeId, ReplicaId, wire_struct};
 use thiserror::Error;
@@ -135,7 +135,8 @@ impl ZoneState {
     }
 }
 
-/// Whether a node can be drained, as this leader sees it: `space` is what it knows of all nodes.
+/// Whether a node can be drained, as this leader sees it: `space` is what it knows of all nodes. Those that
+/// are drained already must be able to go on: it may be the home that they wait for.
 ///
 /// # Errors
 /// The first chunk that stands against it.
@@ -145,10 +146,10 @@ pub fn check(
     mut space: Space<'_>,
 ) -> Result<Expected, DrainRefusal> {
     let mut expected = Expected::default();
-    for config in state.configs_of_node(node) {
-        if !needs_home(config, node) {
-            continue;
-        }
+    let others = state.draining().flat_map(|record| state.configs_of_node(record.node));
+    let concerned = state.configs_of_node(node).chain(others);
+    let concerned: BTreeMap<ChunkId, &ChunkConfig> = concerned.map(|c| (c.chunk, c)).collect();
+    for config in concerned.into_values() {
         let holds = config.in_sync.iter().any(|replica| replica.node == node);
         let remaining = config.in_sync.len() - usize::from(holds);
         if holds && !config.is_whole() && remaining < usize::from(config.copies_min) {
@@ -160,24 +161,34 @@ pub fn check(
                 copies_min: config.copies_min,
             });
         }
-        let (chunk, bytes) = (config.chunk, state.bytes_of(config.chunk));
-        let wanted = Wanted { bytes, not: moves::holders(config, state), ..Wanted::default() };
-        if space.take_one(&wanted).is_none() {
-            let candidates = space.rejected(bytes, &wanted.not);
-            return Err(DrainRefusal::NoHome { node, chunk, bytes, candidates });
+        let homes = homes_needed(config, node, state);
+        if homes == 0 {
+            continue;
         }
-        expected.copies += 1;
-        expected.bytes += bytes;
+        let (chunk, bytes) = (config.chunk, state.bytes_of(config.chunk));
+        let not = moves::holders(config, state).into_iter().chain([node]).collect();
+        let mut wanted = Wanted { bytes, not, ..Wanted::default() };
+        for _ in 0..homes {
+            let Some(place) = space.take_one(&wanted) else {
+                let candidates = space.rejected(bytes, &wanted.not);
+                return Err(DrainRefusal::NoHome { node, chunk, bytes, candidates });
+            };
+            wanted.not.push(place.node);
+        }
+        if config.replicas().any(|replica| replica.node == node) {
+            expected.copies += 1;
+            expected.bytes += bytes;
+        }
     }
     Ok(expected)
 }
 
-/// Whether what a node holds of a chunk has to be copied elsewhere: a stale replica of a chunk that is
-/// whole without it is only given up.
-fn needs_home(config: &ChunkConfig, node: NodeId) -> bool {
-    let named = config.in_sync.iter().chain(&config.learners).any(|replica| replica.node == node);
-    let spare = config.in_sync.len() > usize::from(config.copies_wanted);
-    (named && !spare) || !config.is_whole()
+/// How many new homes a chunk needs, so that it can do without a node and without those that are drained
+/// already: as many as it wants copies beyond those on other nodes, whatever state they are in (who is away
+/// may come back).
+fn homes_needed(config: &ChunkConfig, node: NodeId, state: &ZoneState) -> usize {
+    let stays = config.replicas().filter(|r| r.node != node && !state.is_draining(r.node)).count();
+    usize::from(config.copies_wanted).saturating_sub(stays)
 }
 
 /// How far a node's drain is.

@@ -7,6 +7,7 @@
 //!
 //! Without a living in-sync member, nothing: nobody else has every acknowledged write.
 
+use crate::balance::{self, Levels};
 use crate::command::{CHANGES_PER_COMMAND_MAX, ChangeKind, ChunkChange, Evidence};
 use crate::observe::{Observations, SILENT_DOUBT_MILLIS, SILENT_VOTE_MILLIS, is_down};
 use crate::state::ZoneState;
@@ -45,12 +46,13 @@ pub fn elections(
     verdicts: &Verdicts,
 ) -> Elections {
     let mut due = Vec::new();
+    let levels = Levels::of(state, seen);
     for (node, verdict) in verdicts {
         for config in state.configs_of_node(*node) {
             if config.primary.node != *node || seen.is_electing(config.chunk, config.epoch) {
                 continue;
             }
-            let leaves = || leave(config, state, seen, verdicts);
+            let leaves = || leave(config, state, seen, verdicts, &levels);
             if let Some(step) = step(now, config, verdict, state, seen).or_else(leaves) {
                 due.push((config, step));
             }
@@ -165,11 +167,16 @@ fn leave(
     state: &ZoneState,
     seen: &Observations,
     verdicts: &Verdicts,
+    levels: &Levels,
 ) -> Option<Step> {
+    if config.in_sync.len() <= usize::from(config.copies_wanted) {
+        return None;
+    }
+    let primary = config.primary.node;
     let usable = |node: NodeId| verdicts.get(&node).is_some_and(Verdict::is_usable);
-    let due = state.is_draining(config.primary.node)
-        && config.in_sync.len() > usize::from(config.copies_wanted)
-        && usable(config.primary.node)
+    let outweighs = || balance::leaver(config, None, state, levels) == Some(primary);
+    let due = (state.is_draining(primary) || outweighs())
+        && usable(primary)
         && config.secondaries().any(|r| usable(r.node) && !state.is_draining(r.node));
     if !due {
         return None;

@@ -15,6 +15,7 @@
 //! | [`plan`] | what the leader proposes next |
 //! | [`moves`] | which copies go from one working node to another, and when the former leaves |
 //! | [`drain`] | which nodes are to hold nothing, whether they can, and how far that is |
+//! | [`grow`] | how a volume grows, and when clients are told |
 //! | [`salvage`] | when a stale replica takes over on an operator's word, and what that revokes |
 //! | [`rescue`] | what a salvage would do, as the leader sees it before it proposes one |
 //! | [`describe`] | how volumes and chunks are, with causes |
@@ -27,6 +28,7 @@
 extern crate alloc;
 
 pub mod apply;
+pub mod balance;
 pub mod bulkhead;
 pub mod change;
 mod codec;
@@ -34,6 +36,7 @@ pub mod command;
 pub mod describe;
 pub mod drain;
 pub mod elect;
+pub mod grow;
 pub mod interruption;
 mod members;
 pub mod moves;

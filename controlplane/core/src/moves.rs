@@ -1,5 +1,6 @@
-//! Moves of copies between nodes that all work (decisions/0014): away from nodes that are drained, and
-//! out of a rack that has two of one chunk, once another has room (decisions/0015).
+//! Moves of copies between nodes that all work (decisions/0014): away from nodes that are drained, out of a
+//! rack that has two of one chunk, once another has room (decisions/0015), and from full nodes to empty
+//! ones (`balance.rs`).
 //!
 //! ```text
 //! whole --AddSpare--> one is being filled --promoted--> one more in sync than wanted
@@ -18,6 +19,7 @@
 //!
 //! Nothing here is remembered: what is under way stands in the configurations.
 
+use crate::balance::{self, Levels};
 use crate::command::{CHANGES_PER_COMMAND_MAX, ChangeKind, ChunkChange, Place};
 use crate::observe::{Observations, SILENT_DOUBT_MILLIS, is_down};
 use crate::place::{Space, Wanted};
@@ -146,13 +148,11 @@ pub(crate) fn no_home(bytes: u64, not: &[NodeId], space: &Space<'_>) -> String {
     format!("no node can take another replica: {}", reasons.join("; "))
 }
 
-/// Who leaves a chunk that has one more in sync than is wanted: what is on a drained node, otherwise one of
-/// two in a rack, otherwise who joined last. None while that is the primary: it agrees to follow first.
-fn leaver(config: &ChunkConfig, state: &ZoneState) -> Option<ReplicaId> {
-    let drained = config.in_sync.iter().find(|replica| state.is_draining(replica.node)).copied();
-    let last = config.in_sync.iter().rev().find(|replica| **replica != config.primary).copied();
-    let leaver = drained.or_else(|| crowding(config, state)).or(last);
-    leaver.filter(|replica| *replica != config.primary)
+/// Who leaves a chunk that has one more in sync than is wanted. None while that is the primary: it agrees to
+/// follow first.
+fn leaver(config: &ChunkConfig, state: &ZoneState, levels: &Levels) -> Option<ReplicaId> {
+    let node = balance::leaver(config, None, state, levels)?;
+    config.secondaries().find(|replica| replica.node == node)
 }
 
 /// The last in-sync secondary whose rack has another copy in sync.
@@ -182,6 +182,7 @@ pub(crate) fn release(
     verdicts: &Verdicts,
     plan: &mut Plan,
 ) {
+    let levels = Levels::of(state, seen);
     for config in state.configs_in_motion() {
         if plan.changes.len() >= CHANGES_PER_COMMAND_MAX {
             return;
@@ -190,7 +191,7 @@ pub(crate) fn release(
         if config.in_sync.len() <= wanted || plan.is_busy(config, seen) {
             continue;
         }
-        let Some(replica) = leaver(config, state) else { continue };
+        let Some(replica) = leaver(config, state, &levels) else { continue };
         let stays = |other: &&ReplicaId| {
             **other != replica
                 && verdicts.get(&other.node).is_some_and(Verdict::can_follow)
@@ -205,7 +206,8 @@ pub(crate) fn release(
 }
 
 impl<'a> Judge<'a> {
-    /// Begins moves away from drained nodes, then out of crowded racks, as many as the budget allows.
+    /// Begins moves away from drained nodes, then out of crowded racks, then for balance, as many as the
+    /// budget allows.
     pub(crate) fn begin_moves(&mut self, plan: &mut Plan) {
         let (state, seen) = (self.state, self.seen);
         let allowed = seen.moves_allowed(self.now, self.search);
@@ -227,6 +229,7 @@ impl<'a> Judge<'a> {
             }
             self.begin_move(config, node, take, &mut busy, plan);
         }
+        self.begin_balance(&mut busy, plan);
     }
 
     /// Begins the move of a node's copy of a chunk, unless something stands against it now.

@@ -4,6 +4,7 @@
 //! ever committed, but as evidence inside a command. Bounded by what is committed: nodes, replicas
 //! and chunks that the state does not know are not kept.
 
+use crate::balance::BALANCE_REST;
 use crate::place::Placing;
 use crate::state::ZoneState;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -171,6 +172,10 @@ pub struct Observations {
     hidden: BTreeMap<NodeId, Time>,
     /// When the next move of a copy may begin.
     move_at: Time,
+    /// When copies may be looked for again that would stand better elsewhere.
+    balance_at: Time,
+    /// How many such looks found none.
+    balance_turn: usize,
     /// Chunks with two copies in one rack, as of the last look at all.
     crowded: BTreeSet<ChunkId>,
     /// What commands that were handed to Raft place, by their index in the log.
@@ -196,6 +201,8 @@ impl Observations {
             slow: BTreeMap::new(),
             hidden: BTreeMap::new(),
             move_at: now,
+            balance_at: now,
+            balance_turn: 0,
             crowded: BTreeSet::new(),
             placing: BTreeMap::new(),
         }
@@ -233,6 +240,25 @@ impl Observations {
     pub fn note_moves(&mut self, now: Time, begun: usize, budget: SearchBudget) {
         let each = Duration::from_secs(1) / budget.per_second.max(1);
         self.move_at = now + each.saturating_mul(u32::try_from(begun).unwrap_or(u32::MAX));
+    }
+
+    /// Whether copies may be looked for now that would stand better elsewhere.
+    #[must_use]
+    pub fn may_balance(&self, now: Time) -> bool {
+        now >= self.balance_at && self.may_judge(now)
+    }
+
+    /// How many such looks found nothing: the next one looks further on.
+    #[must_use]
+    pub const fn balance_turn(&self) -> usize {
+        self.balance_turn
+    }
+
+    /// Copies were looked for, or not; how long nobody needs to do so again.
+    pub fn note_balance(&mut self, now: Time, rest: Option<Duration>) {
+        let Some(rest) = rest else { return };
+        self.balance_at = now + rest;
+        self.balance_turn = self.balance_turn.wrapping_add(usize::from(rest == BALANCE_REST));
     }
 
     /// Nodes that were taken for slow lately.

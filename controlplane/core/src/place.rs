@@ -17,14 +17,14 @@
 use crate::command::{Action, ChangeKind, ChunkChange, Place, Placement};
 use crate::observe::Observations;
 use crate::sharing::{Bound, Circle, PEERS_PER_NODE_MAX, Sharing};
-use crate::state::ZoneState;
+use crate::state::{Volume, ZoneState};
 use crate::verdict::Verdicts;
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec;
 use alloc::vec::Vec;
-use ashlar_types::{ChunkIndex, Geometry, NodeId, StoreId};
+use ashlar_types::{ChunkId, ChunkIndex, Geometry, NodeId, StoreId, VolumeId};
 use core::cmp::Reverse;
 use thiserror::Error;
 
@@ -185,6 +185,14 @@ impl<'a> Space<'a> {
         }
     }
 
+    /// Why a store that is there cannot hold so much more.
+    fn short_of(&self, place: Place, bytes: u64) -> Option<Rejected> {
+        let home = self.homes.get(self.position(place.node)?)?;
+        let (_, free) = home.stores.iter().find(|(id, _)| *id == place.store)?;
+        let why = || format!("{free} bytes free, {bytes} needed for the last chunk");
+        (*free < bytes).then(|| Rejected { node: place.node, why: why() })
+    }
+
     /// Whether there is a place for one more replica on none of `not`.
     #[must_use]
     pub fn fits(&self, bytes: u64, not: &[NodeId]) -> bool {
@@ -218,6 +226,25 @@ impl<'a> Space<'a> {
         }
         self.sharing = Some(sharing);
         place
+    }
+
+    /// A place on that very node for one more replica, which is claimed; none, if it would not keep the
+    /// bound on sharing nodes.
+    pub(crate) fn take_there(&mut self, node: NodeId, wanted: &Wanted) -> Option<Place> {
+        let at = self.position(node)?;
+        let (store, _) = self.homes.get(at)?.best.filter(|(_, free)| *free >= wanted.bytes)?;
+        let mut sharing = self.sharing();
+        let mut circle = circle_of(&mut sharing, self.state, wanted.holders.iter().copied());
+        let keeps = |bound: &Bound| *bound != Bound::None && sharing.allows(*bound, &circle, at);
+        let may = Bound::ALL.iter().any(keeps);
+        if may {
+            sharing.widen(&mut circle, at, self.state);
+            sharing.place(&circle, self.state);
+        }
+        self.sharing = Some(sharing);
+        let place = Place { node, store };
+        may.then(|| self.claim(place, wanted.bytes))?;
+        Some(place)
     }
 
     /// A place on one node that holds the chunk already, which is claimed.
@@ -390,6 +417,9 @@ pub fn placing(action: &Action, state: &ZoneState) -> Vec<Placing> {
             })
             .collect();
     }
+    if let Action::GrowVolume { volume, size_bytes, placement, .. } = action {
+        return placing_growth(*volume, *size_bytes, placement, state);
+    }
     let Action::Change { changes } = action else { return Vec::new() };
     let of = |change: &ChunkChange| {
         let (ChangeKind::AddLearnerOn { place, .. }
@@ -402,6 +432,36 @@ pub fn placing(action: &Action, state: &ZoneState) -> Vec<Placing> {
         Some(Placing { places: vec![*place], bytes: state.bytes_of(change.chunk), holders })
     };
     changes.iter().filter_map(of).collect()
+}
+
+/// The same of a growth: its new chunks, and what more the last one can hold.
+fn placing_growth(
+    volume: VolumeId,
+    size_bytes: u64,
+    placement: &Placement,
+    state: &ZoneState,
+) -> Vec<Placing> {
+    let Some(volume) = state.volume(volume) else { return Vec::new() };
+    let to = Geometry::new(size_bytes, volume.geometry.chunk_bytes());
+    let Ok(to) = to else { return Vec::new() };
+    let each = (volume.geometry.chunk_count()..).map(ChunkIndex).zip(&placement.0);
+    let new = each.map(|(index, places)| Placing {
+        places: places.clone(),
+        bytes: ZoneState::chunk_bytes(to, index),
+        holders: Vec::new(),
+    });
+    let (places, bytes) = widened(volume, to, state);
+    let last = Placing { places, bytes, holders: Vec::new() };
+    new.chain((bytes > 0).then_some(last)).collect()
+}
+
+/// Who holds the last chunk of a volume, and how much more it can hold at another size.
+fn widened(volume: &Volume, to: Geometry, state: &ZoneState) -> (Vec<Place>, u64) {
+    let index = ChunkIndex(volume.geometry.chunk_count().saturating_sub(1));
+    let chunk = ChunkId { volume: volume.id, index };
+    let places = state.config(chunk).map(|config| config.replicas().map(Place::of).collect());
+    let now = ZoneState::chunk_bytes(volume.geometry, index);
+    (places.unwrap_or_default(), ZoneState::chunk_bytes(to, index).saturating_sub(now))
 }
 
 /// How far the placement of a volume had to give way.
@@ -465,6 +525,43 @@ impl Run {
 pub fn place_volume(
     geometry: Geometry,
     copies: usize,
+    space: Space<'_>,
+) -> Result<Placement, NoPlacement> {
+    place_chunks(0, geometry, copies, space)
+}
+
+/// The same for the new chunks of a volume that grows. Those who hold its last chunk must have room for
+/// what more it can hold then.
+///
+/// # Errors
+/// If a chunk finds too few nodes, or a holder of the last one lacks room.
+pub fn place_growth(
+    volume: &Volume,
+    to: Geometry,
+    mut space: Space<'_>,
+) -> Result<Placement, NoPlacement> {
+    let (places, bytes) = widened(volume, to, space.state);
+    // A holder that is away is no reason: it has its promise, and is made up for elsewhere if it stays so.
+    let short: Vec<Rejected> =
+        places.iter().filter_map(|place| space.short_of(*place, bytes)).collect();
+    let had = volume.geometry.chunk_count();
+    if !short.is_empty() {
+        return Err(NoPlacement {
+            chunk: ChunkIndex(had.saturating_sub(1)),
+            chunks: to.chunk_count(),
+            found: places.len().saturating_sub(short.len()),
+            wanted: places.len(),
+            candidates: short,
+        });
+    }
+    places.iter().for_each(|place| space.claim(*place, bytes));
+    place_chunks(had, to, usize::from(volume.copies_wanted), space)
+}
+
+fn place_chunks(
+    first: u32,
+    geometry: Geometry,
+    copies: usize,
     mut space: Space<'_>,
 ) -> Result<Placement, NoPlacement> {
     let state = space.state;
@@ -472,8 +569,8 @@ pub fn place_volume(
         state.nodes().map(|record| (record.node, state.primaries_on(record.node))).collect();
     let mut sharing = space.sharing();
     let mut run = Run::of(&space, 0, copies);
-    let mut placement = Vec::with_capacity(geometry.chunk_count() as usize);
-    for index in (0..geometry.chunk_count()).map(ChunkIndex) {
+    let mut placement = Vec::new();
+    for index in (first..geometry.chunk_count()).map(ChunkIndex) {
         let bytes = ZoneState::chunk_bytes(geometry, index);
         if bytes != run.bytes {
             run = Run::of(&space, bytes, copies);

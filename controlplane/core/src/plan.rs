@@ -18,6 +18,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use ashlar_types::message::cluster::{Change, Proposal, RemovalReason, ReplicaState, SearchBudget};
 use ashlar_types::{ChunkConfig, ChunkId, NodeId, ReplicaId, Time, VolumeId};
+use core::time::Duration;
 
 /// What to do now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub struct Plan {
     pub judged: Vec<ChunkId>,
     /// Volumes whose primaries all serve.
     pub ready: Vec<VolumeId>,
+    /// Growths whose new chunks all serve, each with the size that was judged.
+    pub grown: Vec<(VolumeId, u64)>,
     /// Erasures that their holders confirmed.
     pub erased: Vec<(ChunkId, ReplicaId)>,
     /// Nodes whose ports should be tried.
@@ -38,6 +41,8 @@ pub struct Plan {
     pub slow: Vec<NodeId>,
     /// Moves that begin with these changes.
     pub moves: usize,
+    /// Copies were looked for that would stand better elsewhere: how long that need not be done again.
+    pub balance: Option<Duration>,
 }
 
 impl Plan {
@@ -71,7 +76,9 @@ pub fn plan(
     moves::release(state, seen, verdicts, &mut plan);
     planner.begin_moves(&mut plan);
     retire(state, seen, &mut plan);
-    plan.ready = state.creating().filter(|volume| all_serve(*volume, state, seen)).collect();
+    let serves = |volume: &VolumeId| all_serve(state.volume_configs(*volume), seen);
+    plan.ready = state.creating().filter(serves).collect();
+    plan.grown = grown(state, seen);
     plan.erased = state
         .erasures()
         .filter(|(chunk, replica)| {
@@ -110,11 +117,18 @@ pub(crate) fn owns(config: &ChunkConfig, replica: ReplicaId, seen: &Observations
     })
 }
 
-fn all_serve(volume: VolumeId, state: &ZoneState, seen: &Observations) -> bool {
-    state.volume_configs(volume).all(|config| {
+fn all_serve<'a>(mut configs: impl Iterator<Item = &'a ChunkConfig>, seen: &Observations) -> bool {
+    configs.all(|config| {
         seen.report(config.chunk, config.primary)
             .is_some_and(|report| report.state == ReplicaState::Serving)
     })
+}
+
+/// Growths whose new chunks all serve, each with the size that is judged.
+fn grown(state: &ZoneState, seen: &Observations) -> Vec<(VolumeId, u64)> {
+    let there = |volume| all_serve(state.new_configs(volume), seen);
+    let over = state.growths().filter(|growth| state.volume(growth.volume).is_some_and(there));
+    over.map(|growth| (growth.volume, growth.size_bytes)).collect()
 }
 
 /// Nodes that do not beat, unless they were tried just now.

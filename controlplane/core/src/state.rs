@@ -7,13 +7,14 @@
 //! ```text
 //! key    byte 0: kind (1 clock, 2 volume, 3 chunk, 4 node, 5 token, 6 erasure, 7 member, 8 zone
 //!        key, 9 revoked store, 10 salvaged chunk, 11 statement about an attachment, 12 drained node,
-//!        13 patience of a volume), then the id, big-endian so that keys sort as ids do
+//!        13 patience of a volume, 14 growth of a volume), then the id, big-endian so that keys sort as ids do
 //! value  byte 0: version; then the fields (types/src/codec.rs)
 //! ```
 
 use crate::apply::Answer;
 use crate::command::{MemberRecord, NodeRecord, Place};
 use crate::drain::DrainRecord;
+use crate::grow::GrowthRecord;
 use crate::salvage::AtRisk;
 use crate::sharing::Shared;
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -27,8 +28,9 @@ use ashlar_types::{
 use thiserror::Error;
 
 /// Version of every value that this build writes, and the newest that it reads.
-/// Version 2: nodes with several stores. Version 3: racks of nodes, patience of volumes.
-pub const VALUE_VERSION: u8 = 3;
+/// Version 2: nodes with several stores. Version 3: racks of nodes, patience of volumes. Version 4:
+/// growth of volumes.
+pub const VALUE_VERSION: u8 = 4;
 /// Version of the list of entries in a snapshot.
 pub const SNAPSHOT_VERSION: u16 = 1;
 /// Most volumes of a zone.
@@ -144,9 +146,15 @@ pub enum Key {
     Draining(NodeId),
     /// How long requests of a volume wait, if not for ever.
     ErrorAfter(VolumeId),
+    /// A growth that is not over.
+    Growth(VolumeId),
 }
 
 impl Key {
+    /// First bytes of keys, those to come among them. Whoever stores entries reads and clears all of
+    /// these; what it keeps beside them begins with another byte.
+    pub const KINDS: core::ops::RangeInclusive<u8> = 1..=15;
+
     /// The key's bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
@@ -208,6 +216,10 @@ impl Key {
             }
             Self::ErrorAfter(id) => {
                 out.push(13);
+                volume(&mut out, *id);
+            }
+            Self::Growth(id) => {
+                out.push(14);
                 volume(&mut out, *id);
             }
         }
@@ -272,12 +284,16 @@ pub struct ZoneState {
     pub(crate) draining: BTreeMap<NodeId, DrainRecord>,
     /// How long requests of volumes wait, in milliseconds: of those where it is not for ever.
     pub(crate) error_after: BTreeMap<VolumeId, u64>,
+    /// Growths whose chunks do not all serve yet.
+    pub(crate) growing: BTreeMap<VolumeId, GrowthRecord>,
     /// Volumes that are not ready yet.
     pub(crate) creating: BTreeSet<VolumeId>,
     /// Chunks with stale replicas.
     with_stale: BTreeSet<ChunkId>,
     /// Chunks with learners, or with more in sync than are wanted.
     in_motion: BTreeSet<ChunkId>,
+    /// Chunks with fewer in sync than are wanted.
+    short: BTreeSet<ChunkId>,
     /// Chunks whose configuration names a node.
     held: BTreeMap<NodeId, BTreeSet<ChunkId>>,
     /// Chunks that a node is the primary of.
@@ -309,9 +325,11 @@ impl ZoneState {
             fenced: BTreeMap::new(),
             draining: BTreeMap::new(),
             error_after: BTreeMap::new(),
+            growing: BTreeMap::new(),
             creating: BTreeSet::new(),
             with_stale: BTreeSet::new(),
             in_motion: BTreeSet::new(),
+            short: BTreeSet::new(),
             held: BTreeMap::new(),
             primaries: BTreeMap::new(),
             allocated: BTreeMap::new(),
@@ -385,10 +403,20 @@ impl ZoneState {
         self.chunks.values().map(|chunk| &chunk.config)
     }
 
-    /// Configurations of a volume's chunks, in order.
+    /// Configurations of a volume's chunks, in order; while it grows, those of the new ones too.
     pub fn volume_configs(&self, volume: VolumeId) -> impl Iterator<Item = &ChunkConfig> {
-        let at = |index| ChunkId { volume, index: ChunkIndex(index) };
-        self.chunks.range(at(0)..=at(u32::MAX)).map(|(_, chunk)| &chunk.config)
+        self.volume_configs_from(volume, ChunkIndex(0))
+    }
+
+    /// The same from one of them on.
+    pub(crate) fn volume_configs_from(
+        &self,
+        volume: VolumeId,
+        first: ChunkIndex,
+    ) -> impl Iterator<Item = &ChunkConfig> {
+        let at = |index| ChunkId { volume, index };
+        let all = self.chunks.range(at(first)..=at(ChunkIndex(u32::MAX)));
+        all.map(|(_, chunk)| &chunk.config)
     }
 
     /// Configurations that name a node, in order of chunk.
@@ -421,6 +449,11 @@ impl ZoneState {
     /// Configurations with learners, or with more in sync than are wanted, in order of chunk.
     pub fn configs_in_motion(&self) -> impl Iterator<Item = &ChunkConfig> {
         self.in_motion.iter().filter_map(|chunk| self.config(*chunk))
+    }
+
+    /// Configurations with fewer in sync than are wanted, in order of chunk.
+    pub fn configs_short(&self) -> impl Iterator<Item = &ChunkConfig> {
+        self.short.iter().filter_map(|chunk| self.config(*chunk))
     }
 
     /// All nodes, in order of number.
@@ -512,6 +545,9 @@ impl ZoneState {
         if !config.learners.is_empty() || config.in_sync.len() > usize::from(config.copies_wanted) {
             self.in_motion.insert(id);
         }
+        if !config.is_whole() {
+            self.short.insert(id);
+        }
         self.chunks.insert(id, chunk);
     }
 
@@ -521,6 +557,7 @@ impl ZoneState {
         let chunk = self.chunks.remove(&id)?;
         self.with_stale.remove(&id);
         self.in_motion.remove(&id);
+        self.short.remove(&id);
         for replica in chunk.config.replicas() {
             if let Some(held) = self.held.get_mut(&replica.node) {
                 held.remove(&id);
@@ -540,10 +577,13 @@ impl ZoneState {
         Some(chunk)
     }
 
-    /// A chunk counts at the bytes that its volume can put into it.
+    /// A chunk counts at the bytes that its volume can put into it, or will when it has grown.
     #[must_use]
     pub fn bytes_of(&self, id: ChunkId) -> u64 {
-        self.volumes.get(&id.volume).map_or(0, |v| Self::chunk_bytes(v.geometry, id.index))
+        let Some(volume) = self.volumes.get(&id.volume) else { return 0 };
+        let larger = self.grows_to(id.volume);
+        let larger = larger.and_then(|to| Geometry::new(to, volume.geometry.chunk_bytes()).ok());
+        Self::chunk_bytes(larger.unwrap_or(volume.geometry), id.index)
     }
 
     /// The present value of an entry; `None`: it is gone.
@@ -573,6 +613,7 @@ impl ZoneState {
             Key::Fenced(id) => self.fenced.get(id).map(|said| versioned(&(*id, said.clone()))),
             Key::Draining(id) => self.draining.get(id).map(versioned),
             Key::ErrorAfter(id) => self.error_after.get(id).map(|ms| versioned(&(*id, *ms))),
+            Key::Growth(id) => self.growing.get(id).map(versioned),
         }
     }
 
@@ -590,7 +631,8 @@ impl ZoneState {
             .chain(self.salvaged.keys().map(|id| Key::Salvaged(*id)))
             .chain(self.fenced.keys().map(|id| Key::Fenced(*id)))
             .chain(self.draining.keys().map(|id| Key::Draining(*id)))
-            .chain(self.error_after.keys().map(|id| Key::ErrorAfter(*id)));
+            .chain(self.error_after.keys().map(|id| Key::ErrorAfter(*id)))
+            .chain(self.growing.keys().map(|id| Key::Growth(*id)));
         keys.filter_map(|key| self.value(&key).map(|value| (key.encode(), value)))
     }
 
@@ -666,6 +708,7 @@ impl ZoneState {
                 let (volume, millis) = codec::decode(body)?;
                 self.error_after.insert(volume, millis);
             }
+            14 => self.put_growth(codec::decode(body)?),
             other => return Err(StateError::Kind(other)),
         }
         Ok(())

@@ -3,14 +3,14 @@
 //! Every call gets exactly one answer: at once, when its entry is applied, when its attachment is
 //! adopted, when its deadline comes, or when this member stops leading.
 
-use super::lead::{Attaching, CallKind, NODES_RETURN_WITHIN, Pending};
+use super::lead::{Attaching, CallKind, Lead, NODES_RETURN_WITHIN, Pending};
 use super::members::{self, Planned};
 use super::{CallId, Member, Now, Output, Reply, Request, view};
 use crate::errors::{self, api_error};
 use ashlar_controlplane_core::apply::{Answer, Refusal};
 use ashlar_controlplane_core::command::{Action, ErrorAfter, Placement, TokenUse, request_hash};
 use ashlar_controlplane_core::describe;
-use ashlar_controlplane_core::place;
+use ashlar_controlplane_core::place::{self, NoPlacement};
 use ashlar_controlplane_core::state::Volume;
 use ashlar_controlplane_core::verdict;
 use ashlar_proto::reason::{ApiError, Reason};
@@ -95,6 +95,7 @@ impl Member {
         match request {
             Request::CreateVolume(request) => self.create(now, request),
             Request::DeleteVolume(request) => self.delete(request),
+            Request::GrowVolume(request) => self.grow_volume(now, request),
             Request::AttachVolume(request) => self.attach(now, request),
             Request::DetachVolume(request) => self.detach(now, request),
             Request::SalvageVolume(request) => self.salvage(now, request),
@@ -178,16 +179,8 @@ impl Member {
         let Some(lead) = &self.lead else { return Err(self.not_leader()) };
         let verdicts = verdict::judge_all(now.time, &self.state, &lead.seen);
         let space = lead.space(&self.state, &verdicts, self.options.peers_per_node_max);
-        let placement =
-            place::place_volume(geometry, usize::from(copies_wanted), space).map_err(|error| {
-                // Nodes that have not found the new leader yet are no lack of space.
-                let heard = |node| lead.seen.node(node).is_some_and(|v| v.last_beat.is_some());
-                let awaited = self.state.nodes().any(|record| !heard(record.node));
-                if awaited && now.time.since(lead.since) < NODES_RETURN_WITHIN {
-                    return api_error::just_elected();
-                }
-                errors::no_placement(&error, &self.options.zone.to_string())
-            })?;
+        let placement = place::place_volume(geometry, usize::from(copies_wanted), space)
+            .map_err(|error| self.not_placed(now, lead, &error))?;
         let volume = self.draw_volume_id(now);
         if request.dry_run {
             let planned = Volume {
@@ -215,6 +208,16 @@ impl Member {
             error_after,
         };
         Ok(Step::Commit(CallKind::Create, action))
+    }
+
+    /// Nodes that have not found a new leader yet are no lack of space.
+    pub(super) fn not_placed(&self, now: Now, lead: &Lead, error: &NoPlacement) -> ApiError {
+        let heard = |node| lead.seen.node(node).is_some_and(|view| view.last_beat.is_some());
+        let awaited = self.state.nodes().any(|record| !heard(record.node));
+        if awaited && now.time.since(lead.since) < NODES_RETURN_WITHIN {
+            return api_error::just_elected();
+        }
+        errors::no_placement(error, &self.options.zone.to_string())
     }
 
     /// The answer of a dry run.
@@ -410,6 +413,7 @@ impl Member {
                     Ok(answer) => Ok(match kind {
                         CallKind::Create => self.created(now, answer),
                         CallKind::Delete => deleted(&answer, false),
+                        CallKind::Grow => self.grown(now, answer),
                         CallKind::Attach | CallKind::AttachFenced(_) | CallKind::Detach => {
                             self.detached(now, answer, false)
                         }

@@ -5,7 +5,7 @@
 //! as it is, with how far it is.
 
 use super::calls::{self, Step};
-use super::lead::{CallKind, NODES_RETURN_WITHIN};
+use super::lead::{CallKind, NODES_RETURN_WITHIN, Pending};
 use super::{Member, Now, Reply};
 use crate::errors::{self, api_error};
 use ashlar_controlplane_core::command::Action;
@@ -46,6 +46,11 @@ impl Member {
         let Some(lead) = &self.lead else { return Err(self.not_leader()) };
         if !lead.seen.may_judge(now.time) {
             return Err(api_error::just_elected());
+        }
+        // Two that are decided at once might count on the same room.
+        let another = |pending: &Pending| matches!(pending, Pending::Call { kind: CallKind::Drain(other, _), .. } if *other != node);
+        if lead.pending.values().flatten().any(another) {
+            return Err(api_error::throttled("the drain of another node is being decided"));
         }
         let verdicts = verdict::judge_all(now.time, &self.state, &lead.seen);
         let space = lead.space(&self.state, &verdicts, self.options.peers_per_node_max);

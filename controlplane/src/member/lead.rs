@@ -57,6 +57,7 @@ impl Pending {
 pub(super) enum CallKind {
     Create,
     Delete,
+    Grow,
     Attach,
     /// The statement of this operator is committed behind it.
     AttachFenced(String),
@@ -213,7 +214,7 @@ impl Lead {
                     self.forgetting.remove(&(*chunk, *replica));
                     self.seen.forget_report(*chunk, *replica);
                 }
-                Key::Volume(volume) => {
+                Key::Volume(volume) | Key::Growth(volume) => {
                     self.readying.remove(volume);
                 }
                 Key::Node(_) => self.peers_due = true,
@@ -260,6 +261,7 @@ impl Member {
         lead.seen.forget_proposals(&plan.judged);
         lead.seen.note_slow(now.time, &plan.slow);
         lead.seen.note_moves(now.time, plan.moves, search);
+        lead.seen.note_balance(now.time, plan.balance);
         for node in &plan.probes {
             lead.seen.on_probe_asked(now.time, *node);
             out.extend(probes(*node, &self.state));
@@ -329,10 +331,16 @@ impl Member {
             plan.ready.into_iter().filter(|id| fresh(&lead.readying, id)).collect();
         let replicas: Vec<_> =
             plan.erased.into_iter().filter(|erased| !lead.forgetting.contains(erased)).collect();
+        let grown: Vec<(VolumeId, u64)> =
+            plan.grown.into_iter().filter(|(id, _)| fresh(&lead.readying, id)).collect();
         lead.readying.extend(&volumes);
+        lead.readying.extend(grown.iter().map(|(id, _)| *id));
         lead.forgetting.extend(&replicas);
         if !volumes.is_empty() {
             proposed |= self.propose(now, Action::MarkReady { volumes }).is_ok();
+        }
+        if !grown.is_empty() {
+            proposed |= self.propose(now, Action::FinishGrowth { grown }).is_ok();
         }
         if !replicas.is_empty() {
             proposed |= self.propose(now, Action::Forget { replicas }).is_ok();

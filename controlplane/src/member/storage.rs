@@ -14,12 +14,11 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-/// First bytes of all keys of the state ([`Key::encode`]).
-const KINDS: std::ops::RangeInclusive<u8> = 1..=10;
 /// Index of the last entry whose effects are in the store, 8 bytes little-endian; written with
 /// them. The store's own index cannot go back, which this one must when a damaged store is
-/// rebuilt from an older snapshot.
+/// rebuilt from an older snapshot. No kind of entry ([`Key::KINDS`]) begins like it.
 const APPLIED: [u8; 1] = [0x10];
+const _: () = assert!(APPLIED[0] > *Key::KINDS.end(), "the applied index is no entry");
 
 /// Where a member keeps its things; each in a folder of its own.
 #[derive(Clone, Debug)]
@@ -136,7 +135,7 @@ fn read_state(zone: ZoneId, meta: &dyn MetaStore) -> Result<(ZoneState, u64), Me
     let applied = meta.get(&APPLIED)?.unwrap_or_default();
     let applied = applied.try_into().map_or(0, u64::from_le_bytes);
     let mut pairs = Vec::new();
-    for kind in KINDS {
+    for kind in Key::KINDS {
         pairs.extend(meta.scan_prefix(&[kind])?);
     }
     let entries = pairs.iter().map(|(key, value)| (key.as_slice(), value.as_slice()));
@@ -147,7 +146,7 @@ fn read_state(zone: ZoneId, meta: &dyn MetaStore) -> Result<(ZoneState, u64), Me
 fn replace_all(state: &ZoneState, applied: u64, meta: &dyn MetaStore) -> Result<(), MetaError> {
     let mut batch = MetaBatch::new(applied.max(meta.applied_index().unwrap_or(0)));
     batch.put(APPLIED, applied.to_le_bytes());
-    for kind in KINDS {
+    for kind in Key::KINDS {
         batch.remove_prefix([kind]);
     }
     for (key, value) in state.entries() {

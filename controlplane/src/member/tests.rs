@@ -533,6 +533,43 @@ fn what_was_answered_outlives_crashes_of_one_and_of_all() {
 }
 
 #[test]
+fn a_member_that_starts_again_has_every_kind_of_entry() {
+    let mut world = World::new(6);
+    world.settle();
+    let request = Request::CreateVolume(v1::CreateVolumeRequest {
+        name: "v".into(),
+        size_bytes: 256 * MIB,
+        client_token: "create".into(),
+        error_after_millis: 20_000,
+        ..Default::default()
+    });
+    world.ask(&request).unwrap();
+    let drain = |cancel: bool, token: &str| {
+        let client_token = token.into();
+        Request::DrainNode(v1::DrainNodeRequest {
+            node: 4,
+            cancel,
+            client_token,
+            ..Default::default()
+        })
+    };
+    world.ask(&drain(false, "drain")).unwrap();
+    let state = |world: &World, id| world.hosts[&id].member.as_ref().unwrap().state().clone();
+    let applied = |world: &World, id| world.hosts[&id].member.as_ref().unwrap().applied_index();
+    for id in 1..=3 {
+        world.until("all applied", |world| (1..=3).all(|m| applied(world, m) == applied(world, 1)));
+        assert!(state(&world, id).is_draining(NodeId(4)));
+        world.crash(id);
+        world.start(id);
+        world.until("all applied", |world| (1..=3).all(|m| applied(world, m) == applied(world, 1)));
+        let other = 1 + id % 3;
+        assert!(state(&world, id) == state(&world, other), "member {id} differs from {other}");
+    }
+    let entries: Vec<_> = state(&world, 1).entries().map(|(key, _)| key[0]).collect();
+    assert!(entries.contains(&12) && entries.contains(&13), "{entries:?}");
+}
+
+#[test]
 fn a_lost_metadata_store_is_rebuilt_from_snapshot_and_log() {
     let mut world = World::new(5);
     world.compact_after = 10;

@@ -2,6 +2,8 @@
 
 use super::lead::Lead;
 use super::{Member, Now, salvage, sessions};
+use ashlar_controlplane_core::balance::{self, Share};
+use ashlar_controlplane_core::command::NodeRecord;
 use ashlar_controlplane_core::describe::{self, Counts, Health};
 use ashlar_controlplane_core::drain;
 use ashlar_controlplane_core::observe::Observations;
@@ -71,6 +73,7 @@ impl<'a> View<'a> {
                 .unwrap_or(u32::MAX),
             at_risk: Vec::new(),
             error_after_millis: self.state.error_after_millis(volume.id),
+            growing_to_bytes: self.state.grows_to(volume.id).unwrap_or(0),
         }
     }
 
@@ -96,13 +99,17 @@ impl<'a> View<'a> {
             volume: Some(self.whole_volume(volume)),
             generation: volume.generation.0,
             geometry: Some(volume.geometry.into()),
-            chunks: self.state.volume_configs(volume.id).map(Into::into).collect(),
+            // Those that it grows by come with the size.
+            chunks: self.state.told_configs(volume).map(Into::into).collect(),
             nodes: sessions::peers(self.state).iter().map(Into::into).collect(),
             members: self.members.clone(),
         }
     }
 
     pub(super) fn nodes(&self) -> Vec<v1::Node> {
+        let shares =
+            self.seen.map(|seen| balance::shares(self.now.time, self.state, seen, &self.verdicts));
+        let share = |node| shares.as_ref().and_then(|shares| shares.get(&node)).copied();
         self.state
             .nodes()
             .map(|record| {
@@ -140,9 +147,16 @@ impl<'a> View<'a> {
                     drain: self.drain(record.node),
                     rack: record.rack.clone(),
                     peers: u32::try_from(self.state.peers_of(record.node)).unwrap_or(u32::MAX),
+                    promised_bytes: self.promised_on(record),
+                    balance: share(record.node).map(wire_share),
                 }
             })
             .collect()
+    }
+
+    /// Bytes that are promised on a node's stores.
+    fn promised_on(&self, record: &NodeRecord) -> u64 {
+        record.stores.iter().map(|store| self.state.allocated_on(record.node, *store)).sum()
     }
 
     /// How far the drain of a node is, if it is drained.
@@ -210,6 +224,11 @@ fn interruption(now: Now, lead: &Lead) -> Option<v1::Interruption> {
         lost: on.map_or(0, |(_, lost)| u32::try_from(lost).unwrap_or(u32::MAX)),
         searches_per_second: budget.per_second,
     })
+}
+
+const fn wire_share(share: Share) -> v1::Balance {
+    let Share { leaving, coming, due_out, due_in } = share;
+    v1::Balance { leaving, coming, due_out, due_in }
 }
 
 fn wire_counts(counts: Counts) -> v1::ChunkCounts {

@@ -139,9 +139,10 @@ fn is_not_found(status: &Status) -> bool {
     ApiError::from_status(status).is_some_and(|error| error.reason == Reason::VolumeNotFound)
 }
 
-/// Deletes the volume, loses of it, or cuts its client off: never on a guess.
+/// Deletes the volume, loses of it, cuts its client off, or makes it larger for ever: never on a guess.
 fn cannot_be_undone(ask: &Ask) -> bool {
     matches!(ask, Ask::DeleteVolume(request) if !request.dry_run)
+        || matches!(ask, Ask::GrowVolume(request) if !request.dry_run)
         || matches!(ask, Ask::AttachVolume(request) if request.force && !request.dry_run)
         || matches!(ask, Ask::DetachVolume(request) if request.force && !request.dry_run)
         || matches!(ask, Ask::SalvageVolume(request) if !request.dry_run)
@@ -151,6 +152,7 @@ fn cannot_be_undone(ask: &Ask) -> bool {
 fn client_token(ask: &Ask) -> Option<&str> {
     match ask {
         Ask::DeleteVolume(request) => Some(&request.client_token),
+        Ask::GrowVolume(request) => Some(&request.client_token),
         Ask::AttachVolume(request) => Some(&request.client_token),
         Ask::DetachVolume(request) => Some(&request.client_token),
         Ask::SalvageVolume(request) => Some(&request.client_token),
@@ -173,7 +175,10 @@ mod tests {
             Ask::SalvageVolume(v1::SalvageVolumeRequest { dry_run, ..Default::default() })
         };
         assert!(cannot_be_undone(&delete(false)) && cannot_be_undone(&attach(true)));
+        let grow =
+            |dry_run| Ask::GrowVolume(v1::GrowVolumeRequest { dry_run, ..Default::default() });
         assert!(cannot_be_undone(&salvage(false)) && !cannot_be_undone(&salvage(true)));
+        assert!(cannot_be_undone(&grow(false)) && !cannot_be_undone(&grow(true)));
         assert!(!cannot_be_undone(&delete(true)) && !cannot_be_undone(&attach(false)));
     }
 }

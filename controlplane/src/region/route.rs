@@ -70,6 +70,7 @@ fn says(ask: &Ask) -> Says<'_> {
         Ask::RemoveMember(request) => Says::OneZone(&request.zone),
         Ask::DrainNode(request) => Says::OneZone(&request.zone),
         Ask::DeleteVolume(request) => Says::Volume(&request.volume),
+        Ask::GrowVolume(request) => Says::Volume(&request.volume),
         Ask::GetVolume(request) => Says::Volume(&request.volume),
         Ask::AttachVolume(request) => Says::Volume(&request.volume),
         Ask::DetachVolume(request) => Says::Volume(&request.volume),

@@ -27,6 +27,7 @@ pub fn api_of(ask: &Ask) -> Api {
     match ask {
         Ask::CreateVolume(_)
         | Ask::DeleteVolume(_)
+        | Ask::GrowVolume(_)
         | Ask::SalvageVolume(_)
         | Ask::AcknowledgeRisk(_)
         | Ask::DrainNode(_)

@@ -20,6 +20,8 @@ pub(crate) enum Aim {
     Learner,
     /// The first node that the zone has agreed to drain.
     Drained,
+    /// A node that was not there at first.
+    Latecomer,
     /// Every node in the rack of the primary.
     RackOfPrimary,
     /// Every node with a replica in sync.
@@ -58,6 +60,7 @@ impl World {
             Aim::Secondary => of_config(&|config| config.secondaries().next().map(|r| r.node)),
             Aim::OtherSecondary => of_config(&|config| config.secondaries().last().map(|r| r.node)),
             Aim::Learner => of_config(&|config| config.learners.first().map(|r| r.node)),
+            Aim::Latecomer => one(self.nodes.keys().next_back().copied()),
             Aim::Drained => one(self.drains.nodes().next()),
             Aim::Outsider => of_config(&|config| self.outsiders(config).first().copied()),
             Aim::RackOfPrimary => {

@@ -47,6 +47,14 @@ pub struct Scenario {
     pub(crate) stores: u32,
     /// Racks that the nodes stand in, in turn; 0: they have no labels.
     pub(crate) racks: u32,
+    /// Nodes of these, the last ones, that are not there until a step lets them come.
+    pub(crate) late: u32,
+    /// Chunks of the volume.
+    pub(crate) chunks: u64,
+    /// Size of each.
+    pub(crate) chunk_bytes: u64,
+    /// What each store can hold, if it is to matter.
+    pub(crate) room_bytes: Option<u64>,
     /// In which time nodes scrub everything, if they scrub at all.
     pub(crate) scrub: Option<Duration>,
     pub(crate) load: Load,

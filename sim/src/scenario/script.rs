@@ -164,10 +164,12 @@ impl World {
             Verb::Reattach => vec![Fault::Reattach { length }],
             Verb::RestartClient => vec![Fault::RestartClient],
             Verb::Salvage => vec![Fault::Salvage],
+            Verb::Grow => vec![Fault::Grow { chunks: step.amount }],
             Verb::CutOff => vec![Fault::CutOff { length }],
             Verb::CancelDrain => {
                 self.drains.nodes().map(|node| Fault::Drain { node, cancel: true }).collect()
             }
+            Verb::Join => self.late.iter().map(|node| Fault::Join { node: *node }).collect(),
             Verb::RotEverywhere => vec![Fault::RotEverywhere],
             Verb::PutDisk => self.disk_put(step, &targets),
             verb => targets

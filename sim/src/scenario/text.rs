@@ -1,6 +1,7 @@
 //! Reads a scenario's file. Every field is checked; what is not known is refused by name.
 
 use super::{Aim, Calls, Expect, Load, Moment, Networks, Scenario, ScenarioError, Step, Way, span};
+use ashlar_types::limit::CHUNK_BYTES_FLOOR;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -83,6 +84,10 @@ pub(crate) enum Verb {
     Drain,
     /// An operator cancels all drains.
     CancelDrain,
+    /// An operator asks for a volume that is larger by `amount` chunks, until the zone agrees.
+    Grow,
+    /// The nodes come that were not there at first (`late`).
+    Join,
     /// The wall clock of a member jumps by `amount` seconds, and back after `for`.
     JumpClock,
     /// The disk of a member is lost: it is removed, another is added and joins.
@@ -110,6 +115,13 @@ struct File {
     stores: u32,
     #[serde(default)]
     racks: u32,
+    #[serde(default)]
+    late: u32,
+    #[serde(default = "usual_chunks")]
+    chunks: u64,
+    #[serde(default = "usual_chunk_kib")]
+    chunk_kib: u64,
+    room_mib: Option<u64>,
     scrub: Option<String>,
     #[serde(default)]
     load: LoadText,
@@ -124,6 +136,14 @@ const fn one() -> u32 {
 
 const fn usual_nodes() -> u32 {
     4
+}
+
+const fn usual_chunks() -> u64 {
+    3
+}
+
+const fn usual_chunk_kib() -> u64 {
+    CHUNK_BYTES_FLOOR >> 10
 }
 
 #[derive(Deserialize)]
@@ -204,6 +224,13 @@ fn scenario_of(name: &'static str, text: &str) -> Result<Scenario, String> {
     if file.racks > file.nodes {
         return Err(format!("racks = {}: there are {} nodes", file.racks, file.nodes));
     }
+    if file.late + 3 > file.nodes {
+        return Err(format!("late = {}: 3 of the {} nodes must be there", file.late, file.nodes));
+    }
+    let whole = file.chunk_kib.is_power_of_two() && file.chunk_kib >= usual_chunk_kib();
+    if !whole || !(1..=1_024).contains(&file.chunks) {
+        return Err("chunks: 1 to 1024, of a power of two of KiB, 64 at least".into());
+    }
     if ![1, 3].contains(&file.zones) {
         return Err(format!("zones = {}: 1 or 3 are possible", file.zones));
     }
@@ -243,6 +270,10 @@ fn scenario_of(name: &'static str, text: &str) -> Result<Scenario, String> {
         nodes: file.nodes,
         stores: file.stores,
         racks: file.racks,
+        late: file.late,
+        chunks: file.chunks,
+        chunk_bytes: file.chunk_kib << 10,
+        room_bytes: file.room_mib.map(|mib| mib << 20),
         scrub: file.scrub.as_deref().map(span).transpose()?,
         load,
         steps,
@@ -297,6 +328,8 @@ mod tests {
             ("nodes = 2\n".to_owned() + GOOD, "nodes = 2"),
             ("zones = 2\n".to_owned() + GOOD, "zones = 2"),
             ("racks = 5\n".to_owned() + GOOD, "racks = 5"),
+            ("late = 2\n".to_owned() + GOOD, "late = 2"),
+            ("chunk-kib = 65\n".to_owned() + GOOD, "power of two"),
             (GOOD.to_owned() + "[calls]\nper-second = 5\ncreates = 1\n", "zones = 3"),
             ("about = 'x'\nfaults = []\nstep = []\n".to_owned(), "at least one step"),
             (GOOD.to_owned() + "[load]\nreads = 101\n", "at most 100"),

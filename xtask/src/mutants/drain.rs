@@ -5,6 +5,7 @@ use super::Mutant;
 const CORE: &[&str] = &["-p", "ashlar-controlplane-core", "drain::"];
 const CHANGE: &str = "controlplane/core/src/change.rs";
 const MOVES: &str = "controlplane/core/src/moves.rs";
+const BALANCE: &str = "controlplane/core/src/balance.rs";
 const DRAIN: &str = "controlplane/core/src/drain.rs";
 
 pub(super) const MUTANTS: &[Mutant] = &[
@@ -38,9 +39,9 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         rule: "what is on the drained node leaves, not who joined last",
-        file: MOVES,
-        take_out: "let leaver = drained.or_else(|| crowding(config, state)).or(last);",
-        put_in: "let leaver = last.or(drained).or_else(|| crowding(config, state));",
+        file: BALANCE,
+        take_out: "if let Some(drained) = nodes.iter().find(|node| state.is_draining(**node)) {",
+        put_in: "if let Some(drained) = nodes.last().filter(|_| false) {",
         tests: CORE,
     },
     Mutant {
@@ -72,6 +73,20 @@ pub(super) const MUTANTS: &[Mutant] = &[
         tests: CORE,
     },
     Mutant {
+        rule: "two drains do not count on the same copy",
+        file: DRAIN,
+        take_out: "config.replicas().filter(|r| r.node != node && !state.is_draining(r.node)).count();",
+        put_in: "config.replicas().filter(|r| r.node != node).count();",
+        tests: CORE,
+    },
+    Mutant {
+        rule: "the last home of what is drained is not drained",
+        file: DRAIN,
+        take_out: "let concerned = state.configs_of_node(node).chain(others);",
+        put_in: "let concerned = state.configs_of_node(node).chain(others.take(0));",
+        tests: CORE,
+    },
+    Mutant {
         rule: "a drained node takes no new replicas",
         file: "controlplane/core/src/place.rs",
         take_out: "if heard && state.is_draining(node) {",
@@ -95,8 +110,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "a primary is not asked to leave before its place is taken",
         file: "controlplane/core/src/elect.rs",
-        take_out: "        && config.in_sync.len() > usize::from(config.copies_wanted)\n        && usable(config.primary.node)",
-        put_in: "        && usable(config.primary.node)",
+        take_out: "    if config.in_sync.len() <= usize::from(config.copies_wanted) {\n        return None;\n    }",
+        put_in: "",
         tests: CORE,
     },
     Mutant {
@@ -109,8 +124,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "a drain for which nobody has room is refused",
         file: DRAIN,
-        take_out: "if space.take_one(&wanted).is_none() {",
-        put_in: "if false && space.take_one(&wanted).is_none() {",
+        take_out: "        for _ in 0..homes {",
+        put_in: "        for _ in 0..homes.min(0) {",
         tests: CORE,
     },
 ];

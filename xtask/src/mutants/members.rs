@@ -141,4 +141,11 @@ pub(super) const MUTANTS: &[Mutant] = &[
         put_in: "Some(Found::Done) => return Ok(Start::Join),",
         tests: ZONE,
     },
+    Mutant {
+        rule: "a member that starts again has every kind of entry",
+        file: "controlplane/src/member/storage.rs",
+        take_out: "    for kind in Key::KINDS {\n        pairs.extend",
+        put_in: "    for kind in 1..=10 {\n        pairs.extend",
+        tests: MEMBER,
+    },
 ];

@@ -94,9 +94,9 @@ pub(super) const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         rule: "who shares a rack leaves it, not who has just come",
-        file: "controlplane/core/src/moves.rs",
-        take_out: "let leaver = drained.or_else(|| crowding(config, state)).or(last);",
-        put_in: "let leaver = drained.or(last);",
+        file: "controlplane/core/src/balance.rs",
+        take_out: "if let Some(crowding) = secondaries().filter(shares).max_by_key(fullest) {",
+        put_in: "if let Some(crowding) = secondaries().filter(|_| false).max_by_key(fullest) {",
         tests: CORE,
     },
     Mutant {

@@ -7,7 +7,7 @@ use alloc::boxed::Box;
 use alloc::vec;
 use alloc::vec::Vec;
 use ashlar_types::message::data::{DataMessage, Refusal};
-use ashlar_types::{Generation, NodeId, SessionId, Time};
+use ashlar_types::{Generation, Geometry, NodeId, SessionId, Time};
 use core::time::Duration;
 
 /// Which rule of the machine is switched off.
@@ -321,4 +321,42 @@ fn a_node_that_takes_the_connection_and_says_nothing_is_asked_about_elsewhere() 
     }
     assert_eq!(dialled(&out), 3, "the other members too");
     assert!(out.iter().any(|e| matches!(e, Effect::RefreshMap)));
+}
+
+#[test]
+fn a_volume_that_grows_takes_requests_up_to_its_new_end_and_never_fewer_than_before() {
+    let mut zone = Zone::new(1, WaitPolicy::Wait);
+    let (node, session, message) = first_sent(&mut zone);
+    let (end, known) = (u64::from(CHUNKS * 16), zone.core.geometry());
+    let beyond = |zone: &mut Zone, op: u64| {
+        let mut out = Outbox::new();
+        let request = Request::Write { first: end, payload: fill(2, 1) };
+        zone.core.handle(zone.now, Input::Submit { op: OpId(op), request }, &mut out);
+        results(&out)
+    };
+    let grow = |zone: &mut Zone, size_bytes: u64, chunk_bytes: u64| {
+        let geometry = Geometry::new(size_bytes, chunk_bytes).unwrap();
+        zone.core.handle(zone.now, Input::Grow { geometry }, &mut Outbox::new());
+    };
+    assert!(matches!(beyond(&mut zone, 2)[..], [Err(OpError::Range(_))]));
+    // A map that knows of a chunk before the size does is no size.
+    let newer = config(zone.core.settings.volume, CHUNKS);
+    let map = Input::Map { configs: vec![newer.clone()] };
+    zone.core.handle(zone.now, map.clone(), &mut Outbox::new());
+    assert!(matches!(beyond(&mut zone, 3)[..], [Err(OpError::Range(_))]));
+    let size = known.size_bytes();
+    grow(&mut zone, size - 4096, known.chunk_bytes());
+    grow(&mut zone, 2 * size, 2 * known.chunk_bytes());
+    assert_eq!(zone.core.geometry(), known, "smaller, or of other chunks");
+    grow(&mut zone, size + known.chunk_bytes(), known.chunk_bytes());
+    zone.core.handle(zone.now, map, &mut Outbox::new());
+    assert!(zone.core.configs().any(|config| *config == newer));
+    assert!(beyond(&mut zone, 4).is_empty(), "it is on its way");
+    grow(&mut zone, size, known.chunk_bytes());
+    assert!(beyond(&mut zone, 5).is_empty(), "what was told late takes nothing back");
+    // What was in flight is answered as if nothing had happened.
+    let done = DataMessage::WriteDone { id: write_id(&message) };
+    let mut out = Outbox::new();
+    zone.core.handle(zone.now, Input::Message { node, session, message: done }, &mut out);
+    assert_eq!(results(&out), [Ok(Done::Written)]);
 }

@@ -7,7 +7,7 @@ use crate::place::Space;
 use ashlar_types::message::cluster::RemovalReason;
 use ashlar_types::{Lsn, Term};
 
-fn mark(zone: &mut Zone, node: u32, cancel: bool) -> Result<Answer, Refusal> {
+pub(super) fn mark(zone: &mut Zone, node: u32, cancel: bool) -> Result<Answer, Refusal> {
     zone.apply(Action::Drain { token: None, node: NodeId(node), cancel }).answer
 }
 
@@ -26,7 +26,7 @@ fn kinds(plan: &Plan) -> Vec<ChangeKind> {
     plan.changes.iter().map(|change| change.kind.clone()).collect()
 }
 
-fn spares(plan: &Plan) -> usize {
+pub(super) fn spares(plan: &Plan) -> usize {
     kinds(plan).iter().filter(|kind| matches!(kind, ChangeKind::AddSpare { .. })).count()
 }
 
@@ -66,7 +66,7 @@ fn nodes_act(zone: &mut Zone) {
 }
 
 /// One round: what is planned is committed, and the nodes do their part.
-fn round(zone: &mut Zone) -> Plan {
+pub(super) fn round(zone: &mut Zone) -> Plan {
     all_report(zone);
     nodes_act(zone);
     let plan = zone.carry_out();
@@ -94,6 +94,36 @@ fn a_drained_node_ends_with_nothing_and_no_chunk_is_ever_short_of_a_copy() {
     assert_eq!(zone.state.primaries_on(NodeId(1)), 0);
     assert_eq!(progress(&zone, 1), drain::Progress::default());
     assert_eq!(spares(&round(&mut zone)), 0, "nothing goes on moving");
+}
+
+#[test]
+fn two_drains_do_not_count_on_the_same_copy() {
+    let mut zone = Zone::with_volume();
+    mark(&mut zone, 1, false).unwrap();
+    let mut rounds = 0;
+    while zone.state.replicas_on(NodeId(1)) > 0 {
+        // Also while a chunk has one more in sync than it wants: that is in the place of node 1's.
+        let refused = check(&zone, 2);
+        assert!(matches!(refused, Err(DrainRefusal::NoHome { .. })), "{rounds}: {refused:?}");
+        round(&mut zone);
+        rounds += 1;
+        assert!(rounds < 60, "{:?}", progress(&zone, 1));
+    }
+}
+
+#[test]
+fn the_last_home_of_what_is_drained_is_not_drained() {
+    let mut zone = Zone::with_volume();
+    mark(&mut zone, 4, false).unwrap();
+    while zone.state.replicas_on(NodeId(4)) > 0 {
+        round(&mut zone);
+    }
+    // It is empty, and the only home for what the next one holds.
+    mark(&mut zone, 4, true).unwrap();
+    mark(&mut zone, 1, false).unwrap();
+    assert!(matches!(check(&zone, 4), Err(DrainRefusal::NoHome { .. })));
+    mark(&mut zone, 1, true).unwrap();
+    assert_eq!(check(&zone, 4), Ok(drain::Expected::default()));
 }
 
 #[test]

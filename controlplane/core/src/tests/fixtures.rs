@@ -80,6 +80,26 @@ fn a_volume_is_written_as_version_9_has_it_and_read_as_version_8_had_it() {
     holds(CREATION_OF_VERSION_8, 8, creation(0));
 }
 
+/// Version 10: growth.
+const GROWTH_OF_VERSION_10: &str = "\
+    0a000900000000000000100061000000000000000100000000000000000000000000000000000008\
+    00000000010000000200000001000000020000000100000002000000010000000000000000000000\
+    0000000002000000000000000000000000000000";
+const END_OF_GROWTH_OF_VERSION_10: &str = "\
+    0a000900000000000000110100000061000000000000000100000000000000000000000000000000\
+    00000800000000";
+
+#[test]
+fn a_growth_is_written_as_version_10_has_it() {
+    let place = |node: u32| Place { node: NodeId(node), store: StoreId(node.into()) };
+    let placement = crate::command::Placement([[place(1), place(2)].into()].into());
+    let (volume, size_bytes) = (volume_id(1), 128 * MIB);
+    let growth = Action::GrowVolume { token: None, volume, size_bytes, placement };
+    holds(GROWTH_OF_VERSION_10, 10, growth);
+    let grown = [(volume, size_bytes)].into();
+    holds(END_OF_GROWTH_OF_VERSION_10, 10, Action::FinishGrowth { grown });
+}
+
 #[test]
 fn replicas_that_are_away_are_written_as_version_6_has_them() {
     let replica = |node: u32| ReplicaId {

@@ -1,8 +1,10 @@
 //! A zone to play with: state and observations driven by hand.
 
+mod balance;
 mod drain;
 mod elections;
 mod fixtures;
+mod grow;
 mod hidden;
 mod interrupted;
 mod members;
@@ -276,6 +278,7 @@ impl Zone {
         }
         self.seen.forget_proposals(&plan.judged);
         self.seen.note_slow(self.now, &plan.slow);
+        self.seen.note_balance(self.now, plan.balance);
         plan
     }
 

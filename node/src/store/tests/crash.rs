@@ -140,7 +140,13 @@ impl Run {
         if let Some(record) = record(op, self.model(), mark) {
             let mut next = self.model().clone();
             next.apply(&record);
-            if let Err(full) = self.rig.append([record]) {
+            let mut taken = self.rig.append([record.clone()]);
+            if taken == Err(NoSpace::Growing) {
+                // The thread that makes the file longer, when it is asked to.
+                self.rig.grow();
+                taken = self.rig.append([record]);
+            }
+            if let Err(full) = taken {
                 // The data file could not grow.
                 assert!(disk.is_powered_off(), "{full}");
                 return Err(DiskError::PoweredOff.into());
