@@ -187,7 +187,7 @@ impl Step<'_> {
         if epoch <= now.floor() {
             return;
         }
-        if now.held == 0 && !config.names(me) {
+        if now.held == 0 && (!config.names(me) || config.incarnation[me] <= now.erased) {
             return;
         }
         let other = now.held != 0 && now.held != config.incarnation[me];

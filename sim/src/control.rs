@@ -781,7 +781,10 @@ impl World {
                 self.tally.note("messages relayed");
                 self.note_proposals(relayed.node, &relayed.message);
             }
-            own => self.note_proposals(node, own),
+            own => {
+                self.note_proposals(node, own);
+                self.watch_erased(own);
+            }
         }
         let Some(session) = self.control.stream_of.get(&node).copied() else { return };
         let Some(known) = self.control.sessions.get(&session).copied() else { return };

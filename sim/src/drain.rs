@@ -35,6 +35,10 @@ impl World {
     pub(crate) fn begin_drain(&mut self, node: NodeId, cancel: bool) {
         self.drains.turn += 1;
         self.drains.asking.insert(node, cancel);
+        // Whether a cancel that nobody has answered was carried out is not known.
+        if cancel {
+            self.drains.agreed.remove(&node);
+        }
         self.drain_again(node);
     }
 
@@ -59,12 +63,12 @@ impl World {
         let Request::DrainNode(request) = request else { return false };
         let node = NodeId(request.node);
         match result {
+            // The operator wants something else by now.
+            _late if self.drains.asking.get(&node) != Some(&request.cancel) => {}
             Some(Ok(_)) => {
                 self.drains.asking.remove(&node);
                 self.tally.note(if request.cancel { "drains cancelled" } else { "drains" });
-                if request.cancel {
-                    self.drains.agreed.remove(&node);
-                } else {
+                if !request.cancel {
                     self.drains.agreed.insert(node);
                 }
             }
@@ -110,7 +114,11 @@ impl World {
         let drains: Vec<_> =
             listed.into_iter().filter_map(|node| Some((node.id, node.drain?))).collect();
         let erasures = self.control.state().map(|state| state.erasures().collect::<Vec<_>>());
-        format!("{drains:?}; to be erased: {erasures:?}; {}", self.control.describe())
+        format!(
+            "agreed: {:?}; {drains:?}; to be erased: {erasures:?}; {}",
+            self.drains.agreed,
+            self.control.describe()
+        )
     }
 
     /// Counts the nodes that are drained at the end.

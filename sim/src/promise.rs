@@ -59,14 +59,15 @@ impl Fault {
 
 impl World {
     /// Whether the zone promises to survive the loss of a node's disk now: it is the first one, and
-    /// each of its chunks has two other copies in sync, on nodes that are up: one that is away may be
-    /// about to be removed, and this node be the only one that is left. (Members that run may not
+    /// each of its chunks has two other copies in sync, on nodes that are up and one of them heard: one
+    /// that is away may be about to be removed, and this node be the only one that is left. (Members that run may not
     /// know yet that it is: what was ever committed counts.)
     pub(crate) fn may_lose(&self, node: NodeId) -> bool {
         self.tally.of(FaultKind::NewDisk.name()) == 0
             && self.watch.configs().all(|config| {
                 let others = config.in_sync.iter().filter(|replica| replica.node != node);
                 others.filter(|replica| self.is_up(replica.node)).count() >= 2
+                    && self.leaves_a_copy(config, &[node])
             })
     }
 
@@ -78,6 +79,7 @@ impl World {
             && self.watch.configs().all(|config| {
                 let others = config.in_sync.iter().filter(|replica| replica.node != node);
                 others.filter(|r| self.is_up(r.node) && self.is_sound(config, **r)).count() >= 2
+                    && self.leaves_a_copy(config, &[node])
             })
     }
 

@@ -1,13 +1,13 @@
 //! What is looked at after events: committed configurations, who could acknowledge, how often new
-//! homes are asked for (design.md section 12: invariants 1, 4 and 7).
+//! homes are asked for (design.md section 12: invariants 1, 4 and 7), what is erased.
 
 use crate::node::SimNode;
 use crate::run::Sabotage;
 use crate::scenario::Moment;
 use crate::world::World;
 use ashlar_types::message::cluster::{Change, ControlUp, ReplicaState};
-use ashlar_types::{ChunkConfig, ChunkId, NodeId, Term, Time, VolumeId};
-use std::collections::{BTreeMap, VecDeque};
+use ashlar_types::{ChunkConfig, ChunkId, NodeId, ReplicaId, Term, Time, VolumeId};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// Events between two looks at who could acknowledge. A state of two lasts for milliseconds.
@@ -26,6 +26,8 @@ pub(crate) struct Watch {
     role_changes: BTreeMap<ChunkId, u64>,
     /// Of each chunk by each primary: one that is elected or started anew begins to count anew.
     placements: BTreeMap<(ChunkId, NodeId, Term), Placements>,
+    /// Replicas of which a node has said that they are erased.
+    erased: BTreeSet<(ChunkId, ReplicaId)>,
 }
 
 impl Watch {
@@ -148,6 +150,20 @@ impl World {
                 Change::SeekLearner => self.note_placement(node, proposal.chunk),
                 Change::PromoteLearner { .. } => self.moment(proposal.chunk, Moment::Proposed),
                 _no_placement => {}
+            }
+        }
+    }
+
+    /// A node tells of its replicas: what it has once called erased is never there again.
+    pub(crate) fn watch_erased(&mut self, message: &ControlUp) {
+        let ControlUp::Replicas(reports) = message else { return };
+        for report in reports {
+            let named = (report.chunk, report.replica);
+            if report.state == ReplicaState::Gone {
+                self.watch.erased.insert(named);
+            } else if self.watch.erased.contains(&named) {
+                let detail = format!("{report:?}");
+                self.judge.violated(self.now, "an erased replica came back", detail);
             }
         }
     }

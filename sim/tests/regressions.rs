@@ -61,6 +61,34 @@ const SEEDS: &[(u64, &str, u64, &str)] = &[
         10_000,
         "members that started again had forgotten drains, statements, policies",
     ),
+    (
+        179,
+        "crash-node,crash-member,cut-nodes,cut-member,cut-members,clog,power-off,slow,loss-burst,\
+         fail-reads,fail-sync,reattach,drift,stall-core,drain,short-lived",
+        10_000,
+        "a replica that was erased came back, by a configuration that its node had never heard of",
+    ),
+    (
+        254,
+        "crash-all,isolate,cut-client,cut-members,pause-member,clog,loss-burst,stall-disk,fail-sync,\
+         jump-clock,stall-core,short-lived",
+        10_000,
+        "a replica that was to be erased before it came, came",
+    ),
+    (
+        3074,
+        "cut-member,loss,pause-node,loss-burst,short-of-space,fail-reads,fail-sync,new-disk,\
+         restart-client,jump-clock,stall-core,drain,short-lived",
+        10_000,
+        "the last home of a copy that was missing, drained",
+    ),
+    (
+        1463,
+        "crash-all,isolate,cut-client,cut-member,cut-members,loss,clog,slow,loss-burst,short-of-space,\
+         fail-sync,jump-clock,drift,stall-core,bad-disk",
+        2_500,
+        "a swarm that spoiled a disk while the other copies were away",
+    ),
 ];
 
 #[test]

@@ -14,7 +14,7 @@ use crate::observe::Observations;
 use crate::place::{Rejected, Space, Wanted};
 use crate::state::{Key, ZoneState};
 use crate::verdict::Verdicts;
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeSet;
 use alloc::vec::Vec;
 use ashlar_types::{ChunkConfig, ChunkId, NodeId, ReplicaId, wire_struct};
 use thiserror::Error;
@@ -53,8 +53,8 @@ pub enum DrainRefusal {
         /// Replicas that writes need.
         copies_min: u8,
     },
-    /// No other node can take its copies.
-    #[error("no other node can take the copy of chunk {chunk} ({bytes} bytes) that {node} holds")]
+    /// No other node can take its copies, or those that are missing.
+    #[error("without {node} there is no home for a copy of chunk {chunk} ({bytes} bytes)")]
     NoHome {
         /// The node.
         node: NodeId,
@@ -135,8 +135,9 @@ impl ZoneState {
     }
 }
 
-/// Whether a node can be drained, as this leader sees it: `space` is what it knows of all nodes. Those that
-/// are drained already must be able to go on: it may be the home that they wait for.
+/// Whether a node can be drained, as this leader sees it: `space` is what it knows of all nodes. Chunks on
+/// those that are drained already, and those that lack a copy, must find what they need without it: it may
+/// be the home that they wait for.
 ///
 /// # Errors
 /// The first chunk that stands against it.
@@ -146,10 +147,7 @@ pub fn check(
     mut space: Space<'_>,
 ) -> Result<Expected, DrainRefusal> {
     let mut expected = Expected::default();
-    let others = state.draining().flat_map(|record| state.configs_of_node(record.node));
-    let concerned = state.configs_of_node(node).chain(others);
-    let concerned: BTreeMap<ChunkId, &ChunkConfig> = concerned.map(|c| (c.chunk, c)).collect();
-    for config in concerned.into_values() {
+    for config in state.configs() {
         let holds = config.in_sync.iter().any(|replica| replica.node == node);
         let remaining = config.in_sync.len() - usize::from(holds);
         if holds && !config.is_whole() && remaining < usize::from(config.copies_min) {

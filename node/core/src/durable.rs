@@ -105,6 +105,18 @@ impl ReplicaDurable {
         }
     }
 
+    /// Up to which epoch incarnations are refused once this one is erased: it, and all that were named
+    /// before what it has adopted. A later one that this very configuration names is still to come.
+    pub(crate) fn refused_once_erased(&self) -> Epoch {
+        let later = |other: &ReplicaId| {
+            other.node == self.replica.node && other.incarnation > self.replica.incarnation
+        };
+        match self.config.replicas().find(later) {
+            Some(to_come) => Epoch(to_come.incarnation.0.saturating_sub(1)),
+            None => self.config.epoch.max(Epoch(self.replica.incarnation.0)),
+        }
+    }
+
     fn commit(&mut self, lsn: Lsn) {
         if lsn > self.committed {
             self.committed = lsn;
@@ -184,7 +196,7 @@ impl ReplicaDurable {
                 self.proposal = Some(Proposed { epoch: *epoch, learner: *learner });
             }
             Record::Suspect { .. } => self.suspect = true,
-            Record::Fill { .. } | Record::Erase { .. } => {}
+            Record::Fill { .. } | Record::Erase { .. } | Record::Refuse { .. } => {}
         }
     }
 
@@ -202,13 +214,19 @@ impl ReplicaDurable {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DurableState {
     replicas: BTreeMap<ChunkId, ReplicaDurable>,
-    /// The epoch of each replica that was erased: what it refused stays refused.
+    /// Up to which epoch a chunk's incarnations are refused, because they were erased here.
     erased: BTreeMap<ChunkId, Epoch>,
     has_gaps: bool,
 }
 
 /// Stands in a checkpoint where a replica's node stands: no node has this number.
 const ERASED: NodeId = NodeId(u32::MAX);
+
+/// Notes up to which epoch a chunk's incarnations are refused.
+pub(crate) fn note_erased(erased: &mut BTreeMap<ChunkId, Epoch>, chunk: ChunkId, upto: Epoch) {
+    let known = erased.entry(chunk).or_default();
+    *known = upto.max(*known);
+}
 
 /// What a checkpoint keeps of an erased replica.
 struct Erased {
@@ -243,9 +261,10 @@ impl DurableState {
             }
             Record::Erase { chunk } => {
                 if let Some(replica) = self.replicas.remove(chunk) {
-                    self.erased.insert(*chunk, replica.config.epoch);
+                    note_erased(&mut self.erased, *chunk, replica.refused_once_erased());
                 }
             }
+            Record::Refuse { chunk, upto } => note_erased(&mut self.erased, *chunk, *upto),
             Record::FollowTerm { chunk, .. }
             | Record::TakeOver { chunk, .. }
             | Record::OpenTerm { chunk, .. }
@@ -285,7 +304,7 @@ impl DurableState {
         self.replicas.iter()
     }
 
-    /// Chunks of which a replica was erased, with the epoch that it had adopted.
+    /// Chunks of which a replica was erased, with the epoch up to which incarnations are refused.
     pub fn erased(&self) -> impl Iterator<Item = (ChunkId, Epoch)> + '_ {
         self.erased.iter().map(|(chunk, epoch)| (*chunk, *epoch))
     }

@@ -5,7 +5,7 @@
 //! configuration decides: it names one replica of a node at most, so the other was given up by a
 //! committed change, and its name never comes back (docs/decisions/0006).
 
-use crate::durable::{DurableState, ReplicaDurable};
+use crate::durable::{DurableState, ReplicaDurable, note_erased};
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use ashlar_types::{ChunkId, Epoch, StoreId};
@@ -14,7 +14,7 @@ use ashlar_types::{ChunkId, Epoch, StoreId};
 #[derive(Debug, Default)]
 pub(crate) struct Found {
     pub(crate) replicas: BTreeMap<ChunkId, ReplicaDurable>,
-    /// Up to which epoch chunks stay erased.
+    /// Up to which epoch incarnations of chunks are refused, because they were erased.
     pub(crate) erased: BTreeMap<ChunkId, Epoch>,
     /// Replicas that gave way, with their stores: to be erased there.
     pub(crate) left_over: Vec<(ChunkId, StoreId)>,
@@ -24,7 +24,7 @@ impl Found {
     /// Takes in what one store knows.
     pub(crate) fn take(&mut self, store: StoreId, state: DurableState) {
         for (chunk, epoch) in state.erased() {
-            self.note_erased(chunk, epoch);
+            note_erased(&mut self.erased, chunk, epoch);
         }
         for (chunk, found) in state.into_replicas() {
             // Nothing but a defect puts another store's replica there: it is left as it is.
@@ -34,12 +34,12 @@ impl Found {
             let given_up = match self.replicas.remove(&chunk) {
                 None => None,
                 Some(known) if stays(&known, &found) => {
-                    let given_up = (found.replica.store, found.config.epoch);
+                    let given_up = (found.replica.store, found.refused_once_erased());
                     self.replicas.insert(chunk, known);
                     self.give_up(chunk, given_up);
                     continue;
                 }
-                Some(known) => Some((known.replica.store, known.config.epoch)),
+                Some(known) => Some((known.replica.store, known.refused_once_erased())),
             };
             self.replicas.insert(chunk, found);
             given_up.into_iter().for_each(|given_up| self.give_up(chunk, given_up));
@@ -48,12 +48,7 @@ impl Found {
 
     fn give_up(&mut self, chunk: ChunkId, (store, epoch): (StoreId, Epoch)) {
         self.left_over.push((chunk, store));
-        self.note_erased(chunk, epoch);
-    }
-
-    fn note_erased(&mut self, chunk: ChunkId, epoch: Epoch) {
-        let known = self.erased.entry(chunk).or_default();
-        *known = epoch.max(*known);
+        note_erased(&mut self.erased, chunk, epoch);
     }
 }
 

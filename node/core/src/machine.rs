@@ -52,9 +52,9 @@ pub struct DataCore {
     touched: BTreeSet<ChunkId>,
     last_tick: Time,
     last_heartbeat: Time,
-    /// Chunks whose replica here was erased, or went with its store, and the epoch that it had
-    /// adopted. An older configuration may still be on its way, from a primary that was replaced long
-    /// ago: it must not bring the replica back, empty and in sync with that primary.
+    /// Chunks whose replica here was erased, or went with its store, and up to which epoch incarnations
+    /// are refused. A configuration that names it may still be on its way, from a primary that was
+    /// replaced long ago: it must not bring the replica back, empty and in sync with that primary.
     erased: BTreeMap<ChunkId, Epoch>,
     /// Latest leadership of the control plane that has spoken. Forgotten by a restart: what outlives
     /// a leader in what it said (configurations, orders to erase) is committed and stays true however

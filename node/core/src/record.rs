@@ -97,6 +97,14 @@ pub enum Record {
         /// The chunk.
         chunk: ChunkId,
     },
+    /// A replica is to be erased that is not held: no incarnation of the chunk that was numbered up to
+    /// this epoch is made here any more.
+    Refuse {
+        /// The chunk.
+        chunk: ChunkId,
+        /// The epoch.
+        upto: Epoch,
+    },
     /// The store has lost part of the replica: what it knows and holds proves nothing any more.
     /// Only another incarnation, filled from the beginning, takes its place (design.md 4.6).
     Suspect {
@@ -120,6 +128,7 @@ impl Record {
             | Self::Committed { chunk, .. }
             | Self::ProposePromotion { chunk, .. }
             | Self::Erase { chunk }
+            | Self::Refuse { chunk, .. }
             | Self::Suspect { chunk } => *chunk,
         }
     }
@@ -137,6 +146,7 @@ impl Record {
             | Self::Committed { .. }
             | Self::ProposePromotion { .. }
             | Self::Erase { .. }
+            | Self::Refuse { .. }
             | Self::Suspect { .. } => None,
         }
     }
@@ -210,6 +220,11 @@ impl Record {
                 out.put_u8(11);
                 chunk.put(out);
             }
+            Self::Refuse { chunk, upto } => {
+                out.put_u8(12);
+                chunk.put(out);
+                upto.put(out);
+            }
         }
     }
 
@@ -261,6 +276,7 @@ impl Record {
             },
             10 => Self::Erase { chunk },
             11 => Self::Suspect { chunk },
+            12 => Self::Refuse { chunk, upto: Wire::get(fields)? },
             other => return Err(CodecError::Case(other)),
         })
     }

@@ -11,7 +11,7 @@ use crate::scrub::Scrub;
 use alloc::vec::Vec;
 use ashlar_types::limit::is_short_of_space;
 use ashlar_types::message::cluster::StoreState;
-use ashlar_types::{ChunkId, StoreId, Time};
+use ashlar_types::{ChunkId, Epoch, StoreId, Time};
 
 /// One store.
 #[derive(Debug)]
@@ -30,6 +30,12 @@ impl StorePart {
     pub(crate) fn erase(&mut self, chunk: ChunkId, out: &mut Outbox) {
         let (store, seq) = (self.id, self.gate.number(false));
         out.push(Effect::Persist { store, seq, record: Record::Erase { chunk } });
+    }
+
+    /// Has it remembered that a replica of a chunk was to be erased that is not held.
+    pub(crate) fn refuse(&mut self, chunk: ChunkId, upto: Epoch, out: &mut Outbox) {
+        let (store, seq) = (self.id, self.gate.number(false));
+        out.push(Effect::Persist { store, seq, record: Record::Refuse { chunk, upto } });
     }
 
     pub(crate) const fn is_short_of_space(&self) -> bool {

@@ -14,7 +14,7 @@ use super::place::Bits;
 
 /// Newest format version read and written here. Version 1 had no doubt: zeros in its place. Before
 /// version 3 every record's blocks followed it in the journal, and a part of a chunk had one slot.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Oldest format version read here.
 const VERSION_MIN: u32 = 1;
 /// Blocks per slot: a slot is 1 MiB.
@@ -419,10 +419,10 @@ mod tests {
             assert_eq!(Superblock::decode(&bad), Err(Unreadable::Damaged), "byte {at}");
         }
         let mut newer = page.to_vec();
-        newer[12] = 4;
+        newer[12] = 5;
         let crc = crc_of(&newer);
         newer[8..12].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(Superblock::decode(&newer), Err(Unreadable::Newer(4)));
+        assert_eq!(Superblock::decode(&newer), Err(Unreadable::Newer(5)));
         let mut older = page.to_vec();
         older[12] = 1;
         let crc = crc_of(&older);

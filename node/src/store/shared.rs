@@ -530,6 +530,7 @@ pub(crate) fn note_record(
         | Record::OpenFill { .. }
         | Record::Committed { .. }
         | Record::ProposePromotion { .. }
+        | Record::Refuse { .. }
         | Record::Suspect { .. } => {}
     }
 }

@@ -82,8 +82,15 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "the last home of what is drained is not drained",
         file: DRAIN,
-        take_out: "let concerned = state.configs_of_node(node).chain(others);",
-        put_in: "let concerned = state.configs_of_node(node).chain(others.take(0));",
+        take_out: "    for config in state.configs() {\n        let holds",
+        put_in: "    for config in state.configs_of_node(node) {\n        let holds",
+        tests: CORE,
+    },
+    Mutant {
+        rule: "the last home of a copy that is missing is not drained",
+        file: DRAIN,
+        take_out: "        if homes == 0 {",
+        put_in: "        let drained = |r: ReplicaId| r.node == node || state.is_draining(r.node);\n        if homes == 0 || !config.replicas().any(drained) {",
         tests: CORE,
     },
     Mutant {

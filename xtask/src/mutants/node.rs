@@ -309,8 +309,36 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "an older configuration does not bring an erased replica back",
         file: "node/core/src/machine/holding.rs",
-        take_out: "if self.erased.get(&chunk).is_some_and(|erased| config.epoch <= *erased) {",
-        put_in: "if self.erased.get(&chunk).is_some_and(|_| false) {",
+        take_out: "if self.is_erased(chunk, named) {",
+        put_in: "if self.is_erased(chunk, named) && false {",
+        tests: NODE_RULES,
+    },
+    Mutant {
+        rule: "an erased replica stays so by its name, whatever epoch still names it",
+        file: "node/core/src/machine/holding.rs",
+        take_out: "if self.is_erased(chunk, named) {",
+        put_in: "if self.erased.get(&chunk).is_some_and(|upto| config.epoch <= *upto) {",
+        tests: NODE_RULES,
+    },
+    Mutant {
+        rule: "what was to be erased before it came never comes",
+        file: "node/core/src/machine/holding.rs",
+        take_out: "} else if !self.is_erased(chunk, replica) {",
+        put_in: "} else if chunk.index.0 == u32::MAX {",
+        tests: NODE_RULES,
+    },
+    Mutant {
+        rule: "what was to be erased before it came stays refused after a restart",
+        file: "node/core/src/durable.rs",
+        take_out: "Record::Refuse { chunk, upto } => note_erased(&mut self.erased, *chunk, *upto),",
+        put_in: "Record::Refuse { .. } => {}",
+        tests: NODE_RULES,
+    },
+    Mutant {
+        rule: "an erasure leaves the incarnation alone that is still to come",
+        file: "node/core/src/durable.rs",
+        take_out: "match self.config.replicas().find(later) {",
+        put_in: "match self.config.replicas().find(later).filter(|_| false) {",
         tests: NODE_RULES,
     },
     Mutant {

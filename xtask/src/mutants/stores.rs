@@ -31,7 +31,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "what a replica on a failed store has refused stays refused",
         file: "node/core/src/machine/holding.rs",
-        take_out: "note_erased(&mut self.erased, chunk, ended.durable.config.epoch);",
+        take_out: "note_erased(&mut self.erased, chunk, ended.durable.refused_once_erased());",
         put_in: "let _ = &ended;",
         tests: CORE,
     },
@@ -59,8 +59,8 @@ pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
         rule: "a replica that is given up at a start is erased",
         file: "node/core/src/found.rs",
-        take_out: "        self.left_over.push((chunk, store));\n        self.note_erased",
-        put_in: "        let _ = store;\n        self.note_erased",
+        take_out: "        self.left_over.push((chunk, store));\n        note_erased",
+        put_in: "        let _ = store;\n        note_erased",
         tests: CORE,
     },
     Mutant {

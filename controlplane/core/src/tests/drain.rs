@@ -127,6 +127,36 @@ fn the_last_home_of_what_is_drained_is_not_drained() {
 }
 
 #[test]
+fn the_last_home_of_a_copy_that_is_missing_is_not_drained() {
+    let mut zone = Zone::with_volume();
+    let proposer = zone.config(0).primary;
+    let lost = zone.config(0).secondaries().next().unwrap();
+    let change = Change::RemoveSecondary { replica: lost, reason: RemovalReason::ReportedGone };
+    zone.report(0, lost, ReplicaState::Suspect);
+    zone.propose(0, change);
+    zone.carry_out();
+    // Under another name, which is forgotten when its filling fails.
+    zone.change(0, ChangeKind::ReadoptStale { proposer, replica: lost }).unwrap();
+    let anew = zone.config(0).learners[0];
+    zone.change(0, ChangeKind::RemoveLearner { proposer, replica: anew }).unwrap();
+    let config = zone.config(0);
+    assert!(config.replicas().count() == 2 && config.replicas().all(|r| r.node != lost.node));
+    for index in 1..zone.state.configs().count() {
+        let index = u32::try_from(index).unwrap();
+        assert!(zone.config(index).is_whole(), "only one lacks a copy");
+    }
+    // Its third copy may come to either of two, and one of them must stay.
+    let spare = (1..=4).map(NodeId).filter(|n| config.replicas().all(|r| r.node != *n));
+    let spare: Vec<NodeId> = spare.collect();
+    assert_eq!(spare.len(), 2);
+    zone.stop(spare[0].0);
+    zone.run(3_000);
+    assert!(
+        matches!(check(&zone, spare[1].0), Err(DrainRefusal::NoHome { chunk: of, .. }) if of == chunk(0))
+    );
+}
+
+#[test]
 fn a_drained_node_takes_no_new_replicas_until_it_is_cancelled() {
     let mut zone = Zone::new();
     mark(&mut zone, 2, false).unwrap();

@@ -2,10 +2,9 @@
 
 use super::DataCore;
 use crate::context::Context;
-use crate::durable::ReplicaDurable;
+use crate::durable::{ReplicaDurable, note_erased};
 use crate::outbox::{Alarm, Effect, Outbox};
 use crate::replica::Replica;
-use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use ashlar_types::message::cluster::{ControlUp, ReplicaReport, ReplicaState};
 use ashlar_types::{ChunkConfig, ChunkId, ChunkIndex, Epoch, Generation, ReplicaId, StoreId, Time};
@@ -40,7 +39,7 @@ impl DataCore {
         self.watch_members(now, config);
         let Some(named) = self.named_here(config) else { return };
         let chunk = config.chunk;
-        if self.erased.get(&chunk).is_some_and(|erased| config.epoch <= *erased) {
+        if self.is_erased(chunk, named) {
             return;
         }
         let refused = match self.replicas.get(&chunk) {
@@ -69,6 +68,13 @@ impl DataCore {
         self.dirty.insert(chunk);
     }
 
+    /// Whether a replica was erased, or one that came after it. By its name and not by the epoch of
+    /// whoever asks: a primary that sleeps may know a configuration that names it and that it never
+    /// heard of, and would find it empty and willing.
+    fn is_erased(&self, chunk: ChunkId, named: ReplicaId) -> bool {
+        self.erased.get(&chunk).is_some_and(|upto| named.incarnation.0 <= upto.0)
+    }
+
     /// The replica that is held gives way to one on another store: what is left of it is erased.
     pub(super) fn leave_other_store(&mut self, chunk: ChunkId, named: ReplicaId, out: &mut Outbox) {
         let Some(former) = self.replicas.get(&chunk).map(Replica::store) else { return };
@@ -92,11 +98,18 @@ impl DataCore {
             return;
         }
         let named = |held: &Replica| held.durable.replica == replica;
-        // Another incarnation is not what is meant: the one that is meant is not held any more.
+        // Another incarnation is not what is meant: the one that is meant is not held any more, or not
+        // yet. A configuration of before that names it may still be on its way.
         if self.replicas.get(&chunk).is_some_and(named) {
             self.end_replica(now, chunk, out, Replica::leave);
             if let Some(part) = self.stores.get_mut(replica.store) {
                 part.erase(chunk, out);
+            }
+        } else if !self.is_erased(chunk, replica) {
+            let upto = Epoch(replica.incarnation.0);
+            note_erased(&mut self.erased, chunk, upto);
+            if let Some(part) = self.stores.get_mut(replica.store) {
+                part.refuse(chunk, upto, out);
             }
         }
         let report = ReplicaReport {
@@ -141,7 +154,7 @@ impl DataCore {
     ) {
         self.with_replica(now, chunk, out, last_words);
         let Some(ended) = self.replicas.remove(&chunk) else { return };
-        note_erased(&mut self.erased, chunk, ended.durable.config.epoch);
+        note_erased(&mut self.erased, chunk, ended.durable.refused_once_erased());
         self.dirty.remove(&chunk);
         self.touched.remove(&chunk);
         let volume = chunk.volume;
@@ -151,10 +164,4 @@ impl DataCore {
             out.push(Effect::VolumeLeft(volume));
         }
     }
-}
-
-/// Notes up to which epoch a chunk stays erased.
-fn note_erased(erased: &mut BTreeMap<ChunkId, Epoch>, chunk: ChunkId, epoch: Epoch) {
-    let known = erased.entry(chunk).or_default();
-    *known = epoch.max(*known);
 }

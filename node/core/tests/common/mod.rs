@@ -85,6 +85,8 @@ pub struct Hands {
     pub newest: JournalSeq,
     pub reads: Vec<(ReadTicket, BlockRange)>,
     pub proposed: Vec<Change>,
+    /// How often an erasure was confirmed.
+    pub erasures: usize,
     pub alarms: usize,
     /// Network that the last mirror to each node took.
     pub mirrored_over: BTreeMap<NodeId, Network>,
@@ -111,6 +113,7 @@ impl Hands {
             newest: JournalSeq(0),
             reads: vec![],
             proposed: vec![],
+            erasures: 0,
             alarms: 0,
             mirrored_over: BTreeMap::new(),
         };
@@ -156,6 +159,10 @@ impl Hands {
                 Effect::Read { ticket, range, .. } => self.reads.push((ticket, range)),
                 Effect::Control(ControlUp::Propose(proposals)) => {
                     self.proposed.extend(proposals.into_iter().map(|p| p.change));
+                }
+                Effect::Control(ControlUp::Replicas(reports)) => {
+                    let gone = reports.iter().filter(|report| report.state == ReplicaState::Gone);
+                    self.erasures += gone.count();
                 }
                 Effect::Control(_) => {}
                 Effect::VolumeLeft(_) => {}

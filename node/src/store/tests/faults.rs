@@ -82,7 +82,7 @@ fn a_store_of_another_node_or_of_a_newer_release_is_refused_by_name() {
     let crc = crc32c::crc32c(&page);
     page[8..12].copy_from_slice(&crc.to_le_bytes());
     file.write_at(&page, 0).unwrap();
-    assert_eq!(refused(&disk), OpenError::NewerVersion { version: 9, supported: 3 });
+    assert_eq!(refused(&disk), OpenError::NewerVersion { version: 9, supported: 4 });
 }
 
 #[test]

@@ -81,7 +81,11 @@ fn any_record(dice: &mut SeededDice, model: &Model, mark: u8) -> Record {
     let Some(replica) = known else {
         let erased = model.state.erased().find(|(erased, _)| *erased == chunk);
         let epoch = erased.map_or(1, |(_, epoch)| epoch.0 + 1);
-        return if pick < 60 { adopt(n, epoch, epoch) } else { fill(n, range.0, range.1, mark) };
+        return match pick {
+            0..60 => adopt(n, epoch, epoch),
+            60..64 => Record::Refuse { chunk, upto: Epoch(epoch + 1) },
+            _ => fill(n, range.0, range.1, mark),
+        };
     };
     let (last, epoch) = (replica.last, replica.config.epoch.0);
     let later = Term { elected: replica.term.elected, start: replica.term.start.next() };

@@ -12,10 +12,11 @@ use ashlar_env::disk::{Disk, OpenHow};
 
 const PAGE: usize = 4096;
 
-const STORED: [(u32, &[u8]); 3] = [
+const STORED: [(u32, &[u8]); 4] = [
     (1, include_bytes!("stored/version-1.zst")),
     (2, include_bytes!("stored/version-2.zst")),
     (3, include_bytes!("stored/version-3.zst")),
+    (4, include_bytes!("stored/version-4.zst")),
 ];
 
 fn applied() -> Vec<Record> {
