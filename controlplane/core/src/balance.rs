@@ -158,10 +158,6 @@ fn rack(node: NodeId, state: &ZoneState) -> Result<&str, NodeId> {
     state.node(node).map(|record| record.rack.as_str()).filter(|rack| !rack.is_empty()).ok_or(node)
 }
 
-fn racks(nodes: &[NodeId], state: &ZoneState) -> usize {
-    nodes.iter().map(|node| rack(*node, state)).collect::<BTreeSet<_>>().len()
-}
-
 /// Who leaves a chunk that has one more in sync than is wanted, counting `also` as in sync: what is on a
 /// drained node; otherwise one of two in a rack, if there are two; of these, or of all, whoever stands on the
 /// fullest node, and of equals who joined last. The primary only if its node is fuller than each other by more
@@ -345,7 +341,8 @@ impl Judge<'_> {
         }
     }
 
-    /// Who will leave a chunk in the place of one more on `to`, if the zone is better for it.
+    /// Who will leave a chunk in the place of one more on `to`, if the zone is better for it. Racks stay as
+    /// far apart as they are: where `to` shares one, it would be `to` itself ([`leaver`]).
     fn who_leaves(
         &self,
         config: &ChunkConfig,
@@ -356,12 +353,7 @@ impl Judge<'_> {
         let mut then = look.promised.clone();
         then.add(to, bytes);
         let leaves = leaver(config, Some(to), self.state, &then)?;
-        let before: Vec<NodeId> = config.in_sync.iter().map(|replica| replica.node).collect();
-        let mut after = before.clone();
-        after.retain(|node| *node != leaves);
-        after.push(to);
-        let apart = racks(&after, self.state) >= racks(&before, self.state);
-        (apart && look.expected.is_better(leaves, to, bytes)).then_some(leaves)
+        look.expected.is_better(leaves, to, bytes).then_some(leaves)
     }
 }
 

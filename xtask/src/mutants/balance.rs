@@ -91,10 +91,10 @@ pub(super) const MUTANTS: &[Mutant] = &[
         tests: CORE,
     },
     Mutant {
-        rule: "racks stay as far apart as they are",
+        rule: "one of two in a rack leaves before all others, so that racks stay apart",
         file: BALANCE,
-        take_out: "let apart = racks(&after, self.state) >= racks(&before, self.state);",
-        put_in: "let apart = racks(&after, self.state) >= 1.min(before.len());",
+        take_out: "if let Some(crowding) = secondaries().filter(shares).max_by_key(fullest) {",
+        put_in: "if let Some(crowding) = secondaries().filter(shares).find(|_| false) {",
         tests: CORE,
     },
     Mutant {

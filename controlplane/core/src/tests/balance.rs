@@ -245,15 +245,48 @@ fn only_nodes_that_are_well_give_or_take() {
     let mut zone = with_fifth();
     mark(&mut zone, 5, false).unwrap();
     assert_eq!(spares(&zone.plan()), 0);
-    // A chunk with a copy on a node that is slow stays as it is; others move.
-    let mut zone = with_fifth();
-    zone.seen.note_slow(zone.now, &[NodeId(1)]);
-    let plan = zone.plan();
-    assert!(plan.moves > 0);
-    for change in &plan.changes {
-        let config = zone.state.config(change.chunk).unwrap();
-        assert!(config.replicas().all(|replica| replica.node != NodeId(1)), "{config:?}");
+    // A chunk with a copy on a node that is slow, or silent, stays as it is; others move.
+    let mut slow = with_fifth();
+    slow.seen.note_slow(slow.now, &[NodeId(1)]);
+    let mut silent = with_fifth();
+    silent.stop(1);
+    silent.run(900);
+    for zone in [slow, silent] {
+        let plan = zone.plan();
+        assert!(plan.moves > 0);
+        let moved = plan.changes.iter().filter(|c| matches!(c.kind, ChangeKind::AddSpare { .. }));
+        for change in moved {
+            let config = zone.state.config(change.chunk).unwrap();
+            assert!(config.replicas().all(|replica| replica.node != NodeId(1)), "{config:?}");
+        }
     }
+}
+
+#[test]
+fn a_move_that_is_under_way_counts_as_done() {
+    let mut zone = Zone::new();
+    for nodes in [[2, 1, 3], [3, 1, 4], [4, 1, 2], [2, 1, 3], [3, 1, 4]] {
+        fill(&mut zone, 1, 32 * MIB, Some(&nodes));
+    }
+    join(&mut zone, record(5));
+    assert_eq!(spares(&zone.carry_out()), 1);
+    // Nothing is copied yet, and both nodes could take part in one more.
+    for _ in 0..20 {
+        zone.run(900);
+        assert_eq!(spares(&zone.carry_out()), 0, "{:?}", levels(&zone));
+    }
+}
+
+#[test]
+fn many_nodes_that_are_added_at_once_are_filled_at_the_pace_of_the_zone() {
+    let mut zone = Zone::of((1..=6).map(record));
+    fill(&mut zone, 100, CHUNK, None);
+    for node in 7..=12 {
+        join(&mut zone, record(node));
+    }
+    assert_eq!(spares(&zone.plan()), BALANCE_MOVES_MAX);
+    settle(&mut zone);
+    assert!(spread(&zone) <= SPREAD_MAX, "{:?}", levels(&zone));
 }
 
 #[test]
