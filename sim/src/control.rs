@@ -837,6 +837,18 @@ impl World {
         }
     }
 
+    /// Whether an answer, or the lack of one, is for an operator, who does not stand still with the client.
+    pub(crate) fn is_for_operator(&self, event: &Event) -> bool {
+        let Event::Control(ControlEvent::CallEnds { call } | ControlEvent::Answered { call, .. }) =
+            event
+        else {
+            return false;
+        };
+        self.control.calls.get(call).is_some_and(|request| {
+            !matches!(request, Request::GetVolumeMap(_) | Request::AttachVolume(_))
+        })
+    }
+
     /// A call has no good answer; the next one goes to another member.
     fn call_failed(&mut self, request: &Request) {
         self.control.client_tries += 1;

@@ -740,6 +740,7 @@ impl World {
             }
             FaultKind::BadDisk => self.spoil(node, away),
             FaultKind::ShortLived => Some(Fault::ShortLived { length: away }),
+            FaultKind::Grow => self.may_grow().then_some(Fault::Grow { chunks: 1 }),
             _drawn_before => None,
         }
     }

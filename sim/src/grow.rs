@@ -15,6 +15,9 @@ use std::time::Duration;
 /// Between an answer, or none, and the next call; and between two looks of the client.
 const NEXT_CALL: Duration = Duration::from_millis(300);
 
+/// How often a swarm has the volume grow.
+const GROWTHS_MAX: u64 = 4;
+
 /// What an operator wants.
 #[derive(Debug, Default)]
 pub(crate) struct Growth {
@@ -37,6 +40,12 @@ impl Growth {
 }
 
 impl World {
+    /// Whether a swarm may have the volume grow: there is a client that will follow it, and a growth is not
+    /// asked for already.
+    pub(crate) fn may_grow(&self) -> bool {
+        self.client.is_some() && self.growth.asking.is_none() && self.growth.turn < GROWTHS_MAX
+    }
+
     /// The operator asks for a volume that is larger by so many chunks.
     pub(crate) fn begin_growth(&mut self, chunks: u64) {
         let Some(geometry) = self.client.as_ref().map(SimClient::geometry) else { return };

@@ -68,6 +68,8 @@ pub enum FaultKind {
     BadDisk,
     /// Another volume is made, and deleted after a while.
     ShortLived,
+    /// An operator has the volume grow.
+    Grow,
 }
 
 /// What the node's table says of a store that it goes on without.
@@ -75,7 +77,7 @@ const LOST: &str = "the node goes on without a store that failed";
 
 impl FaultKind {
     /// All kinds, in the order of their declaration.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 31] = [
         Self::CrashNode,
         Self::CrashMember,
         Self::CrashAll,
@@ -106,10 +108,11 @@ impl FaultKind {
         Self::Drain,
         Self::BadDisk,
         Self::ShortLived,
+        Self::Grow,
     ];
 
     /// Those that came when many seeds had a meaning.
-    pub(crate) const LATER: [Self; 3] = [Self::Drain, Self::BadDisk, Self::ShortLived];
+    pub(crate) const LATER: [Self; 4] = [Self::Drain, Self::BadDisk, Self::ShortLived, Self::Grow];
 
     /// Its name on the command line and in the tally of a run.
     #[must_use]
@@ -145,6 +148,7 @@ impl FaultKind {
             Self::Drain => "drain",
             Self::BadDisk => "bad-disk",
             Self::ShortLived => "short-lived",
+            Self::Grow => "grow",
         }
     }
 
@@ -217,6 +221,7 @@ impl FaultKind {
             | Self::Drain
             | Self::BadDisk
             | Self::ShortLived
+            | Self::Grow
             | Self::Drift => 1,
             // Weather: always there where it is on.
             Self::Loss => 0,

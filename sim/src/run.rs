@@ -649,16 +649,8 @@ impl World {
     /// Something is unfinished that should not be.
     fn judge_liveness(&mut self, rule: &'static str) {
         let client = self.client.as_ref().map(SimClient::describe).unwrap_or_default();
-        let configs: Vec<_> = self.control.configs().collect();
-        let reports: Vec<_> = self
-            .nodes
-            .values()
-            .filter_map(SimNode::core)
-            .flat_map(|core| core.reports().collect::<Vec<_>>())
-            .collect();
-        let control = self.control.describe();
-        let detail = format!("client {client}; {control}; {configs:?}; {reports:?}");
-        self.judge.violated(self.now, rule, detail);
+        let all = self.state().lines().join("\n    ");
+        self.judge.violated(self.now, rule, format!("\n    client waits for {client}\n    {all}"));
     }
 
     fn judge_end(&mut self) {

@@ -1,13 +1,13 @@
 //! What every host is at a moment, in words, and what an event changed of it.
 //!
-//! For people who step through a run (`ashlar sim replay SEED --diff`): nothing here is judged, and
-//! nothing of it is computed in any other run.
+//! For people who step through a run (`ashlar sim replay SEED --diff`) or read why one failed: nothing
+//! here is judged, and nothing of it is computed in any other run.
 
 use crate::member::SimMember;
 use crate::net::Host;
 use crate::node::SimNode;
 use crate::world::World;
-use ashlar_types::ChunkConfig;
+use ashlar_types::{ChunkConfig, ChunkId};
 use std::collections::BTreeMap;
 
 /// Facts of one subject (a host, a replica at a host, the networks), by name.
@@ -20,6 +20,11 @@ pub(crate) struct State(BTreeMap<String, Facts>);
 impl State {
     fn note(&mut self, subject: String, facts: impl IntoIterator<Item = (&'static str, String)>) {
         self.0.insert(subject, facts.into_iter().collect());
+    }
+
+    /// A line for each subject.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        Self::default().changes_to(self)
     }
 
     /// What became of `self`: a line for each subject that changed.
@@ -76,7 +81,7 @@ impl World {
             let facts =
                 [("process", process), ("control plane", stream), ("unsynced records", unsynced)];
             state.note(id.to_string(), facts);
-            Self::note_replicas(&mut state, &id.to_string(), node);
+            self.note_replicas(&mut state, &id.to_string(), node);
         }
         for (id, member) in self.control.members() {
             let up = member.process().is_some();
@@ -89,7 +94,7 @@ impl World {
                 ("generation", config.generation.0.to_string()),
                 ("replicas", parts(config)),
             ];
-            state.note(format!("committed chunk {}", config.chunk.index.0), facts);
+            state.note(format!("committed {}", self.name_of(config.chunk)), facts);
         }
         if let Some(client) = &self.client {
             let sessions =
@@ -115,7 +120,15 @@ impl World {
         .into()
     }
 
-    fn note_replicas(state: &mut State, name: &str, node: &SimNode) {
+    /// A chunk; of another volume than the one under load, with that one's name.
+    fn name_of(&self, chunk: ChunkId) -> String {
+        match chunk.index.0 {
+            index if self.volume == Some(chunk.volume) => format!("chunk {index}"),
+            index => format!("chunk {index} of {}", chunk.volume),
+        }
+    }
+
+    fn note_replicas(&self, state: &mut State, name: &str, node: &SimNode) {
         let Some(core) = node.core() else { return };
         for report in core.reports() {
             let Some(durable) = core.durable(report.chunk) else { continue };
@@ -132,7 +145,7 @@ impl World {
                 ("uncommitted", durable.uncommitted.len().to_string()),
                 ("proposal", proposal),
             ];
-            state.note(format!("{name} chunk {}", report.chunk.index.0), facts);
+            state.note(format!("{name} {}", self.name_of(report.chunk)), facts);
         }
     }
 }

@@ -347,7 +347,8 @@ impl World {
 
     /// Lets an event happen, now or when its process goes on.
     pub(crate) fn carry_out(&mut self, event: Event) {
-        if let Some(host) = event.host().filter(|host| self.is_paused(*host)) {
+        let stands_still = |host: &Host| self.is_paused(*host) && !self.is_for_operator(&event);
+        if let Some(host) = event.host().filter(stands_still) {
             self.keep_for(host, event);
             return;
         }
