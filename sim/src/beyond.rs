@@ -12,7 +12,7 @@
 //! its moment, among the usual faults, and whether an operator has a stale replica take over then.
 
 use crate::faults::Fault;
-use crate::node::End;
+use crate::node::{End, SimNode};
 use crate::run::Sabotage;
 use crate::world::{Event, World};
 use ashlar_controlplane::member::{Reply, Request};
@@ -203,7 +203,11 @@ impl World {
         let up = |config: &ChunkConfig| {
             // With fewer copies than writes need, only a control plane can help.
             let enough = config.may_acknowledge();
+            // Who was elected just before the last member was lost, and not told: nobody else tells it.
+            let primary = self.nodes.get(&config.primary.node).and_then(SimNode::core);
+            let known = primary.and_then(|core| core.config(config.chunk));
             enough
+                && known.is_some_and(|known| known.epoch >= config.epoch)
                 && config.in_sync.iter().all(|replica| {
                     let node = self.nodes.get(&replica.node);
                     node.is_some_and(|node| node.is_up() && node.has_store_of(*replica))

@@ -33,6 +33,7 @@ const SEEDS: &[(u64, &str)] = &[
     (54, "an answer to another call taken for the status"),
     (80, "a client without a map, as it started while no member answered"),
     (81, "a client without a map, as it started while no member answered"),
+    (113, "service demanded of a primary that nobody had told of its election"),
     (118, "a client without a map, as it started while no member answered"),
 ];
 
