@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -13,6 +14,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use nix::unistd::Pid;
 use serde_json::Value;
 
@@ -250,6 +253,19 @@ impl Cluster {
         });
     }
 
+    /// The daemons of volumes that a test has attached itself: they outlive `dev`.
+    fn attached_pids(&self) -> Vec<Pid> {
+        let Ok(entries) = fs::read_dir(self.folder().join("attach")) else { return Vec::new() };
+        let sockets = entries.filter_map(|entry| Some(entry.ok()?.path().join("control.sock")));
+        sockets
+            .filter_map(|socket| {
+                let stream = UnixStream::connect(socket).ok()?;
+                let peer = getsockopt(&stream, PeerCredentials).ok()?;
+                Some(Pid::from_raw(peer.pid()))
+            })
+            .collect()
+    }
+
     fn all_pids(&self) -> Vec<Pid> {
         let Ok(entries) = fs::read_dir(self.folder().join("run")) else { return Vec::new() };
         entries
@@ -266,6 +282,12 @@ impl Drop for Cluster {
         if self.dev.is_some() {
             self.power_off();
         }
+        let attached = self.attached_pids();
+        for pid in &attached {
+            kill(*pid, Signal::SIGKILL).ok();
+        }
+        let gone = || attached.iter().all(|pid| !is_alive(*pid)).then_some(());
+        wait::until("every attached daemon to be gone", STOP_WITHIN, gone);
         // Also after a power-off: the mounts of a dead daemon stay until they are taken off.
         let folder = self.folder();
         for mount_point in mounts().iter().rev().filter(|path| path.starts_with(&folder)) {
