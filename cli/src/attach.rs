@@ -1,7 +1,7 @@
-//! `ashlar attach` and `ashlar detach`: a volume on this host, and off it again.
+//! `ashlar attach`: a volume on this host. Off it again: `detach.rs`.
 //!
 //! An attachment is a daemon with a folder. This file finds the folder, starts the daemon in the
-//! background (or becomes it, with `--foreground`), and asks it to end. What the daemon does is in
+//! background (or becomes it, with `--foreground`). What the daemon does is in
 //! `client/src/daemon.rs`. Folders lie below one place per host, so that `mount` and `detach` find
 //! an attachment by the volume's id or name.
 
@@ -18,7 +18,7 @@ use ashlar_proto::v1::volume_service_client::VolumeServiceClient;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::connect::{self, Zone, client_token};
+use crate::connect::{self, Zone};
 use crate::failure::{Failure, Kind};
 use crate::process::StopSignals;
 use crate::render::{Output, Show, columns};
@@ -89,19 +89,6 @@ impl Attach {
             foreground: false,
         }
     }
-}
-
-/// What to give back.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Detach {
-    /// Id or name of the volume.
-    #[arg(add = completion::volumes())]
-    volume: String,
-    #[command(flatten)]
-    place: Place,
-    /// End the attachment wherever it is: its client is fenced.
-    #[arg(long)]
-    force: bool,
 }
 
 impl Place {
@@ -343,56 +330,6 @@ fn ended(what: &str, child: &mut Child, log: &Path, from: u64) -> Failure {
     failure.try_next(next)
 }
 
-/// Gives a volume back.
-///
-/// # Errors
-/// Its file is in use, or the control plane refuses.
-pub(crate) fn detach(arguments: &Detach, global: &Global, output: &Output) -> Result<(), Failure> {
-    process::end_on_broken_pipe();
-    let what = format!("detach volume {}", arguments.volume);
-    let view = Detached { volume: arguments.volume.clone() };
-    if let Some(folder) = daemon::find(&arguments.place.root(global), &arguments.volume) {
-        match daemon::stop(&folder, true) {
-            Ok(()) => return output.show(&view),
-            Err(DaemonError::Ask { .. }) => {
-                detach_kept(&what, &folder, global)?;
-                return output.show(&view);
-            }
-            Err(error) => return Err(from_daemon(&what, &error)),
-        }
-    }
-    if !arguments.force {
-        return Err(Failure::new(Kind::NotFound, what)
-            .because("it is not attached on this host")
-            .try_next("ashlar volume show, and --force to end the attachment wherever it is"));
-    }
-    let zone = Zone::find(global)?;
-    let request = v1::DetachVolumeRequest {
-        volume: arguments.volume.clone(),
-        generation: 0,
-        force: true,
-        client_token: client_token(),
-        dry_run: false,
-    };
-    zone.ask(&what, |channel| {
-        let request = request.clone();
-        async move { VolumeServiceClient::new(channel).detach_volume(request).await }
-    })?;
-    output.show(&view)
-}
-
-/// The daemon is dead: what it left on this host is taken apart, then the attachment is ended.
-fn detach_kept(what: &str, folder: &Path, global: &Global) -> Result<(), Failure> {
-    let file = folder.join("fuse").join(ashlar_client::export::fuse::FILE_NAME);
-    ashlar_client::mount::release(&file)
-        .map_err(|error| Failure::new(Kind::Conflict, what.to_owned()).because(error))?;
-    let zone = Zone::find(global)?;
-    let within = Duration::from_secs(global.timeout);
-    connect::runtime()?
-        .block_on(daemon::detach_kept(folder, zone.endpoints(), within))
-        .map_err(|error| from_daemon(what, &error))
-}
-
 /// What a daemon's error means to the user of a command.
 pub(crate) fn from_daemon(what: &str, error: &DaemonError) -> Failure {
     let failed = |kind| Failure::new(kind, what.to_owned()).because(error);
@@ -401,6 +338,8 @@ pub(crate) fn from_daemon(what: &str, error: &DaemonError) -> Failure {
         DaemonError::State(StateError::Locked(_))
         | DaemonError::OtherVolume { .. }
         | DaemonError::Refused(_) => failed(Kind::Conflict),
+        DaemonError::Stuck(_) => failed(Kind::Conflict).with_reason("VOLUME_STUCK"),
+        DaemonError::NotFenced(_) => failed(Kind::Unavailable).with_reason("NOT_FENCED"),
         DaemonError::Ask { .. } => failed(Kind::Unavailable),
         DaemonError::State(_) | DaemonError::Export { .. } => failed(Kind::Error),
     }
@@ -427,16 +366,5 @@ impl Show for AttachmentView {
                 row("file", file.map_or("-".to_owned(), |file| file.display().to_string())),
             ],
         )
-    }
-}
-
-#[derive(Debug, Serialize)]
-struct Detached {
-    volume: String,
-}
-
-impl Show for Detached {
-    fn table(&self) -> String {
-        format!("detached {}", self.volume)
     }
 }

@@ -14,6 +14,7 @@ mod bench;
 mod completion;
 mod connect;
 mod controlplane;
+mod detach;
 mod dev;
 mod doctor;
 mod failure;
@@ -76,7 +77,7 @@ enum Noun {
     /// Attach a volume to this host: NBD socket and FUSE file.
     Attach(attach::Attach),
     /// Give an attached volume back.
-    Detach(attach::Detach),
+    Detach(detach::Detach),
     /// Mount a volume's file system, attaching the volume if need be.
     Mount(mount::Mount),
     /// Unmount a volume's file system; the volume stays attached.
@@ -136,9 +137,9 @@ fn run(noun: Noun, global: &Global, output: &Output) -> Result<(), Failure> {
         Noun::Health(arguments) => doctor::health::run(&arguments, global, output),
         Noun::Volume(command) => volume::run(command, global, output),
         Noun::Attach(arguments) => attach::attach(&arguments, global, output),
-        Noun::Detach(arguments) => attach::detach(&arguments, global, output),
+        Noun::Detach(arguments) => detach::detach(&arguments, global, output),
         Noun::Mount(arguments) => mount::mount(&arguments, global, output),
-        Noun::Umount(arguments) => mount::unmount(&arguments, output),
+        Noun::Umount(arguments) => mount::unmount(&arguments, global, output),
         Noun::Node(command) => node::run(command, global, output),
         Noun::Controlplane(command) => controlplane::run(command, global, output),
         Noun::Zone(command) => zone::run(&command, global, output),

@@ -1,11 +1,14 @@
 //! `ashlar mount` and `ashlar umount`: a volume's file system in a folder of this host.
 //!
 //! `mount` attaches the volume first if this host has not; `umount` leaves it attached, since
-//! others may use it by NBD (`ashlar detach` gives it back). How a file becomes a mount is in
+//! others may use it by NBD (`ashlar detach` gives it back), unless it is forced. How a file becomes a mount is in
 //! `client/src/mount.rs`.
 
 use std::fs;
-use std::path::PathBuf;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{ChildStderr, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use ashlar_client::mount::{self, FileSystem, MountError};
 use serde::Serialize;
@@ -13,7 +16,10 @@ use serde::Serialize;
 use crate::attach::{self, Attach, Place};
 use crate::failure::{Failure, Kind};
 use crate::render::{Output, Show};
-use crate::{Global, completion, logging, process};
+use crate::{Global, completion, detach, logging, process};
+
+/// Between two looks at the process that unmounts.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// What to mount where.
 #[derive(Debug, clap::Args)]
@@ -47,6 +53,13 @@ enum MakeFileSystem {
 pub(crate) struct Unmount {
     /// The folder.
     folder: PathBuf,
+    /// Finish whatever waits or uses it: what waits fails, and the attachment ends with it, fenced, so
+    /// that nothing of it can come late.
+    #[arg(long)]
+    force: bool,
+    /// Unmount in this process, however long that takes.
+    #[arg(long, hide = true)]
+    here: bool,
 }
 
 /// Mounts a volume.
@@ -86,7 +99,11 @@ pub(crate) fn mount(arguments: &Mount, global: &Global, output: &Output) -> Resu
 ///
 /// # Errors
 /// Nothing of ours is mounted there, or it is in use.
-pub(crate) fn unmount(arguments: &Unmount, output: &Output) -> Result<(), Failure> {
+pub(crate) fn unmount(
+    arguments: &Unmount,
+    global: &Global,
+    output: &Output,
+) -> Result<(), Failure> {
     process::end_on_broken_pipe();
     logging::start("warn");
     let what = || format!("unmount {}", arguments.folder.display());
@@ -94,8 +111,67 @@ pub(crate) fn unmount(arguments: &Unmount, output: &Output) -> Result<(), Failur
         .folder
         .canonicalize()
         .map_err(|error| Failure::new(Kind::NotFound, what()).because(error))?;
-    mount::umount(&folder).map_err(|error| from_mount(&what(), &error))?;
+    let mounted = mount::find(&folder).ok_or(MountError::NotMounted(folder.clone()));
+    let mounted = mounted.map_err(|error| from_mount(&what(), &error))?;
+    if arguments.here {
+        process::die_with_parent();
+        // Written out while it still is mounted: when that never ends, nothing has changed.
+        mount::flush(&mounted.file);
+        return mount::umount(&folder).map(drop).map_err(|error| from_mount(&what(), &error));
+    }
+    if arguments.force {
+        detach::by_force(&what(), &mounted.file, global)?;
+    } else {
+        unmount_within(&what(), &folder, &mounted.file, global)?;
+    }
     output.show(&UnmountedView { folder })
+}
+
+/// Has a process of its own unmount the folder: the kernel lets nobody leave who waits for a volume
+/// that is stuck, and this command must end.
+fn unmount_within(what: &str, folder: &Path, file: &Path, global: &Global) -> Result<(), Failure> {
+    let failed = |error: std::io::Error| Failure::new(Kind::Error, what).because(error);
+    let mut child = Command::new(std::env::current_exe().map_err(failed)?)
+        .args(["umount", "--here", "--output", "json"])
+        .arg(folder)
+        .env(process::PARENT_VARIABLE, std::process::id().to_string())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let deadline = Instant::now() + Duration::from_secs(global.timeout);
+    loop {
+        if let Some(status) = child.try_wait().map_err(failed)? {
+            return ended(what, status, child.stderr.take());
+        }
+        if Instant::now() >= deadline {
+            // It ends as soon as the kernel lets it, before it takes another step.
+            child.kill().map_err(failed)?;
+            return Err(detach::stuck(what, file, global.timeout));
+        }
+        std::thread::sleep(LOOK_EVERY);
+    }
+}
+
+/// What the process said that was to unmount.
+fn ended(what: &str, status: ExitStatus, said: Option<ChildStderr>) -> Result<(), Failure> {
+    if status.success() {
+        return Ok(());
+    }
+    let mut text = String::new();
+    if let Some(mut said) = said {
+        said.read_to_string(&mut text)
+            .map_err(|error| Failure::new(Kind::Error, what).because(error))?;
+    }
+    let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+    let failure = Failure::new(Kind::from_exit_code(code), what);
+    let line = text.lines().last().unwrap_or_default();
+    let told: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+    let why = told.pointer("/error/why").and_then(|why| why.as_array()).cloned();
+    let why = why.unwrap_or_default();
+    let why = why.iter().filter_map(|why| why.as_str());
+    Err(why.fold(failure, Failure::because))
 }
 
 /// What an error of mounting means to the user of a command.

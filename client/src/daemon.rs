@@ -9,6 +9,7 @@
 //! it. While its FUSE file is in use (a loop device, an open file), a stop is refused.
 
 mod control_socket;
+mod end;
 mod host;
 mod state;
 
@@ -31,6 +32,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+pub use end::{Ended, FORCED_WITHIN, Waits};
 pub use state::StateError;
 
 /// File name of the control socket in the daemon's folder.
@@ -113,6 +115,12 @@ pub enum DaemonError {
         /// What went wrong.
         cause: io::Error,
     },
+    /// It cannot be ended in good order: requests wait.
+    #[error("{0}")]
+    Stuck(Waits),
+    /// Everything here is over, but the attachment is not: the control plane did not say so.
+    #[error("everything on this host has ended, but the attachment is not given up: {0}")]
+    NotFenced(String),
     /// The daemon refused.
     #[error("the attach daemon refused: {0}")]
     Refused(String),
@@ -141,6 +149,9 @@ pub struct DaemonStatus {
     pub read_only: bool,
     /// Requests in progress.
     pub requests: usize,
+    /// How long the oldest of them has waited, in milliseconds.
+    #[serde(default)]
+    pub waiting_millis: u64,
     /// Nodes with a connection.
     pub nodes_up: Vec<u32>,
     /// Nodes that are waited for.
@@ -274,7 +285,7 @@ struct Daemon {
 
 impl Daemon {
     fn export(
-        config: DaemonConfig,
+        mut config: DaemonConfig,
         state: State,
         volume: Volume,
         map: VolumeMap,
@@ -296,6 +307,10 @@ impl Daemon {
             None => None,
             Some(dir) => Some(present(&volume, dir).map_err(failed("FUSE", dir))?),
         };
+        // As the kernel names it, and asked for now: later the answer could wait for the volume.
+        if let Some(dir) = &mut config.fuse_dir {
+            *dir = dir.canonicalize().map_err(failed("FUSE", dir))?;
+        }
         let (ask, asked) = mpsc::channel(16);
         let socket = config.state_dir.join(CONTROL_SOCKET);
         let control = spawn_named("client-control-listen", async move {
@@ -355,19 +370,16 @@ impl Daemon {
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => {
-                    if let Err(reason) = self.end(false).await {
-                        return Err(DaemonError::Refused(reason));
-                    }
-                    return Ok(());
+                    return self.end(false).await.map_err(DaemonError::Refused);
                 }
                 Ok(()) = self.size.changed() => self.on_grown(),
                 Some(Asked { question, answer, written }) = self.asked.recv() => {
                     let (reply, over) = match question {
                         Question::Status => (Answer::Status(Box::new(self.status().await)), false),
-                        Question::Stop { detach } => match self.end(detach).await {
-                            Ok(()) => (Answer::Stopped, true),
-                            Err(reason) => (Answer::Failed(reason), self.volume.is_none()),
-                        },
+                        Question::Stop { detach, force } => {
+                            let reply = self.stop(detach, force).await;
+                            (reply, self.volume.is_none())
+                        }
                     };
                     if answer.send(reply).is_err() {
                         tracing::debug!("the caller did not wait for the answer");
@@ -431,6 +443,7 @@ impl Daemon {
             fuse_file,
             read_only: self.config.read_only,
             requests: volume.requests,
+            waiting_millis: end::waiting_millis(&volume),
             nodes_up: numbers(volume.nodes_up),
             nodes_down: numbers(volume.nodes_down),
             stuck_chunks: volume.doubtful_chunks.iter().map(|(chunk, _)| chunk.0).collect(),
@@ -439,41 +452,7 @@ impl Daemon {
     }
 
     fn fuse_file(&self) -> Option<PathBuf> {
-        let dir = self.config.fuse_dir.as_ref()?.canonicalize().ok()?;
-        Some(dir.join(fuse::FILE_NAME))
-    }
-
-    /// Ends exports and the volume. Refused, with everything as it was, while the file is in use.
-    async fn end(&mut self, detach: bool) -> Result<(), String> {
-        if let Some(file) = self.fuse.take() {
-            let ended = tokio::task::spawn_blocking(move || file.unmount()).await;
-            if let Ok(Err((file, error))) = ended {
-                self.fuse = Some(file);
-                return Err(format!("the volume's file is in use ({error}); unmount it first"));
-            }
-        }
-        self.stop_exports.cancel();
-        let Some(volume) = self.volume.take() else { return Ok(()) };
-        let id = volume.id().to_string();
-        let generation = volume.generation();
-        let members = volume.whereabouts().borrow().members.clone();
-        if !volume.close(CLOSE_WITHIN).await {
-            tracing::warn!("requests in progress were given up");
-        }
-        if let Ok(Err(error)) = (&mut self.nbd).await {
-            tracing::warn!(%error, "end of the NBD export");
-        }
-        if !detach {
-            return Ok(());
-        }
-        let control = ControlPlane::new(&self.config.endpoints);
-        let mut control = control.map_err(|error| error.to_string())?;
-        control.learn(&members);
-        control
-            .detach(&id, generation, &client_token(), CLOSE_WITHIN)
-            .await
-            .map_err(|error| format!("stopped, but not detached: {error}"))?;
-        self.state.forget().map_err(|error| error.to_string())
+        Some(self.config.fuse_dir.as_ref()?.join(fuse::FILE_NAME))
     }
 }
 
@@ -494,7 +473,9 @@ pub fn status(state_dir: &Path) -> Result<DaemonStatus, DaemonError> {
     match control_socket::ask(&state_dir.join(CONTROL_SOCKET), Question::Status, STATUS_WITHIN)? {
         Answer::Status(status) => Ok(*status),
         Answer::Failed(reason) => Err(DaemonError::Refused(reason)),
-        Answer::Stopped => Err(DaemonError::Refused("it has ended".to_owned())),
+        Answer::Ended(_) | Answer::Stuck(_) | Answer::NotFenced(_) => {
+            Err(DaemonError::Refused("an answer of the wrong kind".to_owned()))
+        }
     }
 }
 
@@ -502,11 +483,31 @@ pub fn status(state_dir: &Path) -> Result<DaemonStatus, DaemonError> {
 /// exports are gone and everything acknowledged is durable.
 ///
 /// # Errors
-/// There is none, it does not answer, or its file is in use.
+/// There is none, it does not answer, its file is in use, or requests wait.
 pub fn stop(state_dir: &Path, detach: bool) -> Result<(), DaemonError> {
-    let question = Question::Stop { detach };
-    match control_socket::ask(&state_dir.join(CONTROL_SOCKET), question, ANSWER_WITHIN)? {
-        Answer::Stopped => Ok(()),
+    ask_to_stop(state_dir, Question::Stop { detach, force: false }, ANSWER_WITHIN).map(drop)
+}
+
+/// Ends the daemon of this folder whatever waits or uses it, and the attachment: within
+/// [`FORCED_WITHIN`]. What was never acknowledged is given up.
+///
+/// # Errors
+/// There is none, it does not answer, or the control plane did not give the attachment up.
+pub fn stop_by_force(state_dir: &Path) -> Result<Ended, DaemonError> {
+    // A plain stop may be under way: it is waited for.
+    let within = FORCED_WITHIN * 2;
+    ask_to_stop(state_dir, Question::Stop { detach: true, force: true }, within)
+}
+
+fn ask_to_stop(
+    state_dir: &Path,
+    question: Question,
+    within: Duration,
+) -> Result<Ended, DaemonError> {
+    match control_socket::ask(&state_dir.join(CONTROL_SOCKET), question, within)? {
+        Answer::Ended(ended) => Ok(ended),
+        Answer::Stuck(waits) => Err(DaemonError::Stuck(waits)),
+        Answer::NotFenced(why) => Err(DaemonError::NotFenced(why)),
         Answer::Failed(reason) => Err(DaemonError::Refused(reason)),
         Answer::Status(_) => Err(DaemonError::Refused("an answer of the wrong kind".to_owned())),
     }

@@ -172,6 +172,9 @@ pub enum IoError {
     /// The device is being closed.
     #[error("the device is closed")]
     Closed,
+    /// The attachment is ended by force: what waited is given up. It may have happened or not.
+    #[error("given up: the attachment is ended by force")]
+    GivenUp,
     /// A defect of ours: the machine or a node refused a request as malformed.
     #[error("the request was refused as malformed")]
     Internal,
@@ -186,7 +189,7 @@ impl IoError {
             Self::ReadOnly => libc::EROFS,
             Self::Closed => libc::ESHUTDOWN,
             Self::TimedOut => libc::ETIMEDOUT,
-            Self::Fenced(_) | Self::Damaged | Self::Internal => libc::EIO,
+            Self::Fenced(_) | Self::Damaged | Self::GivenUp | Self::Internal => libc::EIO,
         }
     }
 }

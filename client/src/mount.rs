@@ -12,9 +12,13 @@ use crate::export::fuse;
 use filesystem::Found;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 use thiserror::Error;
 
 pub use filesystem::FileSystem;
+
+/// Time for programs to see the errors of a file that is taken away, and for the kernel to free devices.
+const FREE_WITHIN: Duration = Duration::from_secs(2);
 
 /// Why a volume cannot be mounted or unmounted.
 #[derive(Debug, Error)]
@@ -242,6 +246,40 @@ pub fn umount(dir: &Path) -> Result<PathBuf, MountError> {
     filesystem::unmount(&mounted.dir)?;
     loopdev::detach(&mounted.device)?;
     Ok(mounted.file)
+}
+
+/// Writes out what file systems on a volume's file hold in memory. Waits as long as the volume does.
+pub fn flush(file: &Path) {
+    for dir in mounts_of(file) {
+        if let Err(error) = filesystem::sync(&dir) {
+            tracing::warn!(dir = %dir.display(), %error, "not everything is written");
+        }
+    }
+}
+
+/// Takes a volume's file away, whoever uses it and whatever waits: requests of it fail, file systems on
+/// it leave their folders, loop devices are freed. Never waits for the volume. Gives the devices that
+/// programs still hold; the kernel frees each when the last of them closes it.
+#[must_use]
+pub fn abandon(file: &Path) -> Vec<PathBuf> {
+    // Before the file goes: afterwards the kernel calls it by another name.
+    let (mounts, devices) = (mounts_of(file), loopdev::devices_over(file));
+    // First the connection to the daemon: then nothing of what follows can wait for it.
+    let source = file.parent().filter(|dir| filesystem::is_mounted(dir));
+    for dir in source.into_iter().chain(mounts.iter().map(PathBuf::as_path)) {
+        if let Err(error) = filesystem::unmount_by_force(dir) {
+            tracing::warn!(dir = %dir.display(), %error, "not unmounted");
+        }
+    }
+    let until = Instant::now() + FREE_WITHIN;
+    let mut held = devices;
+    loop {
+        held.retain(|device| !loopdev::free(device));
+        if held.is_empty() || Instant::now() >= until {
+            return held;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Takes away everything that keeps a volume's file in use: mounts first, then loop devices. For

@@ -5,6 +5,8 @@
 //! connection that was touched and answers every submitter once.
 //! Path of a write: client 4 of 9.
 
+mod news;
+
 use crate::bytewise::{Bytewise, Out};
 use crate::connection::{self, Identity, LinkEvent, write_some};
 use crate::control::{Attached, ControlError, ControlPlane};
@@ -13,9 +15,11 @@ use ashlar_client_core::{Effect, Input, Outbox, VolumeCore, VolumeStatus};
 use ashlar_env::clock::{Clock, SystemClock};
 use ashlar_env::task::{Task, spawn_named};
 use ashlar_proto::frame::{FrameQueue, push_message};
-use ashlar_types::{ChunkConfig, NodeId, SessionId, Time, VolumeId};
+use ashlar_types::{ChunkConfig, NodeId, SessionId, Time};
+use news::{News, ask_around};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -32,13 +36,6 @@ const MAP_WITHIN: Duration = Duration::from_secs(4);
 /// How often the attachment's token is renewed: several times in its life of a day.
 const RENEW_EVERY: Duration = Duration::from_secs(6 * 60 * 60);
 
-/// How often the control plane is asked whether the volume has grown. Who grows a volume looks for the new
-/// size a moment later; half of it would double what idle volumes cost a control plane.
-const SIZE_EVERY: Duration = Duration::from_secs(5);
-/// How often, in such turns, it is asked where its members are: more often than an operator can replace
-/// all of them, one after another.
-const MEMBERS_EVERY_TURNS: u32 = 2;
-
 /// What may be asked of the task besides I/O.
 #[derive(Debug)]
 pub(crate) enum Ask {
@@ -46,6 +43,8 @@ pub(crate) enum Ask {
     Status(oneshot::Sender<VolumeStatus>),
     /// Take nothing new, finish what is in progress, end. Answered when it has ended.
     Close(oneshot::Sender<()>),
+    /// End now: what is in progress fails. Answered when it has ended.
+    GiveUp(oneshot::Sender<()>),
 }
 
 /// What is known of the volume's whereabouts, for the durable cache.
@@ -101,54 +100,8 @@ struct Running {
     effects: Outbox,
     map_version: u64,
     closing: Option<oneshot::Sender<()>>,
-}
-
-/// What is heard beside the map.
-#[derive(Debug)]
-enum News {
-    /// Where the members of the control plane are.
-    Members(Vec<String>),
-    /// The volume is larger than it is here: the map says where.
-    Larger,
-}
-
-/// Asks now and then whether the volume has grown and where the members of the control plane are, away
-/// from the volume's own task.
-fn ask_around(
-    mut control: ControlPlane,
-    volume: VolumeId,
-    size: watch::Receiver<u64>,
-    news: mpsc::Sender<News>,
-) -> Task<()> {
-    let ask = async move {
-        for turn in 1_u32.. {
-            tokio::time::sleep(SIZE_EVERY).await;
-            let heard = match control.size(volume, MAP_WITHIN).await {
-                Ok(now) if now > *size.borrow() => news.send(News::Larger).await,
-                Ok(_) => Ok(()),
-                Err(error) => {
-                    tracing::debug!(%error, "the size of the volume is not known");
-                    Ok(())
-                }
-            };
-            if heard.is_err() {
-                return;
-            }
-            if !turn.is_multiple_of(MEMBERS_EVERY_TURNS) {
-                continue;
-            }
-            match control.ask_members(volume.zone, MAP_WITHIN).await {
-                Ok(members) => {
-                    let is_news = control.learn(&members);
-                    if is_news && news.send(News::Members(members)).await.is_err() {
-                        return;
-                    }
-                }
-                Err(error) => tracing::debug!(%error, "where the members are is not known"),
-            }
-        }
-    };
-    spawn_named("client-news", ask).abort_on_drop()
+    /// What everything that is not answered at the end is told.
+    last_error: IoError,
 }
 
 impl VolumeTask {
@@ -173,6 +126,7 @@ impl VolumeTask {
             effects: Outbox::new(),
             map_version: 0,
             closing: None,
+            last_error: IoError::Closed,
         };
         running.publish();
         loop {
@@ -202,10 +156,8 @@ impl VolumeTask {
                 Some(map) = maps_in.recv() => running.on_map(map),
                 Some(news) = news_in.recv() => running.on_news(&news),
                 ask = running.task.asks.recv() => {
-                    match ask {
-                        Some(Ask::Status(answer)) => running.tell_status(answer),
-                        Some(Ask::Close(answer)) => running.closing = Some(answer),
-                        None => break,
+                    if running.on_ask(ask).is_break() {
+                        break;
                     }
                 }
                 () = tokio::time::sleep(wake.since(now)) => {
@@ -224,6 +176,21 @@ impl VolumeTask {
 }
 
 impl Running {
+    /// Breaks where the task ends at once.
+    fn on_ask(&mut self, ask: Option<Ask>) -> ControlFlow<()> {
+        match ask {
+            Some(Ask::Status(answer)) => self.tell_status(answer),
+            Some(Ask::Close(answer)) => self.closing = Some(answer),
+            Some(Ask::GiveUp(answer)) => {
+                self.closing = Some(answer);
+                self.last_error = IoError::GivenUp;
+                return ControlFlow::Break(());
+            }
+            None => return ControlFlow::Break(()),
+        }
+        ControlFlow::Continue(())
+    }
+
     fn tell_status(&self, answer: oneshot::Sender<VolumeStatus>) {
         if answer.send(self.task.core.status()).is_err() {
             tracing::debug!("nobody waits for the status");
@@ -469,10 +436,10 @@ impl Running {
     fn end(mut self) {
         self.task.queue.close();
         let mut out = Out::default();
-        self.task.bytewise.fail_all(IoError::Closed, &mut out);
+        self.task.bytewise.fail_all(self.last_error, &mut out);
         while let Ok(submission) = self.task.queue.try_recv() {
             for command in submission.commands {
-                let result = Err(IoError::Closed);
+                let result = Err(self.last_error);
                 let completion = Completion { tag: command.tag, result };
                 out.completions.push((submission.sink.clone(), completion));
             }

@@ -254,6 +254,15 @@ impl Volume {
         matches!(tokio::time::timeout(within, closed).await, Ok(Ok(())))
     }
 
+    /// Ends at once: nothing is sent any more, and what waits fails. A node may still carry out what was
+    /// sent before, so nothing may be told to be over until the attachment is fenced.
+    pub async fn give_up(self) {
+        let (answer, ended) = oneshot::channel();
+        if self.asks.send(Ask::GiveUp(answer)).await.is_ok() && ended.await.is_err() {
+            tracing::debug!("the volume has ended by itself");
+        }
+    }
+
     /// Closes, and gives the attachment back to the control plane.
     ///
     /// # Errors

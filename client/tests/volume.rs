@@ -268,6 +268,77 @@ async fn detach_gives_the_attachment_back_and_a_new_one_begins() {
     assert_eq!(error.reason(), Some(ashlar_proto::reason::Reason::VolumeInUse));
 }
 
+/// A daemon whose nodes are all gone, with a write that waits.
+struct Stuck {
+    _root: tempfile::TempDir,
+    dir: std::path::PathBuf,
+    writer: tokio::net::UnixStream,
+    task: ashlar_env::task::Task<Result<(), DaemonError>>,
+    _stop: CancellationToken,
+}
+
+async fn stuck(zone: &Zone) -> Stuck {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("demo");
+    let (stop, task) = start_daemon(daemon_config(zone, &dir)).await;
+    let socket = dir.join("nbd.sock");
+    write_by_nbd(&socket, b"acknowledged").await;
+    (1..=3).for_each(|node| zone.kill_node(NodeId(node)));
+    let writer = begin_write_by_nbd(&socket, b"given up").await;
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let asked = dir.clone();
+        if blocking(move || daemon::status(&asked)).await.unwrap().requests > 0 {
+            break;
+        }
+        assert!(Instant::now() < deadline, "the write is not under way");
+    }
+    Stuck { _root: root, dir, writer, task, _stop: stop }
+}
+
+#[tokio::test]
+async fn a_stuck_volume_says_what_waits_and_by_force_it_is_fenced_before_it_is_done() {
+    use tokio::io::AsyncReadExt;
+    let zone = Zone::start(SIZE).await;
+    let Stuck { _root, dir, mut writer, task, _stop } = stuck(&zone).await;
+    let asked = dir.clone();
+    let began = Instant::now();
+    let plain = blocking(move || daemon::stop(&asked, true)).await;
+    let Err(DaemonError::Stuck(waits)) = plain else { panic!("{plain:?}") };
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    assert!(waits.requests > 0 && waits.millis >= 4_000, "{waits:?}");
+    assert_eq!(waits.nodes_down, [1, 2, 3]);
+    assert_eq!(zone.world.lock().unwrap().generation, 1, "nothing has changed");
+
+    let (asked, world) = (dir.clone(), zone.world.clone());
+    let (ended, generation) = blocking(move || {
+        let ended = daemon::stop_by_force(&asked);
+        (ended, world.lock().unwrap().generation)
+    })
+    .await;
+    assert!(ended.unwrap().given_up > 0);
+    assert_eq!(generation, 2, "fenced before it was said to be done");
+    let mut reply = [0; 16];
+    writer.read_exact(&mut reply).await.unwrap();
+    assert_eq!(reply[4..8], [0, 0, 0, 5], "EIO");
+    task.await.unwrap().unwrap();
+    assert!(!dir.join("attachment.json").exists());
+}
+
+#[tokio::test]
+async fn a_forced_end_without_a_control_plane_says_that_the_attachment_stands() {
+    let zone = Zone::start(SIZE).await;
+    let Stuck { _root, dir, writer: _writer, task, _stop } = stuck(&zone).await;
+    zone.stop_control();
+    let asked = dir.clone();
+    let began = Instant::now();
+    let ended = blocking(move || daemon::stop_by_force(&asked)).await;
+    assert!(matches!(ended, Err(DaemonError::NotFenced(_))), "{ended:?}");
+    assert!(began.elapsed() < daemon::FORCED_WITHIN, "{:?}", began.elapsed());
+    task.await.unwrap().unwrap();
+    assert!(dir.join("attachment.json").exists(), "what is left to be given up is kept");
+}
+
 #[tokio::test]
 async fn an_unknown_volume_and_a_folder_of_another_volume_are_refused() {
     let zone = Zone::start(SIZE).await;
@@ -310,16 +381,22 @@ async fn the_control_socket_answers_garbage_with_an_error() {
 }
 
 async fn write_by_nbd(socket: &Path, bytes: &[u8]) {
+    use tokio::io::AsyncReadExt;
+    let mut stream = begin_write_by_nbd(socket, bytes).await;
+    let mut reply = [0; 16];
+    stream.read_exact(&mut reply).await.unwrap();
+    assert_eq!(reply[4..8], [0; 4]);
+}
+
+async fn begin_write_by_nbd(socket: &Path, bytes: &[u8]) -> tokio::net::UnixStream {
     let mut stream = nbd_client(socket).await;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::io::AsyncWriteExt;
     let mut request =
         b"\x25\x60\x95\x13\0\0\0\x01\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\0\0\0\0".to_vec();
     request.push(u8::try_from(bytes.len()).unwrap());
     request.extend_from_slice(bytes);
     stream.write_all(&request).await.unwrap();
-    let mut reply = [0; 16];
-    stream.read_exact(&mut reply).await.unwrap();
-    assert_eq!(reply[4..8], [0; 4]);
+    stream
 }
 
 async fn read_by_nbd(socket: &Path, len: u8) -> Vec<u8> {

@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -235,11 +235,17 @@ impl Cluster {
 
     /// Stops the cluster as a user does, and checks that it ended well.
     pub fn stop(&mut self) {
+        let status = self.end();
+        assert!(status.success(), "dev ended with {status}");
+    }
+
+    /// Stops the cluster as a user does, however well that goes; gives how `dev` ended.
+    pub fn end(&mut self) -> ExitStatus {
         let mut dev = self.dev.take().expect("the cluster runs");
         send(&dev.child, Signal::SIGTERM);
         let status = wait::until("dev to stop", STOP_WITHIN, || dev.child.try_wait().unwrap());
-        assert!(status.success(), "dev ended with {status}");
         assert!(!is_mounted(&self.mount_point()), "dev left its mount behind");
+        status
     }
 
     /// The power is gone: every process dies at once (all of them die with `dev`).

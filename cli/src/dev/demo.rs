@@ -39,7 +39,7 @@ const CALL_WITHIN: Duration = Duration::from_secs(10);
 const SERVES_WITHIN: Duration = Duration::from_secs(45);
 
 /// How long the last writes may take at the end. A healthy zone needs well under a second.
-const UNMOUNT_WITHIN: Duration = Duration::from_secs(20);
+const UNMOUNT_WITHIN: Duration = Duration::from_secs(10);
 
 /// Between two looks at it.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -90,19 +90,17 @@ pub(crate) fn attach_arguments(layout: &Layout, cluster: &Cluster) -> Vec<String
         .collect()
 }
 
-/// Takes away what a run that was killed left mounted. Its data is safe in the volume; the mount
+/// Takes away what is mounted, or what a run that was killed left mounted. Its data is safe in the volume; the mount
 /// itself has lost its other end and can only be thrown away.
 pub(crate) fn clean_up(layout: &Layout) {
+    let fuse = layout.attachments().join(VOLUME).join("fuse");
+    for device in mount::abandon(&fuse.join(FILE_NAME)) {
+        tracing::warn!(device = %device.display(), "programs still hold it");
+    }
+    // Of a daemon whose file is gone nothing more is known than the place.
     let place = layout.mount_point(VOLUME);
     if is_mounted(&place) {
         umount2(&place, MntFlags::MNT_DETACH).ok();
-    }
-    let fuse = layout.attachments().join(VOLUME).join("fuse");
-    if let Err(error) = mount::release(&fuse.join(FILE_NAME)) {
-        tracing::warn!(%error, "left by an earlier run");
-    }
-    if is_mounted(&fuse) {
-        umount2(&fuse, MntFlags::MNT_DETACH).ok();
     }
 }
 
@@ -162,21 +160,22 @@ async fn mount_volume(layout: &Layout, cluster: &Cluster) -> Result<(), Failure>
         .map_err(|error| Failure::new(Kind::Error, "note the first mount").because(error))
 }
 
-/// Takes the mount off, if there is one.
+/// Takes the mount off, if there is one: whatever waits or uses it, since its daemon ends next.
 ///
 /// # Errors
-/// What `ashlar umount` said: most often that somebody still uses it.
+/// What `ashlar umount` said: somebody still used it, or its last writes could not be carried out.
 pub(crate) async fn unmount(layout: &Layout, cluster: &Cluster) -> Result<(), Failure> {
     let place = layout.mount_point(VOLUME);
     if !is_mounted(&place) {
         return Ok(());
     }
     let place = place.display().to_string();
-    let arguments = ["umount", &place];
-    let done = tokio::time::timeout(UNMOUNT_WITHIN, run(layout, cluster, &arguments));
-    done.await.unwrap_or_else(|_elapsed| {
-        Err(Failure::new(Kind::Timeout, format!("unmount {place}"))
-            .because("its last writes cannot be carried out; what was acknowledged is safe"))
+    let seconds = UNMOUNT_WITHIN.as_secs().to_string();
+    let done = run(layout, cluster, &["umount", &place, "--timeout", &seconds]).await;
+    done.map_err(|failure| {
+        // The daemon is told to end next: a mount without it would stay, and nobody could use it.
+        clean_up(layout);
+        failure.because("it was taken away; what was acknowledged is safe")
     })
 }
 

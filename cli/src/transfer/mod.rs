@@ -170,6 +170,7 @@ fn from_volume(what: &str, error: IoError) -> Failure {
         | IoError::Damaged
         | IoError::TimedOut
         | IoError::Closed
+        | IoError::GivenUp
         | IoError::Internal => Kind::Error,
     };
     Failure::new(kind, what.to_owned())

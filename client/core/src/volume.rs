@@ -68,6 +68,8 @@ pub struct VolumeStatus {
     pub nodes_up: Vec<NodeId>,
     /// Nodes that should have a connection and have none.
     pub nodes_down: Vec<NodeId>,
+    /// When the oldest request that is not answered was submitted.
+    pub waiting_since: Option<Time>,
     /// Why the attachment is over.
     pub fenced: Option<Fence>,
 }
@@ -199,6 +201,7 @@ impl VolumeCore {
             });
             chosen.map(|(id, _)| *id).collect()
         };
+        let unanswered = self.ops.values().filter(|op| !op.reported);
         VolumeStatus {
             requests: self.ops.len() + self.flushes.len(),
             parts: self.parts.len(),
@@ -206,6 +209,7 @@ impl VolumeCore {
             doubtful_chunks: doubtful.collect(),
             nodes_up: nodes(true),
             nodes_down: nodes(false),
+            waiting_since: unanswered.map(|op| op.submitted).min(),
             fenced: self.fenced,
         }
     }

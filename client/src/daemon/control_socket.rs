@@ -1,10 +1,10 @@
 //! The attach daemon's control socket: one line of JSON in, one line of JSON out.
 //!
-//! `{"ask":"status"}` · `{"ask":"stop","detach":true}`. Local users with the right to open the
+//! `{"ask":"status"}` · `{"ask":"stop","detach":true,"force":false}`. Local users with the right to open the
 //! socket only (mode 0600). A line is at most [`LINE_BYTES_MAX`]; anything else is answered with
 //! an error and the connection is closed.
 
-use super::{DaemonError, DaemonStatus};
+use super::{DaemonError, DaemonStatus, Ended, Waits};
 use ashlar_env::task::spawn_named;
 use serde::{Deserialize, Serialize};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -35,6 +35,9 @@ pub(super) enum Question {
     Stop {
         /// Whether the attachment is given back.
         detach: bool,
+        /// Whether what waits is given up.
+        #[serde(default)]
+        force: bool,
     },
 }
 
@@ -45,7 +48,11 @@ pub(super) enum Answer {
     /// How it is.
     Status(Box<DaemonStatus>),
     /// It has ended; the daemon exits.
-    Stopped,
+    Ended(Ended),
+    /// It was not done: requests wait.
+    Stuck(Waits),
+    /// It has ended here; the attachment is still on record.
+    NotFenced(String),
     /// It was not done, and why.
     Failed(String),
 }

@@ -94,6 +94,21 @@ impl FuseFile {
         Ok(())
     }
 
+    /// For a file that [`crate::mount::abandon`] has taken away: waits for the kernel to end the session.
+    /// One that it does not end is left to the end of the process.
+    pub fn end_abandoned(self) {
+        let until = Instant::now() + OVER_WITHIN;
+        while !self.is_over() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        if !self.is_over() {
+            tracing::warn!("the kernel has not ended the FUSE session");
+            std::mem::forget(self);
+        } else if let Err(error) = self.session.umount_and_join() {
+            tracing::debug!(%error, "end of the FUSE session");
+        }
+    }
+
     /// Tells the kernel that the file has another size; what it keeps of it is asked for anew.
     ///
     /// # Errors
@@ -193,7 +208,8 @@ impl VolumeFile {
         if self.device.queue.blocking_send(submission).is_err()
             && let Some(waiting) = self.replies.remove(tag)
         {
-            waiting.fail(IoError::Closed);
+            // Exports end before the volume does, unless it is given up.
+            waiting.fail(IoError::GivenUp);
         }
     }
 

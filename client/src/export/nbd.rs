@@ -106,12 +106,9 @@ pub async fn serve_on(
         let (device, stop) = (device.clone(), stop.clone());
         spawn_named("client-nbd", async move {
             let _place = place;
-            tokio::select! {
-                () = stop.cancelled() => {}
-                ended = connection(device, stream) => match ended {
-                    Ok(()) => tracing::debug!("NBD client left"),
-                    Err(error) => tracing::info!(%error, "NBD connection ended"),
-                },
+            match connection(device, stream, &stop).await {
+                Ok(()) => tracing::debug!("NBD client left"),
+                Err(error) => tracing::info!(%error, "NBD connection ended"),
             }
         });
     }
@@ -121,7 +118,11 @@ pub async fn serve_on(
     }
 }
 
-async fn connection(device: BlockDevice, mut stream: UnixStream) -> Result<(), ConnectionError> {
+async fn connection(
+    device: BlockDevice,
+    mut stream: UnixStream,
+    stop: &CancellationToken,
+) -> Result<(), ConnectionError> {
     let export = Export {
         name: device.info.name.clone(),
         size_bytes: device.size_bytes(),
@@ -130,11 +131,13 @@ async fn connection(device: BlockDevice, mut stream: UnixStream) -> Result<(), C
     let mut input = BytesMut::with_capacity(READ_BYTES);
     let greeted =
         tokio::time::timeout(HANDSHAKE_WITHIN, handshake(&export, &mut stream, &mut input));
-    let Some(structured) = greeted.await.map_err(|_| ConnectionError::HandshakeTime)?? else {
-        return Ok(());
+    let greeted = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        greeted = greeted => greeted.map_err(|_| ConnectionError::HandshakeTime)??,
     };
+    let Some(structured) = greeted else { return Ok(()) };
     let (sink, done) = ChannelSink::new(REQUESTS_MAX);
-    let connection = Connection {
+    let mut connection = Connection {
         export,
         structured,
         device,
@@ -144,7 +147,13 @@ async fn connection(device: BlockDevice, mut stream: UnixStream) -> Result<(), C
         bytes: 0,
         leaving: false,
     };
-    connection.run(stream, input, done).await
+    let mut done = done;
+    let ended = tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        ended = connection.run(&stream, input, &mut done) => ended,
+    };
+    connection.last_words(&stream, &mut done)?;
+    ended
 }
 
 /// `None` if the client left; otherwise whether reads are answered by structured replies.
@@ -184,10 +193,10 @@ struct Connection {
 
 impl Connection {
     async fn run(
-        mut self,
-        stream: UnixStream,
+        &mut self,
+        stream: &UnixStream,
         mut input: BytesMut,
-        mut done: mpsc::Receiver<Vec<Completion>>,
+        done: &mut mpsc::Receiver<Vec<Completion>>,
     ) -> Result<(), ConnectionError> {
         loop {
             let commands = self.parse(&mut input)?;
@@ -196,7 +205,7 @@ impl Connection {
                 let sent = self.device.queue.send(submission).await;
                 sent.map_err(|_| ConnectionError::DeviceGone)?;
             }
-            let written = self.replies.write(&stream)?;
+            let written = self.replies.write(stream)?;
             if self.leaving && self.open.len == 0 && self.replies.is_empty() {
                 return Ok(());
             }
@@ -212,10 +221,26 @@ impl Connection {
                 ready = stream.writable(), if !written => ready?,
                 ready = stream.readable(), if reads => {
                     ready?;
-                    self.leaving |= !read_some(&stream, &mut input)?;
+                    self.leaving |= !read_some(stream, &mut input)?;
                 }
             }
         }
+    }
+
+    /// The end has come from our side: a client that waits is told so, request by request, as far as
+    /// its socket takes it at once.
+    fn last_words(
+        &mut self,
+        stream: &UnixStream,
+        done: &mut mpsc::Receiver<Vec<Completion>>,
+    ) -> io::Result<()> {
+        while let Ok(completions) = done.try_recv() {
+            self.answer(completions);
+        }
+        let open = 0..self.open.slots.len() as u64;
+        let unanswered = open.map(|tag| Completion { tag, result: Err(IoError::Closed) });
+        self.answer(unanswered.collect());
+        self.replies.write(stream).map(|_written| ())
     }
 
     fn has_room(&self) -> bool {
@@ -311,9 +336,11 @@ fn errno(error: IoError) -> NbdErrno {
         IoError::OutOfRange => NbdErrno::Invalid,
         IoError::ReadOnly => NbdErrno::Perm,
         IoError::Closed => NbdErrno::Shutdown,
-        IoError::Fenced(_) | IoError::Damaged | IoError::TimedOut | IoError::Internal => {
-            NbdErrno::Io
-        }
+        IoError::Fenced(_)
+        | IoError::Damaged
+        | IoError::TimedOut
+        | IoError::GivenUp
+        | IoError::Internal => NbdErrno::Io,
     }
 }
 

@@ -130,6 +130,31 @@ pub(super) fn unmount(dir: &Path) -> Result<(), MountError> {
     }
 }
 
+/// Unmounts whatever uses it; a FUSE file system loses the connection to its daemon, so that nothing
+/// waits for it any more. Not being mounted is no error.
+pub(super) fn unmount_by_force(dir: &Path) -> io::Result<()> {
+    match nix::mount::umount2(dir, MntFlags::MNT_FORCE | MntFlags::MNT_DETACH) {
+        Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => Ok(()),
+        // Without root, only the helper that mounted it may take it away.
+        Err(nix::errno::Errno::EPERM) => {
+            let status = Command::new("fusermount3").args(["-u", "-z"]).arg(dir).status()?;
+            if status.success() { Ok(()) } else { Err(io::ErrorKind::PermissionDenied.into()) }
+        }
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Writes out what the file system holds in memory.
+pub(super) fn sync(dir: &Path) -> io::Result<()> {
+    Ok(nix::unistd::syncfs(File::open(dir)?)?)
+}
+
+/// Whether something is mounted at a folder, by its whole name: asks nobody who could be stuck.
+pub(super) fn is_mounted(dir: &Path) -> bool {
+    std::fs::read_to_string("/proc/self/mountinfo")
+        .is_ok_and(|table| find_mount(&table, dir).is_some())
+}
+
 /// What is mounted at a folder: (source, type), the topmost.
 pub(super) fn mounted_at(dir: &Path) -> Option<(PathBuf, String)> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").ok()?;

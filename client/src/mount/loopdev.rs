@@ -166,6 +166,20 @@ pub(super) fn take_size(device: &Path) -> io::Result<()> {
     ioctl(&opened, LOOP_SET_CAPACITY, 0).map(|_| ())
 }
 
+/// Tells the kernel to free a loop device when nobody uses it; gives whether it is free now.
+pub(super) fn free(device: &Path) -> bool {
+    let cleared = OpenOptions::new().read(true).open(device).and_then(|opened| {
+        ioctl(&opened, LOOP_CLR_FD, 0)?;
+        Ok(())
+    });
+    if let Err(error) = cleared
+        && !matches!(error.raw_os_error(), Some(libc::ENXIO | libc::EBUSY))
+    {
+        tracing::warn!(device = %device.display(), %error, "the device is not freed");
+    }
+    backing_file(device).is_none()
+}
+
 /// Takes a loop device away from its file; one that is free already is no error.
 ///
 /// # Errors

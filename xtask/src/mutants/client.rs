@@ -3,6 +3,7 @@
 use super::Mutant;
 
 const CLIENT_RULES: &[&str] = &["-p", "ashlar-client-core"];
+const CLIENT_ENDS: &[&str] = &["-p", "ashlar-client", "--test", "volume", "force"];
 
 pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
@@ -60,5 +61,19 @@ pub(super) const MUTANTS: &[Mutant] = &[
         take_out: "while node.in_flight < PARTS_PER_CONNECTION_MAX {",
         put_in: "loop {",
         tests: CLIENT_RULES,
+    },
+    Mutant {
+        rule: "an end by force is fenced before it is said to be done",
+        file: "client/src/daemon/end.rs",
+        take_out: "if let Err(error) = fenced {",
+        put_in: "if let (Err(error), true) = (fenced, false) {",
+        tests: CLIENT_ENDS,
+    },
+    Mutant {
+        rule: "a plain end gives nothing up that waits",
+        file: "client/src/daemon/end.rs",
+        take_out: "if let Err(waits) = self.wait_carried_out().await {",
+        put_in: "if let (Err(waits), true) = (self.wait_carried_out().await, false) {",
+        tests: CLIENT_ENDS,
     },
 ];
