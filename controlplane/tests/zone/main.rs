@@ -135,7 +135,8 @@ async fn bad_input_gets_a_typed_error_that_names_the_field() {
             "chunk_bytes",
         ),
         (
-            v1::CreateVolumeRequest { chunk_bytes: 64 << 10, ..good.clone() },
+            // Nothing else is wrong with it.
+            v1::CreateVolumeRequest { chunk_bytes: 32 << 20, ..good.clone() },
             Reason::InvalidParameter,
             "chunk_bytes",
         ),
