@@ -194,7 +194,8 @@ mod tests {
             for command in command.get_subcommands().filter(|command| !command.is_hide_set()) {
                 let path = format!("{path} {}", command.get_name());
                 assert!(page.contains(&format!("\n## {path}\n")), "{path}");
-                for option in command.get_arguments().filter_map(Arg::get_long) {
+                let shown = command.get_arguments().filter(|argument| !argument.is_hide_set());
+                for option in shown.filter_map(Arg::get_long) {
                     assert!(page.contains(&format!("--{option}")), "{path} --{option}");
                 }
                 walk(command, &path, page);
