@@ -6,6 +6,7 @@
     reason = "a test ends by a panic and speaks"
 )]
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
@@ -218,9 +219,11 @@ fn assert_is_noticed(events: &[Event], seed: u64) {
     let found = falsified(stale, settled(&events[stale]) - 1);
     assert!(found.iter().any(|v| v.block == events[stale].block), "a stale read passed");
     // A lost write: nobody sees it, and the last reads find what was there before.
-    let last_write =
-        |block: u64| events.iter().filter(|e| e.write && e.block == block).count() as u64;
-    let lost = any(&|event| event.write && event.version == last_write(event.block));
+    let mut last_write: BTreeMap<u64, u64> = BTreeMap::new();
+    for event in events.iter().filter(|event| event.write) {
+        *last_write.entry(event.block).or_default() += 1;
+    }
+    let lost = any(&|event| event.write && last_write.get(&event.block) == Some(&event.version));
     let write = events[lost];
     let unseen = events.iter().map(|event| {
         let sees = !event.write && event.block == write.block && event.version == write.version;
