@@ -191,6 +191,8 @@ mod tests {
             lost.push(10 + minute);
             assert!(at(&mut long, u64::from(minute) * 60 * SECOND - 1, 100, &lost));
         }
+        lost.push(99);
+        assert!(at(&mut long, (15 * 60 - 1) * SECOND, 100, &lost), "a loss just now");
         assert!(!at(&mut long, 15 * 60 * SECOND, 100, &lost));
     }
 
