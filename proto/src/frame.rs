@@ -21,7 +21,7 @@
 mod message;
 mod queue;
 
-use ashlar_types::blocks::{BLOCK_SIZE, BlockData, BlockDataError};
+use ashlar_types::blocks::{BLOCK_SIZE, BlockData, BlockDataError, Sums};
 use ashlar_types::codec::{CodecError, Reader, Wire};
 use ashlar_types::limit::IO_BYTES_MAX;
 use ashlar_types::message::data::{DataMessage, Hello, HelloReply};
@@ -130,6 +130,11 @@ pub fn next_frame(input: &mut BytesMut) -> Result<Option<Frame>, FrameError> {
 /// Checks shape and checksums of content that has arrived.
 fn verified(data: BlockData) -> Result<BlockData, FrameError> {
     data.check()?;
+    // A range of holes may be as long as its writer likes to say, and has nothing to verify: a
+    // walk over it would let a frame of 41 bytes keep a thread for minutes, before any hello.
+    if data.sums == Sums::Holes {
+        return Ok(data);
+    }
     for (block, content) in data.iter() {
         if let Some((sum, bytes)) = content
             && crc32c::crc32c(&bytes) != sum
