@@ -7,6 +7,13 @@ const CLIENT_ENDS: &[&str] = &["-p", "ashlar-client", "--test", "volume", "force
 
 pub(super) const MUTANTS: &[Mutant] = &[
     Mutant {
+        rule: "an NBD request with a flag that nobody knows is refused",
+        file: "client/core/src/nbd_wire/transmission.rs",
+        take_out: "len == 0 || flags & !FLAGS_KNOWN != 0 ||",
+        put_in: "len == 0 ||",
+        tests: CLIENT_RULES,
+    },
+    Mutant {
         rule: "a write waits behind an earlier overlapping one that waits itself",
         file: "client/core/src/order.rs",
         take_out: "self.meets_active(range) || self.waiting.iter().any(|(_, w)| w.overlaps(range))",

@@ -163,6 +163,8 @@ fn requests_outside_the_export_or_too_large_get_their_error() {
         (request(0, 0, 1 << 20, 1), refused(NbdErrno::Invalid, true)),
         (request(0, 0, u64::MAX, 2), refused(NbdErrno::Invalid, true)),
         (request(0, 0, 0, 0), refused(NbdErrno::Invalid, true)),
+        (request(1 << 15, 0, 0, 512), refused(NbdErrno::Invalid, true)),
+        (request(1 << 4, 6, 0, 512), refused(NbdErrno::Invalid, false)),
         (request(0, 0, 0, u32::MAX), refused(NbdErrno::Overflow, true)),
         (request(0, 6, 1, u32::MAX), refused(NbdErrno::NoSpace, false)),
         (request(0, 42, 0, 0), refused(NbdErrno::NotSupported, false)),

@@ -9,7 +9,10 @@ const STRUCTURED_MAGIC: u32 = 0x668e_33ef;
 const REQUEST_BYTES: usize = 28;
 
 const FLAG_FUA: u16 = 1;
+/// Do not leave a hole: nothing here needs to differ for it.
+const FLAG_NO_HOLE: u16 = 1 << 1;
 const FLAG_DF: u16 = 1 << 2;
+const FLAGS_KNOWN: u16 = FLAG_FUA | FLAG_NO_HOLE | FLAG_DF;
 
 const COMMAND_READ: u16 = 0;
 const COMMAND_WRITE: u16 = 1;
@@ -148,7 +151,8 @@ fn refusal(
     if writes && export.read_only {
         return Some(NbdErrno::Perm);
     }
-    if len == 0 || (flags & FLAG_FUA != 0 && !writes) {
+    // What an unknown flag asks for cannot be kept; served without it, a client would rely on it.
+    if len == 0 || flags & !FLAGS_KNOWN != 0 || (flags & FLAG_FUA != 0 && !writes) {
         return Some(NbdErrno::Invalid);
     }
     if !writes && len > PAYLOAD_BYTES_MAX {
